@@ -1,0 +1,52 @@
+"""I2VGen-XL (Zhang et al., 2023, arXiv:2311.04145) and its tiny random sibling."""
+
+from pipeline.clip import Tier
+from pipeline.families.family import Family, FrameRule, MemoryModel, TierSettings
+from pipeline.layouts import RESIDENT, Layout
+
+_TIERS = {
+    Tier.DRAFT: TierSettings(frames=8, steps=30, fps=8),
+    Tier.STANDARD: TierSettings(frames=16, steps=50, fps=8),
+    Tier.HIGH: TierSettings(frames=24, steps=80, fps=8),
+}
+_LAYOUTS = (RESIDENT, Layout(split_guidance=True))
+_GIB = 2**30
+
+I2VGEN_XL = Family(
+    name="i2vgen-xl",
+    title="I2VGen-XL",
+    engine="i2vgen-xl",
+    revision="39e1979ea27be737b0278c06755e321f2b4360d5",
+    repo="ali-vilab/i2vgen-xl",
+    licence="MIT",
+    licence_note="The model card's tag says MIT, its text says research and non-commercial use only.",
+    stride=64,
+    frame_rule=FrameRule(minimum=2, maximum=64),
+    tiers=_TIERS,
+    guidance=9.0,
+    memory=MemoryModel(
+        weights_bytes=int(4.64 * _GIB),
+        encode_per_pixel=1.5 * _GIB / (256 * 256 * 16),
+        denoise_per_pixel_frame=10.33 * _GIB / (1024 * 1024 * 16),
+        denoise_split_per_pixel_frame=5.17 * _GIB / (1024 * 1024 * 16),
+        decode_per_pixel_frame=24.0 * _GIB / (1024 * 1024 * 16),
+        source="fp16 dry run on fake tensors at 1024×1024×16 frames; CUDA's own share not included",
+    ),
+    layouts=_LAYOUTS,
+)
+
+I2VGEN_XL_TINY = Family(
+    name="i2vgen-xl-tiny",
+    title="I2VGen-XL, small random network (tests and emulated cards)",
+    engine="i2vgen-xl",
+    revision="random-1",
+    repo=None,
+    licence="Apache-2.0",
+    licence_note="Random weights: proves speed, memory and plumbing; the pictures mean nothing.",
+    stride=64,
+    frame_rule=FrameRule(minimum=2, maximum=64),
+    tiers=_TIERS,
+    guidance=9.0,
+    memory=None,  # measured: see footprints/i2vgen-xl-tiny.json
+    layouts=_LAYOUTS,
+)

@@ -1,0 +1,21 @@
+"""All families by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from pipeline.families.camera import CAMERA
+from pipeline.families.family import Family
+from pipeline.families.i2vgen_xl import I2VGEN_XL, I2VGEN_XL_TINY
+from pipeline.problems import BadInputError
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({f.name: f for f in (CAMERA, I2VGEN_XL, I2VGEN_XL_TINY)})
+
+
+def family_named(name: str) -> Family:
+    """The family called `name`; raises `BadInputError` naming the ones there are."""
+    try:
+        return FAMILIES[name]
+    except KeyError:
+        raise BadInputError("model", f"{name!r} is not a model", f"Choose one of: {', '.join(FAMILIES)}.") from None

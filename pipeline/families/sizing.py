@@ -1,0 +1,50 @@
+"""From a resolution class and an aspect ratio to a size in pixels."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from pipeline.clip import ResolutionClass
+from pipeline.problems import BadInputError
+
+#: The widest (and, inverted, the tallest) aspect ratio a clip may have.
+MAX_ASPECT = 3.0
+
+_RATIO = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*[:/x]\s*(\d+(?:\.\d+)?)\s*$")
+
+
+def parse_aspect(text: str) -> float:
+    """Width ÷ height from `16:9`, `4/5`, `1080x1920`.
+
+    Raises `BadInputError` for another form, or for a ratio beyond 3:1 either way.
+    """
+    match = _RATIO.match(text)
+    ratio = float(match[1]) / float(match[2]) if match and float(match[2]) else 0.0
+    if not 1 / MAX_ASPECT <= ratio <= MAX_ASPECT:
+        raise BadInputError("aspect", f"{text!r} is not an aspect ratio", "Write it as 16:9, between 1:3 and 3:1.")
+    return ratio
+
+
+def size_for(resolution_class: ResolutionClass, aspect: float, stride: int) -> tuple[int, int]:
+    """(width, height) of the class's pixel budget at `aspect` (width ÷ height), in multiples of `stride`.
+
+    Of the stride-aligned sizes near the ideal one it takes the one closest in aspect that stays within the
+    class's area, so a class never costs more memory at another aspect.
+    """
+    budget = resolution_class.pixels
+    aspect = min(max(aspect, 1 / MAX_ASPECT), MAX_ASPECT)
+    ideal_width = math.sqrt(budget * aspect)
+
+    def candidates(length: float, span: int) -> list[int]:
+        middle = int(length // stride)
+        return [stride * n for n in range(max(1, middle - span), middle + span + 1)]
+
+    sizes = [
+        (w, h)
+        for w in candidates(ideal_width, 3)
+        for h in candidates(ideal_width / aspect, 3)
+        if 0.85 * budget <= w * h <= budget
+    ] or [(max(stride, int(ideal_width // stride) * stride), max(stride, int(ideal_width / aspect // stride) * stride))]
+    # Aspect first; a hundredth of aspect error is worth as much as a tenth of the area.
+    return min(sizes, key=lambda s: abs(math.log(s[0] / s[1] / aspect)) + 0.1 * (1 - s[0] * s[1] / budget))

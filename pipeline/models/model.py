@@ -1,0 +1,48 @@
+"""The one protocol every model of every family follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.clip import ClipSpec
+from pipeline.layouts import Layout
+
+#: (frames, height, width, 3) uint8 RGB.
+Frames = NDArray[np.uint8]
+
+#: Called after every step with (steps done, steps in all). Raises `Stopped` to end the clip within that step.
+OnStep = Callable[[int, int], None]
+
+#: Called while weights load, with a short text for people.
+OnLoad = Callable[[str], None]
+
+
+class Stopped(Exception):  # noqa: N818 - a verdict, not an error
+    """The clip was told to stop (cancel, lost lease, shutdown); whatever it held is released as this rises."""
+
+
+class Model(Protocol):
+    """A loaded model: renders clips one at a time."""
+
+    def render(self, still: Image.Image, spec: ClipSpec, layout: Layout, on_step: OnStep) -> Frames:
+        """Render one clip.
+
+        `still` is an upright RGB picture of any size; the model fits it to `spec.size` by `spec.fit`.
+        Returns (frames, height, width, 3) uint8. The result depends on nothing but the arguments and the
+        weights: never on a global random state. Raises `Stopped` if `on_step` does, `torch.OutOfMemoryError`
+        when the card is full.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What the provenance says of the model: revision as loaded, dtype, library versions."""
+        ...
+
+    def unload(self) -> None:
+        """Free everything the model holds on the card."""
+        ...
