@@ -21,4 +21,5 @@ CAMERA = Family(
     max_steps=1,
     memory=None,
     needs_torch=False,
+    uses_seed=False,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.clip import ResolutionClass, Tier
 from pipeline.layouts import RESIDENT, Layout
@@ -76,7 +76,7 @@ class Family:
     #: Width and height are multiples of this many pixels.
     stride: int
     frame_rule: FrameRule
-    tiers: Mapping[Tier, TierSettings]
+    tiers: Mapping[Tier, TierSettings] = field(hash=False)
     guidance: float
     max_steps: int = 1000
     classes: tuple[ResolutionClass, ...] = tuple(ResolutionClass)
@@ -89,3 +89,5 @@ class Family:
     needs_torch: bool = True
     #: Whether a clip that stopped can go on from a checkpoint.
     resumable: bool = False
+    #: Whether the seed changes the clip.
+    uses_seed: bool = True

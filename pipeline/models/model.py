@@ -39,6 +39,10 @@ class Model(Protocol):
         """
         ...
 
+    def notes(self, spec: ClipSpec) -> dict[str, Any]:
+        """What the provenance says of this clip beyond its spec, such as how the prompt was read; may be empty."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What the provenance says of the model: revision as loaded, dtype, library versions."""
         ...

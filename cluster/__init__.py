@@ -1,0 +1,1 @@
+"""First floor: many clips on many cards; imports nothing heavy."""

@@ -1,0 +1,373 @@
+"""The loop between store, placement and the renderers. Knows no engine: it speaks to a `RendererPool`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from cluster.cards import Beat, Card, CardState, Fleet
+from cluster.escalation import after_attempt, no_card_fits
+from cluster.jobs import Ended, Outcome, Reason
+from cluster.placement import Refuse, Snapshot, Start, place
+from cluster.store import Claim, Ledger, StaleEpochError
+from pipeline.clip import ClipSpec
+
+log = logging.getLogger("clipmill.dispatcher")
+T = TypeVar("T")
+
+
+class Assignment(BaseModel):
+    """What a renderer is told: everything it needs, and no credentials of the store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attempt_id: str
+    job_id: str
+    renderer: str
+    card_class: str
+    owner: str
+    still: str
+    spec: ClipSpec
+    content_key: str
+    #: Goes into the provenance.
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone:
+    """A step finished; 0 of n says the weights are there and the first step begins."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class CardFree:
+    """The frames are off the card: it can take the next clip while this one is encoded."""
+
+
+Event = StepDone | CardFree | Ended
+
+
+class RendererPool(Protocol):
+    """The renderers of a running farm, whatever carries the calls."""
+
+    def render(self, assignment: Assignment) -> AsyncIterator[Event]:
+        """Render on `assignment.renderer`; the last event is an `Ended`.
+
+        Closing the iterator early stops the renderer within a step. Raises `RendererDiedError` when the renderer is
+        known to be dead, `RendererLostError` when it cannot be reached.
+        """
+        ...
+
+
+class RendererDiedError(Exception):
+    """The renderer's process ended while its node lives."""
+
+
+class RendererLostError(Exception):
+    """The renderer cannot be reached: node or network lost."""
+
+
+class Verdict(StrEnum):
+    """Answer to a beat, per attempt."""
+
+    GO_ON = "go_on"
+    #: Stop and give the job back: it is not (or no longer) this renderer's.
+    STOP = "stop"
+    CANCEL = "cancel"
+
+
+@dataclass(kw_only=True)
+class _Seat:
+    """A renderer as the dispatcher last heard it."""
+
+    beat: Beat
+    heard_at: float
+    #: Attempt that holds the card; None when it is free for the next clip.
+    rendering: str | None = None
+
+
+@dataclass(kw_only=True)
+class _Flight:
+    """An attempt in flight."""
+
+    claim: Claim
+    task: asyncio.Task[None]
+    steps: tuple[int, int] = (0, 0)
+    cancelled: bool = False
+    stop: Outcome | None = None
+    #: Its ending is being written: too late to interrupt.
+    ending: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How often the dispatcher looks, and how patient it is, in seconds."""
+
+    #: Longest time between two looks at the store; events wake it earlier.
+    poll_s: float = 0.25
+    renew_s: float = 1.0
+    #: A renderer that was not heard for this long loses its attempts. Longer than a dispatcher's restart.
+    lease_s: int = 10
+    #: A renderer that was not heard for this long gets no new clip.
+    silent_s: float = 5.0
+
+
+@dataclass
+class _State:
+    seats: dict[str, _Seat] = field(default_factory=dict)
+    flights: dict[str, _Flight] = field(default_factory=dict)
+
+
+class Dispatcher:
+    """One per farm. `run` until `stop`; `beat` is called by every renderer twice a second."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        pool: RendererPool,
+        fleet: Fleet,
+        *,
+        holder: str,
+        clock: Callable[[], float],
+        timing: Timing | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._pool = pool
+        self._fleet = fleet
+        self._holder = holder
+        self._clock = clock
+        self._timing = timing or Timing()
+        self._state = _State()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._renewed_at = 0.0
+        # One thread: store calls stay in order and never block the beats.
+        self._store_thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+
+    # -- what renderers say ---------------------------------------------------------------------------------
+
+    def beat(self, beat: Beat) -> dict[str, Verdict]:
+        """Take a heartbeat; the answer has a verdict for each attempt the renderer named."""
+        seat = self._state.seats.get(beat.renderer)
+        if seat is None:
+            seat = self._state.seats[beat.renderer] = _Seat(beat=beat, heard_at=self._clock())
+            self._wake.set()
+        seat.beat, seat.heard_at = beat, self._clock()
+        verdicts: dict[str, Verdict] = {}
+        for attempt_id, steps in beat.steps.items():
+            flight = self._state.flights.get(attempt_id)
+            if flight is None or flight.stop is not None:
+                verdicts[attempt_id] = Verdict.STOP
+                continue
+            flight.steps = max(flight.steps, steps)
+            verdicts[attempt_id] = Verdict.CANCEL if flight.cancelled else Verdict.GO_ON
+        return verdicts
+
+    def nudge(self) -> None:
+        """Something changed in the store: look now."""
+        self._wake.set()
+
+    def flying(self) -> int:
+        """Attempts in flight."""
+        return len(self._state.flights)
+
+    # -- the loop -------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Take office and dispatch until `stop`. Returns when another dispatcher takes over."""
+        try:
+            for claim in await self._store(self._ledger.take_office, self._holder):
+                # Their streams died with the dispatcher that held them; the fence keeps any zombie out.
+                await self._end(claim, Ended(outcome=Outcome.LOST, detail="the dispatcher was replaced"))
+            while not self._stopping:
+                await self._turn()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), self._timing.poll_s)
+                self._wake.clear()
+        except StaleEpochError as stale:
+            log.warning("leaving office: %s", stale)
+        finally:
+            await self._close()
+
+    async def stop(self, grace_s: float) -> None:
+        """Start nothing more; let clips in flight finish for `grace_s`, then give them back to the queue."""
+        self._stopping = True
+        self._wake.set()
+        deadline = self._clock() + grace_s
+        while self._state.flights and self._clock() < deadline:
+            tasks = [flight.task for flight in self._state.flights.values()]
+            await asyncio.wait(tasks, timeout=max(0.0, deadline - self._clock()), return_when=asyncio.FIRST_COMPLETED)
+        for flight in list(self._state.flights.values()):
+            self._interrupt(flight, Outcome.STOPPED)
+        await asyncio.gather(*(f.task for f in self._state.flights.values()), return_exceptions=True)
+
+    async def _turn(self) -> None:
+        if self._clock() - self._renewed_at >= self._timing.renew_s:
+            self._renewed_at = self._clock()
+            await self._renew()
+        cards = self._cards()
+        idle = sum(card.idle for card in cards)
+        # Without a free card nothing can start; one look in a while is enough to refuse what fits nowhere.
+        waiting = await self._store(self._ledger.waiting, max(4, 2 * idle))
+        decisions = place(Snapshot(waiting=waiting, cards=cards, fleet=self._fleet))
+        for decision in decisions:
+            if isinstance(decision, Refuse):
+                spec = decision.job.spec
+                assert spec is not None
+                problem = no_card_fits(spec, decision.job.needs_bytes, self._fleet)
+                await self._store(self._ledger.refuse, decision.job, Reason.NO_CARD_FITS, problem)
+        starts = [(d.job, d.card) for d in decisions if isinstance(d, Start)]
+        if starts:
+            for claim in await self._store(self._ledger.start, starts, self._timing.lease_s):
+                self._launch(claim)
+
+    async def _renew(self) -> None:
+        now = self._clock()
+        heard = {
+            attempt_id: flight.steps
+            for attempt_id, flight in self._state.flights.items()
+            if self._is_heard(flight.claim.renderer, now)
+        }
+        renewal = await self._store(self._ledger.renew, heard, self._timing.lease_s)
+        for attempt_id in renewal.cancelled:
+            if flight := self._state.flights.get(attempt_id):
+                flight.cancelled = True
+                self._interrupt(flight, Outcome.STOPPED)
+        for claim in await self._store(self._ledger.expired):
+            flight = self._state.flights.get(claim.attempt_id)
+            if flight:
+                self._interrupt(flight, Outcome.LOST)
+            else:
+                await self._end(claim, Ended(outcome=Outcome.LOST, detail="its lease ran out"))
+        silent = [uid for uid, seat in self._state.seats.items() if now - seat.heard_at > self._timing.lease_s]
+        for uid in silent:
+            del self._state.seats[uid]
+        await self._store(self._ledger.record_cards, [seat.beat for seat in self._state.seats.values()])
+
+    def _is_heard(self, renderer: str, now: float) -> bool:
+        seat = self._state.seats.get(renderer)
+        return seat is not None and now - seat.heard_at <= self._timing.silent_s
+
+    def _cards(self) -> list[Card]:
+        now = self._clock()
+        return [
+            Card(
+                renderer=uid,
+                card=seat.beat.card,
+                card_class=seat.beat.card_class,
+                kind=seat.beat.kind,
+                usable_bytes=seat.beat.usable_bytes,
+                idle=(
+                    seat.rendering is None
+                    and seat.beat.state not in (CardState.DRAINING, CardState.STARTING)
+                    and self._is_heard(uid, now)
+                ),
+                family=seat.beat.family,
+            )
+            for uid, seat in self._state.seats.items()
+        ]
+
+    # -- one attempt ----------------------------------------------------------------------------------------
+
+    def _launch(self, claim: Claim) -> None:
+        seat = self._state.seats.get(claim.renderer)
+        if seat:
+            seat.rendering = claim.attempt_id
+        task = asyncio.create_task(self._fly(claim))
+        self._state.flights[claim.attempt_id] = _Flight(claim=claim, task=task)
+
+    async def _fly(self, claim: Claim) -> None:
+        try:
+            ended = await self._follow(claim)
+        except asyncio.CancelledError:
+            flight = self._state.flights[claim.attempt_id]
+            ended = Ended(outcome=flight.stop or Outcome.STOPPED, detail="stopped by the dispatcher")
+        except RendererDiedError as died:
+            self._state.seats.pop(claim.renderer, None)
+            ended = Ended(outcome=Outcome.CRASHED, detail=str(died))
+        except RendererLostError as lost:
+            self._state.seats.pop(claim.renderer, None)
+            ended = Ended(outcome=Outcome.LOST, detail=str(lost))
+        except Exception as error:
+            log.exception("attempt %s broke in the dispatcher", claim.attempt_id)
+            ended = Ended(outcome=Outcome.ERROR, detail=f"{type(error).__name__}: {error}")
+        self._state.flights[claim.attempt_id].ending = True
+        try:
+            await self._end(claim, ended)
+        except StaleEpochError:
+            log.warning("attempt %s ended under a closed epoch; its job is with the next dispatcher", claim.attempt_id)
+        finally:
+            self._state.flights.pop(claim.attempt_id, None)
+            self._free(claim)
+
+    async def _follow(self, claim: Claim) -> Ended:
+        job = claim.job
+        assert job.spec is not None
+        assert job.still is not None
+        assert job.content_key is not None
+        assignment = Assignment(
+            attempt_id=claim.attempt_id,
+            job_id=job.id,
+            renderer=claim.renderer,
+            card_class=claim.card_class,
+            owner=job.owner,
+            still=job.still,
+            spec=job.spec,
+            content_key=job.content_key,
+            row=job.row,
+        )
+        stream = self._pool.render(assignment)
+        try:
+            async for event in stream:
+                match event:
+                    case Ended():
+                        return event
+                    case CardFree():
+                        self._free(claim)
+                    case StepDone():
+                        flight = self._state.flights[claim.attempt_id]
+                        flight.steps = max(flight.steps, (event.step, event.steps))
+        finally:
+            if hasattr(stream, "aclose"):
+                await stream.aclose()
+        raise RendererLostError("the stream ended without a result")
+
+    def _interrupt(self, flight: _Flight, outcome: Outcome) -> None:
+        if flight.stop is None and not flight.ending:
+            flight.stop = outcome
+            flight.task.cancel()
+
+    def _free(self, claim: Claim) -> None:
+        seat = self._state.seats.get(claim.renderer)
+        if seat and seat.rendering == claim.attempt_id:
+            seat.rendering = None
+        self._wake.set()
+
+    async def _end(self, claim: Claim, ended: Ended) -> None:
+        job = await self._store(self._ledger.current_job, claim)
+        transition = after_attempt(job, ended, self._fleet)
+        if not await self._store(self._ledger.finish, claim, ended, transition):
+            log.warning("attempt %s ended twice; the second ending (%s) is void", claim.attempt_id, ended.outcome)
+
+    async def _close(self) -> None:
+        for flight in list(self._state.flights.values()):
+            self._interrupt(flight, Outcome.STOPPED)
+        await asyncio.gather(*(f.task for f in self._state.flights.values()), return_exceptions=True)
+        self._store_thread.shutdown(wait=False)
+
+    async def _store(self, call: Callable[..., T], *args: Any) -> T:
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._store_thread, partial(call, *args))
+        # A cancelled flight must not abandon a store call half way.
+        return await asyncio.shield(future)

@@ -1,0 +1,104 @@
+"""What to do after an attempt ended: try again, on a larger card, or give up with the whole story. Pure."""
+
+from __future__ import annotations
+
+from cluster.cards import GIB, Fleet
+from cluster.jobs import MAX_ATTEMPTS, MAX_RELEASES, Ended, Job, JobState, Outcome, Reason, Transition
+from pipeline.clip import ClipSpec
+from pipeline.problems import Problem
+
+
+def after_attempt(job: Job, ended: Ended, fleet: Fleet) -> Transition:
+    """The job's next state after `ended`, given what cards the farm can have.
+
+    Always ends: memory outcomes raise `needs_bytes` strictly, crashes and errors are counted against
+    `MAX_ATTEMPTS`, everything else against `MAX_RELEASES`.
+    """
+    if ended.outcome is Outcome.COMPLETED:
+        return Transition(state=JobState.COMPLETED, costs_attempt=True)
+    if job.cancel_requested:
+        return Transition(state=JobState.CANCELLED)
+    match ended.outcome:
+        case Outcome.INVALID:
+            problem = ended.problem or Problem(field="row", message=ended.detail, remedy="Correct the row.")
+            return Transition(state=JobState.FAILED, reason=Reason.INVALID, problem=problem, costs_attempt=True)
+        case Outcome.OOM | Outcome.TOO_BIG:
+            return _after_memory(job, ended, fleet)
+        case Outcome.ERROR | Outcome.CRASHED:
+            return _after_fault(job, ended)
+        case _:
+            return _after_loss(job)
+
+
+def _after_memory(job: Job, ended: Ended, fleet: Fleet) -> Transition:
+    # One byte more than what was not enough: the floor rises with every memory outcome, so this cannot go on forever.
+    floor = max(job.needs_bytes, ended.usable_bytes + 1, ended.predicted_bytes)
+    if fleet.smallest_class_for(floor):
+        return Transition(state=JobState.QUEUED, needs_bytes=floor)
+    assert job.spec is not None
+    oom = ended.outcome is Outcome.OOM
+    return Transition(
+        state=JobState.FAILED,
+        reason=Reason.OUT_OF_MEMORY if oom else Reason.NO_CARD_FITS,
+        problem=Problem(
+            field="resolution_class",
+            message=ended.detail or f"no card of this farm can hold it ({_mib(floor)} needed)",
+            remedy=_smaller(job.spec),
+        ),
+        costs_attempt=oom,
+        needs_bytes=floor,
+    )
+
+
+def _after_fault(job: Job, ended: Ended) -> Transition:
+    if job.attempts + 1 < MAX_ATTEMPTS:
+        return Transition(state=JobState.QUEUED, costs_attempt=True)
+    crashed = ended.outcome is Outcome.CRASHED
+    what = "the renderer died" if crashed else "rendering failed"
+    return Transition(
+        state=JobState.FAILED,
+        reason=Reason.CRASHED if crashed else Reason.ERROR,
+        problem=Problem(
+            field="row",
+            message=f"{what} {MAX_ATTEMPTS} times: {ended.detail or 'no message'}",
+            remedy="Look at the renderer's log; if other rows render, the still or its parameters are at fault.",
+        ),
+        costs_attempt=True,
+    )
+
+
+def _after_loss(job: Job) -> Transition:
+    if job.releases + 1 < MAX_RELEASES:
+        return Transition(state=JobState.QUEUED)
+    return Transition(
+        state=JobState.FAILED,
+        reason=Reason.LOST_TOO_OFTEN,
+        problem=Problem(
+            field="row",
+            message=f"its card was lost or taken away {MAX_RELEASES} times",
+            remedy="Run it on cards that stay, then submit the row again.",
+        ),
+    )
+
+
+def no_card_fits(spec: ClipSpec, needs_bytes: int, fleet: Fleet) -> Problem:
+    """The problem of a row that no card of the fleet could hold, in numbers."""
+    return Problem(
+        field="resolution_class",
+        message=(
+            f"no card of this farm can hold {spec.family} at {spec.width}×{spec.height} × {spec.frames} frames: "
+            f"it needs {_mib(needs_bytes)}, the largest card has {_mib(fleet.largest_bytes)} usable"
+        ),
+        remedy=_smaller(spec),
+    )
+
+
+def _smaller(spec: ClipSpec) -> str:
+    return (
+        f"Choose a class below {spec.resolution_class} or fewer than {spec.frames} frames, or add a card "
+        "with more memory; `--model camera` needs no card at all."
+    )
+
+
+def _mib(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,109 @@
+"""What an owner can ask of a farm, on its store and storage. CLI and gateway both speak through it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from cluster.ingest import IncomingRow, chunks, draft
+from cluster.jobs import Batch, Clip, Job
+from cluster.resolve import Defaults
+from cluster.storage import Storage
+from cluster.store import Desk
+from pipeline.stills import open_still
+
+#: Seconds an attended batch lives on after the last sign of whoever waits for it.
+ATTENDED_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Farm:
+    """One owner's view of a farm."""
+
+    desk: Desk
+    storage: Storage
+    owner: str = "local"
+
+    def put_still(self, data: bytes) -> str:
+        """Check a still, store it under its SHA-256 and return that. Raises `BadInputError`."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        # A still this owner handed in before was checked then; only its presence is looked at again.
+        if self.desk.still_size(self.owner, sha256) and self.storage.exists(Storage.still_key(sha256)):
+            return sha256
+        image = open_still(data)
+        self.storage.put_still(data)
+        self.desk.record_still(self.owner, sha256, image.size)
+        return sha256
+
+    def submit(
+        self,
+        rows: Iterable[IncomingRow],
+        defaults: Defaults,
+        *,
+        name: str,
+        source: str = "",
+        attended: bool = False,
+        idempotency_key: str | None = None,
+        fingerprint: str = "",
+        on_open: Callable[[str], None] = lambda _batch_id: None,
+    ) -> Batch:
+        """Hand in a batch; jobs can start while later rows are still being read.
+
+        The same `idempotency_key` again returns the first batch and reads nothing. An attended batch is rendered
+        while `attend` is called every few seconds, and replaces what was left of an earlier run of its `source`.
+        `on_open` is told the batch's id before the first row is read.
+        """
+        batch_id, is_new = self.desk.open_batch(
+            self.owner,
+            name=name,
+            source=source,
+            attended_s=ATTENDED_SECONDS if attended else None,
+            idempotency_key=idempotency_key,
+            fingerprint=fingerprint,
+        )
+        on_open(batch_id)
+        if not is_new:
+            return self.desk.batch(self.owner, batch_id)
+        if attended and source:
+            self.desk.supersede(self.owner, source, batch_id)
+        for chunk in chunks(rows):
+            self.desk.add(self.owner, batch_id, [draft(row, defaults, self._still_size) for row in chunk])
+            if attended:
+                self.attend(batch_id)
+        self._forget_lost_clips(batch_id)
+        self.desk.seal(self.owner, batch_id)
+        return self.desk.batch(self.owner, batch_id)
+
+    def attend(self, batch_id: str) -> None:
+        """Say that somebody still waits for this batch."""
+        self.desk.attend(self.owner, batch_id, ATTENDED_SECONDS)
+
+    def batch(self, batch_id: str) -> Batch:
+        """One batch. Raises `NoSuchBatchError`."""
+        return self.desk.batch(self.owner, batch_id)
+
+    def jobs(self, batch_id: str) -> list[Job]:
+        """All jobs of a batch in the manifest's order."""
+        return self.desk.jobs(self.owner, batch_id)
+
+    def clips(self, batch_id: str) -> dict[str, Clip]:
+        """The finished clips of a batch by clip id."""
+        return self.desk.clips_of(self.owner, batch_id)
+
+    def cancel(self, batch_id: str) -> Batch:
+        """Cancel what has not ended."""
+        return self.desk.cancel(self.owner, batch_id)
+
+    def _still_size(self, sha256: str) -> tuple[int, int] | None:
+        return self.desk.still_size(self.owner, sha256)
+
+    def _forget_lost_clips(self, batch_id: str) -> None:
+        # A clip counts as done only while its video can be had; after a cleaned storage it is rendered again.
+        lost = [
+            clip.id
+            for clip in self.desk.clips_of(self.owner, batch_id).values()
+            if not self.storage.exists(clip.objects.video)
+        ]
+        if lost:
+            self.desk.forget_clips(self.owner, lost)

@@ -1,0 +1,120 @@
+"""From manifest rows to jobs: stills into storage on the submitting side, specs and drafts on the farm's side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from cluster.jobs import Draft
+from cluster.manifest import BadRow, Manifest, Row, read_image_bytes
+from cluster.resolve import Defaults, RowProblems, resolve
+from pipeline.clip import content_key
+from pipeline.footprint import leanest
+from pipeline.problems import BadInputError, Problem
+
+#: Rows committed in one transaction: small enough that the first clips start while the rest is still read.
+CHUNK_ROWS = 64
+
+T = TypeVar("T")
+
+
+class IncomingRow(BaseModel):
+    """A row on its way to the farm: its still handed in already, or what is wrong with it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Place in the batch, from 1.
+    position: int
+    #: The row's id: a file name for its results.
+    name: str
+    row: Row | None = None
+    #: SHA-256 of its still in the farm's storage.
+    still: str | None = None
+    #: Number of the manifest row and its line, for messages.
+    number: int
+    line: int | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+#: Hands a still to the farm and returns its SHA-256. Raises `BadInputError` for one that cannot be used.
+PutStill = Callable[[bytes], str]
+
+
+def gather(manifest: Manifest, put_still: PutStill) -> Iterator[IncomingRow]:
+    """The manifest's rows with their stills handed in, one by one; a bad still becomes that row's problem."""
+    known: dict[str, str | Problem] = {}
+    for position, entry in enumerate(manifest.rows, start=1):
+        if isinstance(entry, BadRow):
+            yield IncomingRow(
+                position=position, name=entry.id, number=entry.number, line=entry.line, problems=entry.problems
+            )
+            continue
+        if entry.image not in known:
+            known[entry.image] = _hand_in(manifest, entry, put_still)
+        found = known[entry.image]
+        problem = found if isinstance(found, Problem) else None
+        yield IncomingRow(
+            position=position,
+            name=entry.id,
+            row=entry,
+            still=None if problem else str(found),
+            number=entry.number,
+            line=entry.line,
+            problems=(problem,) if problem else (),
+        )
+
+
+def _hand_in(manifest: Manifest, row: Row, put_still: PutStill) -> str | Problem:
+    try:
+        return put_still(read_image_bytes(manifest, row))
+    except BadInputError as error:
+        return error.problem
+
+
+def draft(incoming: IncomingRow, defaults: Defaults, still_size: Callable[[str], tuple[int, int] | None]) -> Draft:
+    """The job a row becomes. `still_size` gives the upright size of a still handed in before, by its SHA-256."""
+    if incoming.problems or incoming.row is None or incoming.still is None:
+        return _failed(incoming, incoming.problems)
+    size = still_size(incoming.still)
+    if size is None:
+        missing = Problem(
+            field="image", message=f"still {incoming.still[:12]} was never handed in", remedy="Upload it first."
+        )
+        return _failed(incoming, (missing,))
+    try:
+        spec = resolve(incoming.row, size, defaults, incoming.still)
+    except RowProblems as error:
+        return _failed(incoming, error.problems)
+    return Draft(
+        number=incoming.position,
+        name=incoming.name,
+        row=_facts(incoming),
+        still=incoming.still,
+        spec=spec,
+        content_key=content_key(incoming.still, spec),
+        needs_bytes=leanest(spec)[1].peak_bytes,
+        priority=incoming.row.priority or 0,
+    )
+
+
+def _failed(incoming: IncomingRow, problems: tuple[Problem, ...]) -> Draft:
+    return Draft(number=incoming.position, name=incoming.name, row=_facts(incoming), problems=problems)
+
+
+def _facts(incoming: IncomingRow) -> dict[str, Any]:
+    """What the person wrote, for results and provenance."""
+    row = incoming.row
+    facts: dict[str, Any] = {"number": incoming.number, "line": incoming.line}
+    if row is not None:
+        facts |= {"image": row.image, "prompt": row.prompt, "extra": row.extra}
+    return facts
+
+
+def chunks(items: Iterable[T], size: int = CHUNK_ROWS) -> Iterator[list[T]]:
+    """`items` in lists of `size`, the last one shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

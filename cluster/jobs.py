@@ -1,0 +1,241 @@
+"""Batch, Job, Attempt, Clip and how a job moves between its states. Pure: the store executes what is decided here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pipeline.clip import ClipSpec
+from pipeline.problems import Problem
+
+#: Attempts a job may cost before it fails for good: a poisoned row must end.
+MAX_ATTEMPTS = 3
+#: Attempts that ended through no fault of the job (lost node, preemption) before it fails all the same.
+MAX_RELEASES = 25
+
+
+class JobState(StrEnum):
+    """Where a job is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    HELD = "held"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will happen by itself."""
+        return self in FINAL_STATES
+
+
+FINAL_STATES = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
+
+
+class Outcome(StrEnum):
+    """How one attempt ended."""
+
+    COMPLETED = "completed"
+    #: The card ran out of memory while rendering.
+    OOM = "oom"
+    #: The renderer refused before starting: the clip needs a bigger card.
+    TOO_BIG = "too_big"
+    #: The input or its parameters are at fault; trying again cannot help.
+    INVALID = "invalid"
+    #: The render raised.
+    ERROR = "error"
+    #: The renderer died while its node lived.
+    CRASHED = "crashed"
+    #: Node, dispatcher or connection lost; the lease ran out.
+    LOST = "lost"
+    #: Told to stop: drain, shutdown, preemption.
+    STOPPED = "stopped"
+
+
+class Reason(StrEnum):
+    """Why a job failed."""
+
+    INVALID = "invalid"
+    NO_CARD_FITS = "no_card_fits"
+    OUT_OF_MEMORY = "out_of_memory"
+    ERROR = "error"
+    CRASHED = "crashed"
+    LOST_TOO_OFTEN = "lost_too_often"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A checked manifest row, ready to become a job: either a spec and a still, or the problems that forbid it."""
+
+    number: int
+    name: str
+    #: What the person wrote: image, prompt and unknown columns, for results and provenance.
+    row: dict[str, Any]
+    still: str | None = None
+    spec: ClipSpec | None = None
+    content_key: str | None = None
+    #: Peak bytes in the leanest layout.
+    needs_bytes: int = 0
+    priority: int = 0
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row (times a candidate) of a batch."""
+
+    id: str
+    owner: str
+    batch_id: str
+    number: int
+    name: str
+    state: JobState
+    row: dict[str, Any]
+    created_at: int
+    still: str | None = None
+    spec: ClipSpec | None = None
+    content_key: str | None = None
+    #: A card must have at least this many usable bytes: the prediction, raised by what went wrong before.
+    needs_bytes: int = 0
+    priority: int = 0
+    reason: str | None = None
+    problems: tuple[Problem, ...] = ()
+    #: Attempts that count towards `MAX_ATTEMPTS`.
+    attempts: int = 0
+    #: Attempts that ended through no fault of the job.
+    releases: int = 0
+    cancel_requested: bool = False
+    clip_id: str | None = None
+    #: Last finished step of the running attempt, and steps in all.
+    step: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects:
+    """Storage keys of a published clip. Immutable; named under the attempt that made them."""
+
+    video: str
+    poster: str
+    spritesheet: str
+    provenance: str
+    video_bytes: int
+    frames_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A finished clip, apart from the jobs that asked for it."""
+
+    id: str
+    owner: str
+    content_key: str
+    attempt_id: str
+    objects: Objects
+    created_at: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One lease of one job by one renderer; `fence` grows with every attempt of the job."""
+
+    id: str
+    job_id: str
+    owner: str
+    fence: int
+    renderer: str
+    card: str
+    card_class: str
+    outcome: Outcome | None = None
+    started_at: int = 0
+    ended_at: int | None = None
+    measured_bytes: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchCounts:
+    """How many jobs of a batch are in each state."""
+
+    by_state: dict[JobState, int] = field(default_factory=dict)
+
+    def __getitem__(self, state: JobState) -> int:
+        return self.by_state.get(state, 0)
+
+    @property
+    def total(self) -> int:
+        """All jobs."""
+        return sum(self.by_state.values())
+
+    @property
+    def final(self) -> int:
+        """Jobs that have ended one way or another."""
+        return sum(count for state, count in self.by_state.items() if state.final)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One manifest handed in by one owner."""
+
+    id: str
+    owner: str
+    name: str
+    created_at: int
+    #: All rows are in; before that the batch is still validating.
+    sealed: bool
+    #: Where the manifest came from, for people and for recognising the same command run again.
+    source: str
+    #: Not None: rendered only while somebody waits for it, until this time.
+    attended_until: int | None
+    counts: BatchCounts
+    #: Attempts made for this batch's own jobs; a row that shares a clip made none.
+    attempts: int
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has ended."""
+        return self.sealed and self.counts.final == self.counts.total
+
+    @property
+    def status(self) -> str:
+        """`validating`, `running`, `completed`, `failed` (some rows failed) or `cancelled`."""
+        if not self.sealed:
+            return "validating"
+        if not self.done:
+            return "running"
+        if self.counts[JobState.FAILED]:
+            return "failed"
+        return "cancelled" if self.counts[JobState.CANCELLED] else "completed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How an attempt ended, as the renderer (or the dispatcher, for a dead one) reports it."""
+
+    outcome: Outcome
+    detail: str = ""
+    problem: Problem | None = None
+    objects: Objects | None = None
+    #: Measured peak of the attempt in bytes; 0 where nothing was measured.
+    measured_bytes: int = 0
+    #: Usable bytes of the card, for memory outcomes.
+    usable_bytes: int = 0
+    #: Predicted peak in bytes.
+    predicted_bytes: int = 0
+    #: Stage that ran out of memory.
+    stage: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """What becomes of a job when an attempt ends."""
+
+    state: JobState
+    reason: Reason | None = None
+    problem: Problem | None = None
+    #: Whether the attempt counts towards `MAX_ATTEMPTS`.
+    costs_attempt: bool = False
+    #: New floor for `Job.needs_bytes`.
+    needs_bytes: int | None = None

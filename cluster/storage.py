@@ -1,0 +1,215 @@
+"""Stills, clips and checkpoints as immutable objects under one root: a folder, S3, GCS, whatever fsspec speaks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.problems import BadInputError, Problem
+
+_SEGMENT = re.compile(r"[A-Za-z0-9_@=+,~-][A-Za-z0-9._@=+,~-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+#: Both AWS's and Google's limit on the length of an object's name, in bytes.
+_MAX_KEY_BYTES = 1024
+
+
+class StorageError(RuntimeError):
+    """An object could not be read or written; `key` names it, `problem` says what to do."""
+
+    def __init__(self, key: str, message: str, remedy: str) -> None:
+        self.key = key
+        self.problem = Problem(field="storage", message=message, remedy=remedy)
+        super().__init__(str(self.problem))
+
+
+class MissingObjectError(StorageError):
+    """No object has this key."""
+
+
+class CorruptObjectError(StorageError):
+    """The object's bytes are not those its name promises."""
+
+
+class StorageFullError(StorageError):
+    """No room is left where the object was to be written; retrying helps only after making some."""
+
+
+class Storage:
+    """Objects under one root. An object is written once, whole or not at all, and never changed.
+
+    Safe to use from several threads and processes at once: whoever writes a key first wins.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        """`url`: a folder, `file://…`, `s3://bucket/prefix`, `gs://…`. Raises `BadInputError` for one it cannot use."""
+        #: As given: what another process needs to open the same storage.
+        self.url = str(url)
+        try:
+            # Listings of a bucket are cached per process by default: another node's object would stay unseen.
+            self._fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        except ImportError as error:
+            remedy = "Install the driver, for S3: pip install 'clipmill[s3]'."
+            raise BadInputError("storage_url", f"{self.url!r} needs a driver ({error})", remedy) from error
+        except ValueError as error:
+            remedy = "Give a folder, or a URL such as s3://bucket/prefix."
+            raise BadInputError("storage_url", f"{self.url!r} is not understood ({error})", remedy) from error
+        self._root = str(root).rstrip("/")
+        self._folder = Path(root) if isinstance(self._fs, LocalFileSystem) else None
+
+    def __repr__(self) -> str:
+        return f"Storage({self.url!r})"
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        """Create the object; does nothing where the key exists. Raises `StorageError`."""
+        self._put(key, data, replace=False)
+
+    def put_file(self, key: str, path: str | Path) -> None:
+        """Create the object from a local file; does nothing where the key exists. Raises `StorageError`."""
+        source = Path(path)
+        if not source.is_file():
+            raise StorageError(key, f"{source} is not there to be stored as {key!r}", "Check that it was written.")
+        self._put(key, source, replace=False)
+
+    def get_bytes(self, key: str) -> bytes:
+        """The whole object. Raises `MissingObjectError` or `StorageError`."""
+        path = self._path(key)
+        with self._telling(key, "read"):
+            data: bytes = self._fs.cat_file(path)
+        return data
+
+    def get_to(self, key: str, path: str | Path) -> None:
+        """Copy the object to a local file, whole or not at all, replacing what is there. Raises `StorageError`."""
+        source, target = self._path(key), Path(path)
+        with self._telling(key, f"copied to {target}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _beside(target) as temporary:
+                self._fs.get_file(source, str(temporary))
+
+    def exists(self, key: str) -> bool:
+        """Whether the key holds an object."""
+        path = self._path(key)
+        with self._telling(key, "looked up"):
+            return bool(self._fs.isfile(path))
+
+    def size(self, key: str) -> int:
+        """Bytes of the object. Raises `MissingObjectError` or `StorageError`."""
+        path = self._path(key)
+        with self._telling(key, "looked up"):
+            return int(self._fs.info(path)["size"])
+
+    def delete(self, key: str) -> None:
+        """Remove the object; does nothing where there is none. Raises `StorageError`."""
+        path = self._path(key)
+        with self._telling(key, "deleted"), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(path)
+
+    @staticmethod
+    def still_key(sha256: str) -> str:
+        """Where the still with this SHA-256 (64 lower-case hex digits) lies."""
+        if not _SHA256.fullmatch(sha256):
+            raise ValueError(f"{sha256!r} is not a SHA-256 in lower-case hex")
+        return f"stills/{sha256[:2]}/{sha256}"
+
+    def put_still(self, data: bytes) -> str:
+        """Store a still under its own SHA-256 (returned); one that was cut short on disk is written anew."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        key = self.still_key(sha256)
+        try:
+            damaged = self.size(key) != len(data)
+        except MissingObjectError:
+            damaged = False
+        self._put(key, data, replace=damaged)
+        return sha256
+
+    def get_still(self, sha256: str) -> bytes:
+        """The still's bytes, checked. Raises `MissingObjectError`, `CorruptObjectError` or `StorageError`."""
+        key = self.still_key(sha256)
+        data = self.get_bytes(key)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            message = f"the still {key!r} in {self.url} is damaged: its {len(data)} bytes have another SHA-256"
+            raise CorruptObjectError(key, message, "Delete that object and submit the manifest again.")
+        return data
+
+    def _path(self, key: str) -> str:
+        segments = key.split("/")
+        if len(key.encode()) > _MAX_KEY_BYTES or not all(_SEGMENT.fullmatch(segment) for segment in segments):
+            raise ValueError(f"{key!r} is not a storage key: segments of A-Z a-z 0-9 ._@=+,~- joined by single slashes")
+        return f"{self._root}/{key}"
+
+    def _put(self, key: str, source: bytes | Path, *, replace: bool) -> None:
+        path = self._path(key)
+        with self._telling(key, "written"):
+            if not replace and self._fs.isfile(path):
+                return
+            if self._folder is not None:
+                _create(Path(path), source)
+            elif isinstance(source, bytes):
+                self._fs.pipe_file(path, source)
+            else:
+                self._fs.put_file(str(source), path)
+
+    @contextlib.contextmanager
+    def _telling(self, key: str, done: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            message = f"{key!r} is not in {self.url}"
+            remedy = "If it was deleted, submit the manifest again; else check CLIPMILL_STORAGE_URL."
+            raise MissingObjectError(key, message, remedy) from error
+        except PermissionError as error:
+            message = f"{key!r} could not be {done}: access to {self.url} is denied ({error})"
+            remedy = "Check the folder's owner and mode, or the bucket's policy and credentials."
+            raise StorageError(key, message, remedy) from error
+        except OSError as error:
+            if error.errno in _FULL:
+                message = f"{key!r} could not be {done}: no space is left ({self.url})"
+                remedy = "Make room there or raise the quota, then retry the failed rows."
+                raise StorageFullError(key, message, remedy) from error
+            raise self._unknown(key, done, error) from error
+        except Exception as error:
+            # Drivers of object stores raise their own SDK's errors (botocore's are no OSError).
+            raise self._unknown(key, done, error) from error
+
+    def _unknown(self, key: str, done: str, error: Exception) -> StorageError:
+        message = f"{key!r} could not be {done} ({self.url}): {type(error).__name__}: {error}"
+        return StorageError(key, message, "Check that the storage is reachable and writable, then retry.")
+
+
+@contextlib.contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A temporary path in the target's folder that becomes the target, durably, when the block ends well."""
+    # The name is cut: with the suffix it must stay within a file name's 255 bytes.
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # The rename itself lives in the folder: without this a power cut may undo it.
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _create(target: Path, source: bytes | Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _beside(target) as temporary:
+        if isinstance(source, bytes):
+            temporary.write_bytes(source)
+        else:
+            shutil.copyfile(source, temporary)

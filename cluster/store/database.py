@@ -1,0 +1,119 @@
+"""One database: its engine, its clock, its transactions and its migrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from cluster.store.schema import metadata
+
+_BUSY_TIMEOUT_S = 30
+
+
+class StoreVersionError(RuntimeError):
+    """The database was written by a newer clipmill."""
+
+
+class Database:
+    """A store by URL: `sqlite:///path`, or `postgresql+psycopg://…`. Safe to share between threads."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        kwargs: dict[str, Any] = {}
+        if url.startswith("sqlite"):
+            kwargs["connect_args"] = {"timeout": _BUSY_TIMEOUT_S}
+        self.engine = sa.create_engine(url, **kwargs)
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        if self.is_sqlite:
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_sqlite)
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Database:
+        """The embedded store of a home folder, created and migrated when needed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        database = cls(f"sqlite:///{folder / 'clipmill.db'}")
+        database.migrate()
+        return database
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads: one consistent view."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that writes; it holds SQLite's write lock from its start, so it can never fail half way."""
+        with self.engine.connect().execution_options(clipmill_write=True) as connection, connection.begin():
+            yield connection
+
+    def now(self, connection: Connection) -> int:
+        """Seconds since the epoch by the store's clock: leases are compared on one clock only."""
+        if self.is_sqlite:
+            return int(connection.scalar(sa.text("SELECT CAST(strftime('%s', 'now') AS INTEGER)")) or 0)
+        return int(connection.scalar(sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS BIGINT)")) or 0)
+
+    def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+        """An INSERT that knows ON CONFLICT in this database's dialect."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    def migrate(self) -> None:
+        """Bring the schema to this version. Two processes may call it at once.
+
+        Raises `StoreVersionError` for a database of a newer version.
+        """
+        scripts = str(resources.files("cluster.store") / "migrations")
+        config = Config()
+        config.set_main_option("script_location", scripts)
+        known = ScriptDirectory(scripts)
+        with self.engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+        if current == known.get_current_head():
+            return
+        if current is not None and current not in {s.revision for s in known.walk_revisions()}:
+            raise StoreVersionError(
+                f"{self.engine.url.render_as_string(hide_password=True)} is at schema {current}, which this "
+                "clipmill does not know. Use the newer clipmill that wrote it, or another CLIPMILL_HOME."
+            )
+        with self.write() as connection:
+            if not self.is_sqlite:
+                # Any constant will do: two migrating processes must meet on the same one.
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(715517)"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
+    # SQLAlchemy begins transactions itself (below); the driver must not.
+    dbapi_connection.isolation_level = None
+    cursor = dbapi_connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # A completed clip must survive a power cut: acknowledge only after fsync.
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that turns writer half way fails with "database is locked" whatever the timeout.
+    write = connection.get_execution_options().get("clipmill_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+__all__ = ["Database", "StoreVersionError", "metadata"]

@@ -1,0 +1,357 @@
+"""The dispatcher's side of the store: claims, leases and endings, every write fenced by epoch and attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from cluster.cards import Beat, Card
+from cluster.ids import new_id
+from cluster.jobs import Ended, Job, JobState, Outcome, Reason, Transition
+from cluster.store.database import Database
+from cluster.store.rows import job_from, objects_value, select_jobs
+from cluster.store.schema import attempts, batches, cards, clips, dispatcher, jobs
+from cluster.store.tallies import count
+from pipeline.problems import Problem
+
+
+class StaleEpochError(RuntimeError):
+    """Another dispatcher took office; this one must stop without touching anything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A running attempt: the lease of one job by one renderer."""
+
+    attempt_id: str
+    job: Job
+    fence: int
+    renderer: str
+    card: str
+    card_class: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renewal:
+    """Answer to `Ledger.renew`."""
+
+    #: Attempts whose lease was renewed.
+    live: frozenset[str]
+    #: Of these, the ones whose job was cancelled.
+    cancelled: frozenset[str]
+
+
+class Ledger:
+    """Opened by the one dispatcher in office. All writes raise `StaleEpochError` once another took over."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self.epoch = 0
+
+    def take_office(self, holder: str) -> list[Claim]:
+        """Become the dispatcher; returns the attempts that were running under earlier ones.
+
+        Whoever held the office before can no longer write.
+        """
+        with self._db.write() as c:
+            now = self._db.now(c)
+            insert = self._db.insert(dispatcher).values(id=1, epoch=1, holder=holder, since=now)
+            self.epoch = int(
+                c.execute(
+                    insert.on_conflict_do_update(
+                        index_elements=[dispatcher.c.id],
+                        set_={"epoch": dispatcher.c.epoch + 1, "holder": holder, "since": now},
+                    ).returning(dispatcher.c.epoch)
+                ).scalar_one()
+            )
+            c.execute(sa.delete(cards))
+            return self._claims(c, attempts.c.outcome.is_(None))
+
+    def waiting(self, per_kind: int) -> list[Job]:
+        """Jobs that may start now: the first `per_kind` of each (family, size) by priority and age.
+
+        Taken by kind, so that a thousand large clips waiting for a large card cannot hide a small one.
+        Left out: jobs whose clip another job is rendering, and attended batches nobody waits for.
+        """
+        running = jobs.alias("running")
+        twin = sa.exists().where(
+            running.c.owner == jobs.c.owner,
+            running.c.content_key == jobs.c.content_key,
+            running.c.state == JobState.RUNNING.value,
+        )
+        with self._db.read() as c:
+            now = self._db.now(c)
+            rank = (
+                sa.func.row_number()
+                .over(
+                    partition_by=(jobs.c.family, jobs.c.needs_bytes),
+                    order_by=(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.number),
+                )
+                .label("rank")
+            )
+            ranked = (
+                sa.select(jobs.c.id, rank)
+                .join(batches, batches.c.id == jobs.c.batch_id)
+                .where(jobs.c.state == JobState.QUEUED.value, ~twin)
+                .where(sa.or_(batches.c.attended_until.is_(None), batches.c.attended_until >= now))
+                .subquery()
+            )
+            first = sa.select(ranked.c.id).where(ranked.c.rank <= per_kind)
+            return [job_from(row) for row in c.execute(select_jobs().where(jobs.c.id.in_(first)))]
+
+    def start(self, starts: Sequence[tuple[Job, Card]], lease_s: int) -> list[Claim]:
+        """Claim jobs for cards in one transaction; those that are no longer queued are left out."""
+        claims: list[Claim] = []
+        with self._db.write() as c:
+            self._guard(c)
+            now = self._db.now(c)
+            for job, card in starts:
+                running = jobs.alias("running")
+                twin = sa.exists().where(
+                    running.c.owner == job.owner,
+                    running.c.content_key == job.content_key,
+                    running.c.state == JobState.RUNNING.value,
+                )
+                fence = c.execute(
+                    sa.update(jobs)
+                    .where(jobs.c.id == job.id, jobs.c.state == JobState.QUEUED.value, ~twin)
+                    .values(state=JobState.RUNNING.value, fence=jobs.c.fence + 1, updated_at=now)
+                    .returning(jobs.c.fence)
+                ).scalar_one_or_none()
+                if fence is None:
+                    continue
+                attempt_id = new_id("attempt")
+                c.execute(
+                    sa.insert(attempts).values(
+                        id=attempt_id,
+                        owner=job.owner,
+                        job_id=job.id,
+                        batch_id=job.batch_id,
+                        fence=fence,
+                        epoch=self.epoch,
+                        renderer=card.renderer,
+                        card=card.card,
+                        card_class=card.card_class,
+                        outcome=None,
+                        started_at=now,
+                        lease_until=now + lease_s,
+                        ended_at=None,
+                        step=0,
+                        steps=job.spec.steps if job.spec else 0,
+                        predicted_bytes=job.needs_bytes,
+                        measured_bytes=0,
+                        detail="",
+                    )
+                )
+                claims.append(
+                    Claim(
+                        attempt_id=attempt_id,
+                        job=job,
+                        fence=fence,
+                        renderer=card.renderer,
+                        card=card.card,
+                        card_class=card.card_class,
+                    )
+                )
+        return claims
+
+    def renew(self, steps: Mapping[str, tuple[int, int]], lease_s: int) -> Renewal:
+        """Extend the leases of attempts that were heard of, and record their last finished step."""
+        live: set[str] = set()
+        with self._db.write() as c:
+            self._guard(c)
+            until = self._db.now(c) + lease_s
+            for attempt_id, (step, of) in steps.items():
+                renewed = c.execute(
+                    sa.update(attempts)
+                    .where(attempts.c.id == attempt_id, attempts.c.outcome.is_(None))
+                    .values(lease_until=until, step=step, steps=of)
+                )
+                if renewed.rowcount:
+                    live.add(attempt_id)
+            cancelled = c.scalars(
+                sa.select(attempts.c.id)
+                .join(jobs, jobs.c.id == attempts.c.job_id)
+                .where(attempts.c.outcome.is_(None), jobs.c.cancel_requested.is_(True))
+            ).all()
+        return Renewal(live=frozenset(live), cancelled=frozenset(cancelled))
+
+    def expired(self) -> list[Claim]:
+        """Running attempts whose lease ran out."""
+        with self._db.read() as c:
+            now = self._db.now(c)
+            return self._claims(c, sa.and_(attempts.c.outcome.is_(None), attempts.c.lease_until < now))
+
+    def current_job(self, claim: Claim) -> Job:
+        """The claim's job as it stands now (it may have been cancelled since)."""
+        with self._db.read() as c:
+            return job_from(c.execute(select_jobs().where(jobs.c.id == claim.job.id)).one())
+
+    def finish(self, claim: Claim, ended: Ended, transition: Transition) -> bool:
+        """End an attempt and move its job, in one transaction. False where the attempt had ended before.
+
+        A completed attempt publishes its clip here, and completes every waiting job of equal content.
+        """
+        with self._db.write() as c:
+            self._guard(c)
+            now = self._db.now(c)
+            fenced = c.execute(
+                sa.update(attempts)
+                .where(attempts.c.id == claim.attempt_id, attempts.c.outcome.is_(None))
+                .values(
+                    outcome=ended.outcome.value,
+                    ended_at=now,
+                    detail=ended.detail[:2000],
+                    measured_bytes=ended.measured_bytes,
+                )
+            )
+            if not fenced.rowcount:
+                return False
+            job = claim.job
+            clip_id = self._publish(c, claim, ended, now) if transition.state is JobState.COMPLETED else None
+            values: dict[str, object] = {
+                "state": transition.state.value,
+                "reason": transition.reason.value if transition.reason else None,
+                "updated_at": now,
+                "clip_id": clip_id,
+            }
+            if transition.problem:
+                values["problems"] = [transition.problem.model_dump()]
+            if transition.needs_bytes is not None:
+                values["needs_bytes"] = transition.needs_bytes
+            counted = jobs.c.attempts if transition.costs_attempt else jobs.c.releases
+            values[counted.name] = counted + 1
+            moved = c.execute(
+                sa.update(jobs)
+                .where(jobs.c.id == job.id, jobs.c.fence == claim.fence, jobs.c.state == JobState.RUNNING.value)
+                .values(**values)
+            )
+            if moved.rowcount != 1:
+                # The attempt was live, so its job must be running under its fence: anything else is a broken store.
+                raise RuntimeError(f"job {job.id} is not running under fence {claim.fence} of {claim.attempt_id}")
+            self._tally(c, claim, ended, transition)
+            return True
+
+    def refuse(self, job: Job, reason: Reason, problem: Problem) -> bool:
+        """Fail a waiting job that no card of this farm can hold."""
+        with self._db.write() as c:
+            self._guard(c)
+            moved = c.execute(
+                sa.update(jobs)
+                .where(jobs.c.id == job.id, jobs.c.state == JobState.QUEUED.value)
+                .values(
+                    state=JobState.FAILED.value,
+                    reason=reason.value,
+                    problems=[problem.model_dump()],
+                    updated_at=self._db.now(c),
+                )
+            )
+            if moved.rowcount and job.spec:
+                count(
+                    self._db,
+                    c,
+                    "clips",
+                    model=job.spec.family,
+                    resolution_class=job.spec.resolution_class,
+                    outcome="failed",
+                )
+            return bool(moved.rowcount)
+
+    def record_cards(self, beats: Iterable[Beat]) -> None:
+        """Write the roster for those who ask; renderers left out keep their last time and fade."""
+        with self._db.write() as c:
+            self._guard(c)
+            now = self._db.now(c)
+            for beat in beats:
+                insert = self._db.insert(cards).values(
+                    renderer=beat.renderer, beat=beat.model_dump(mode="json"), seen_at=now
+                )
+                c.execute(
+                    insert.on_conflict_do_update(
+                        index_elements=[cards.c.renderer],
+                        set_={"beat": insert.excluded.beat, "seen_at": insert.excluded.seen_at},
+                    )
+                )
+
+    # -- within a transaction -------------------------------------------------------------------------------
+
+    def _guard(self, c: Connection) -> None:
+        # An UPDATE, not a SELECT: on PostgreSQL it takes the row's lock, so two dispatchers are put in order.
+        held = c.execute(
+            sa.update(dispatcher).where(dispatcher.c.id == 1, dispatcher.c.epoch == self.epoch).values(epoch=self.epoch)
+        )
+        if not held.rowcount:
+            raise StaleEpochError(f"epoch {self.epoch} has ended: another dispatcher took over")
+
+    def _claims(self, c: Connection, where: sa.ColumnElement[bool]) -> list[Claim]:
+        rows = c.execute(
+            sa.select(
+                attempts.c.id, attempts.c.job_id, attempts.c.fence, attempts.c.renderer, attempts.c.card,
+                attempts.c.card_class,
+            ).where(where)
+        ).all()  # fmt: skip
+        found = {
+            row.id: job_from(row) for row in c.execute(select_jobs().where(jobs.c.id.in_([row.job_id for row in rows])))
+        }
+        return [
+            Claim(
+                attempt_id=row.id,
+                job=found[row.job_id],
+                fence=row.fence,
+                renderer=row.renderer,
+                card=row.card,
+                card_class=row.card_class,
+            )
+            for row in rows
+        ]
+
+    def _publish(self, c: Connection, claim: Claim, ended: Ended, now: int) -> str:
+        assert ended.objects is not None
+        clip_id = new_id("clip")
+        c.execute(
+            sa.insert(clips).values(
+                id=clip_id,
+                owner=claim.job.owner,
+                content_key=claim.job.content_key,
+                attempt_id=claim.attempt_id,
+                objects=objects_value(ended.objects),
+                created_at=now,
+            )
+        )
+        shared = c.execute(
+            sa.update(jobs)
+            .where(
+                jobs.c.owner == claim.job.owner,
+                jobs.c.content_key == claim.job.content_key,
+                jobs.c.state.in_([JobState.QUEUED.value, JobState.HELD.value]),
+            )
+            .values(state=JobState.COMPLETED.value, clip_id=clip_id, updated_at=now)
+        )
+        if shared.rowcount:
+            self._count(c, "clips", claim, outcome="shared", by=shared.rowcount)
+        return clip_id
+
+    def _tally(self, c: Connection, claim: Claim, ended: Ended, transition: Transition) -> None:
+        self._count(c, "attempts", claim, card_class=claim.card_class, outcome=ended.outcome)
+        if ended.outcome is Outcome.OOM:
+            self._count(c, "oom", claim, card_class=claim.card_class, outcome=ended.stage)
+        if transition.state.final:
+            self._count(c, "clips", claim, outcome=transition.state)
+
+    def _count(
+        self, c: Connection, name: str, claim: Claim, *, card_class: str = "", outcome: str = "", by: float = 1
+    ) -> None:
+        spec = claim.job.spec
+        count(
+            self._db,
+            c,
+            name,
+            model=spec.family if spec else "",
+            resolution_class=spec.resolution_class if spec else "",
+            card_class=card_class,
+            outcome=outcome,
+            by=by,
+        )

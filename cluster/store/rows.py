@@ -1,0 +1,128 @@
+"""From table rows to the types of `cluster.jobs`, and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+
+from cluster.jobs import Attempt, Clip, Draft, Job, JobState, Objects, Outcome
+from cluster.store.schema import attempts, clips, jobs
+from pipeline.clip import ClipSpec
+from pipeline.problems import Problem
+
+#: All columns of a job, with the step of its newest attempt.
+JOB_COLUMNS = (
+    *jobs.c,
+    sa.func.coalesce(attempts.c.step, 0).label("step"),
+    sa.func.coalesce(attempts.c.steps, 0).label("steps"),
+)
+
+
+def select_jobs() -> sa.Select[Any]:
+    """SELECT of whole jobs; `job_from` reads its rows."""
+    newest = sa.and_(attempts.c.job_id == jobs.c.id, attempts.c.fence == jobs.c.fence)
+    return sa.select(*JOB_COLUMNS).select_from(jobs.outerjoin(attempts, newest))
+
+
+def job_from(row: Any) -> Job:
+    """A `Job` of a row of `select_jobs`."""
+    return Job(
+        id=row.id,
+        owner=row.owner,
+        batch_id=row.batch_id,
+        number=row.number,
+        name=row.name,
+        state=JobState(row.state),
+        row=row.row,
+        created_at=row.created_at,
+        still=row.still,
+        spec=ClipSpec.model_validate(row.spec) if row.spec else None,
+        content_key=row.content_key,
+        needs_bytes=row.needs_bytes,
+        priority=row.priority,
+        reason=row.reason,
+        problems=tuple(Problem.model_validate(p) for p in row.problems),
+        attempts=row.attempts,
+        releases=row.releases,
+        cancel_requested=row.cancel_requested,
+        clip_id=row.clip_id,
+        step=row.step,
+        steps=row.steps,
+    )
+
+
+def clip_from(row: Any) -> Clip:
+    """A `Clip` of a row of `clips`."""
+    return Clip(
+        id=row.id,
+        owner=row.owner,
+        content_key=row.content_key,
+        attempt_id=row.attempt_id,
+        objects=Objects(**row.objects),
+        created_at=row.created_at,
+    )
+
+
+def attempt_from(row: Any) -> Attempt:
+    """An `Attempt` of a row of `attempts`."""
+    return Attempt(
+        id=row.id,
+        job_id=row.job_id,
+        owner=row.owner,
+        fence=row.fence,
+        renderer=row.renderer,
+        card=row.card,
+        card_class=row.card_class,
+        outcome=Outcome(row.outcome) if row.outcome else None,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        measured_bytes=row.measured_bytes,
+        detail=row.detail,
+    )
+
+
+def job_values(
+    draft: Draft, *, job_id: str, owner: str, batch_id: str, now: int, clip_id: str | None
+) -> dict[str, Any]:
+    """Column values of a new job."""
+    if draft.problems:
+        state = JobState.FAILED
+    elif clip_id:
+        state = JobState.COMPLETED
+    else:
+        state = JobState.QUEUED
+    return {
+        "id": job_id,
+        "owner": owner,
+        "batch_id": batch_id,
+        "number": draft.number,
+        "name": draft.name,
+        "state": state.value,
+        "reason": "invalid" if draft.problems else None,
+        "problems": [p.model_dump() for p in draft.problems],
+        "row": draft.row,
+        "still": draft.still,
+        "spec": draft.spec.model_dump(mode="json") if draft.spec else None,
+        "content_key": draft.content_key,
+        "family": draft.spec.family if draft.spec else "",
+        "resolution_class": draft.spec.resolution_class.value if draft.spec else "",
+        "needs_bytes": draft.needs_bytes,
+        "priority": draft.priority,
+        "created_at": now,
+        "updated_at": now,
+        "attempts": 0,
+        "releases": 0,
+        "fence": 0,
+        "cancel_requested": False,
+        "clip_id": clip_id,
+    }
+
+
+def objects_value(objects: Objects) -> dict[str, Any]:
+    """JSON column value of a clip's objects."""
+    return asdict(objects)
+
+
+__all__ = ["attempt_from", "clip_from", "clips", "job_from", "job_values", "objects_value", "select_jobs"]

@@ -1,0 +1,202 @@
+"""Cards as the models see them: CUDA, the host, and emulated cards that count and refuse like real ones."""
+
+from __future__ import annotations
+
+import collections
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pipeline.devices import Device
+
+_MIB = 2**20
+
+
+class CudaDevice:
+    """One CUDA card. What others hold on it shrinks what is usable."""
+
+    def __init__(self, index: int = 0) -> None:
+        self._index = index
+        self.torch_device = f"cuda:{index}"
+        self.total_bytes = int(torch.cuda.mem_get_info(index)[1])
+
+    def usable_bytes(self) -> int:
+        """Free bytes plus our own reserve, less a margin: the larger of 512 MiB and 5 % of the card.
+
+        The margin covers what no allocator sees: library workspaces, loaded kernels, fragmentation.
+        """
+        free = int(torch.cuda.mem_get_info(self._index)[0])
+        margin = max(512 * _MIB, self.total_bytes // 20)
+        return max(0, free + torch.cuda.memory_reserved(self._index) - margin)
+
+    def used_bytes(self) -> int:
+        """Bytes of live tensors of this process."""
+        return torch.cuda.memory_allocated(self._index)
+
+    def peak_bytes(self) -> int:
+        """Highest `used_bytes` since the last `reset_peak`."""
+        return torch.cuda.max_memory_allocated(self._index)
+
+    def reset_peak(self) -> None:
+        """Forget the peak."""
+        torch.cuda.reset_peak_memory_stats(self._index)
+
+    def free_cached(self) -> None:
+        """Give cached blocks back to the driver."""
+        with torch.cuda.device(self._index):
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Make this card the thread's current one."""
+        with torch.cuda.device(self._index):
+            yield
+
+
+class _Ledger:
+    """Live storages of one emulated card, each counted once however many views it has. Threads share it."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total = total_bytes
+        self._lock = threading.Lock()
+        self._sizes: dict[int, tuple[int, weakref.ref[Any]]] = {}
+        # A storage may die at any bytecode of any thread, even inside the lock below: its callback only appends
+        # here. It runs before the address can be used again, so `_settle` always comes before a reused address.
+        self._dead: collections.deque[int] = collections.deque()
+        self._live = 0
+        self._peak = 0
+
+    def _settle(self) -> None:
+        while self._dead:
+            self._live -= self._sizes.pop(self._dead.popleft())[0]
+
+    def take(self, storage: torch.UntypedStorage) -> None:
+        """Count `storage`; raise `torch.OutOfMemoryError`, counting nothing, where it does not fit."""
+        address = storage._cdata
+        nbytes = storage.nbytes()
+        with self._lock:
+            self._settle()
+            known = self._sizes.get(address)
+            grown = nbytes - (known[0] if known else 0)
+            if grown == 0:
+                return
+            if grown > 0 and self._live + grown > self._total:
+                free = self._total - self._live
+                raise torch.OutOfMemoryError(
+                    f"Emulated card out of memory. Tried to allocate {grown / _MIB:.2f} MiB. The card has a total "
+                    f"capacity of {self._total / _MIB:.2f} MiB of which {free / _MIB:.2f} MiB is free."
+                )
+            reference = (
+                known[1] if known else weakref.ref(storage, lambda _dead, address=address: self._dead.append(address))
+            )
+            self._sizes[address] = (nbytes, reference)
+            self._live += grown
+            self._peak = max(self._peak, self._live)
+
+    def live_bytes(self) -> int:
+        with self._lock:
+            self._settle()
+            return self._live
+
+    def peak_bytes(self) -> int:
+        with self._lock:
+            return self._peak
+
+    def reset_peak(self) -> None:
+        with self._lock:
+            self._settle()
+            self._peak = self._live
+
+
+class _Watch(TorchDispatchMode):
+    """Shows every tensor that an operation returns to the ledger."""
+
+    def __init__(self, ledger: _Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu":
+                self._ledger.take(leaf.untyped_storage())
+        return result
+
+
+class EmulatedDevice:
+    """A card of `total_bytes` made of host memory; exact to the byte for what operations return.
+
+    It follows live storages by weak reference, in every thread inside `work()`, and raises
+    `torch.OutOfMemoryError` when they exceed the card. Scratch memory inside one operation is not seen.
+    """
+
+    torch_device = "cpu"
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self._ledger = _Ledger(total_bytes)
+        self._thread = threading.local()
+
+    def usable_bytes(self) -> int:
+        """All but 5 %: the same share that a real card keeps back, without the constant an emulated one has not."""
+        return self.total_bytes - self.total_bytes // 20
+
+    def used_bytes(self) -> int:
+        """Bytes of live storages counted on this card."""
+        return self._ledger.live_bytes()
+
+    def peak_bytes(self) -> int:
+        """Highest `used_bytes` since the last `reset_peak`."""
+        return self._ledger.peak_bytes()
+
+    def reset_peak(self) -> None:
+        """Forget the peak."""
+        self._ledger.reset_peak()
+
+    def free_cached(self) -> None:
+        """Nothing: an emulated card caches nothing."""
+
+    def hold(self, module: nn.Module) -> None:
+        """Put a module's parameters and buffers on the card.
+
+        Each is copied first: loaders hand out slices of one mapped file, whose size is not the weights'.
+        Without this, the first view of a weight would be counted as a new allocation.
+        """
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()
+            self._ledger.take(tensor.untyped_storage())
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Count this thread's allocations; entering again inside changes nothing."""
+        if getattr(self._thread, "inside", False):
+            yield
+            return
+        self._thread.inside = True
+        try:
+            with _Watch(self._ledger):
+                yield
+        finally:
+            self._thread.inside = False
+
+
+class HostDevice(EmulatedDevice):
+    """The CPU without a limit: direct renders and tests. Memory is counted, never refused."""
+
+    def __init__(self) -> None:
+        super().__init__(2**62)
+
+
+def place(module: nn.Module, device: Device) -> None:
+    """Move `module` to the card and count it there. Raises `torch.OutOfMemoryError` where it does not fit."""
+    if isinstance(device, EmulatedDevice):
+        device.hold(module)
+    else:
+        module.to(device.torch_device)

@@ -1,0 +1,60 @@
+"""The Serve application, built from the arguments in `ray_config.yaml`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve as ray_serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+
+from serve.dispatch import DispatcherDeployment
+from serve.gateway.deployment import Gateway
+from serve.renderer import Renderer
+from serve.settings import CardClassArgs, FarmArgs
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Gateway → dispatcher → one renderer deployment per card class.
+
+    `args` is the `FarmArgs` table under `applications[].args`; raises `pydantic.ValidationError` for a wrong one.
+    """
+    farm = FarmArgs.model_validate(args)
+    plain = farm.model_dump(mode="json")
+    renderers = {
+        name: _renderer(farm, name, table).bind(plain, name)  # type: ignore[attr-defined]
+        for name, table in farm.card_classes.items()
+    }
+    dispatcher = ray_serve.deployment(
+        name="dispatcher",
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=farm.drain_s + 5,
+        health_check_period_s=2,
+    )(DispatcherDeployment).bind(plain, **renderers)
+    if not farm.gateway:
+        return dispatcher
+    return ray_serve.deployment(
+        name="gateway", num_replicas=1, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0}
+    )(Gateway).bind(plain, dispatcher)
+
+
+def _renderer(farm: FarmArgs, name: str, table: CardClassArgs) -> object:
+    options: dict[str, Any] = {"num_cpus": table.num_cpus, "num_gpus": table.num_gpus}
+    if table.resources:
+        options["resources"] = dict(table.resources)
+    if table.label_selector:
+        options["label_selector"] = dict(table.label_selector)
+    return ray_serve.deployment(
+        name=f"renderer-{name}",
+        num_replicas=table.replicas,
+        # One clip on the card and one being encoded; the rest is room for short calls.
+        max_ongoing_requests=4,
+        ray_actor_options=options,
+        request_router_config=RequestRouterConfig(request_router_class="serve.routing:PinnedRouter"),
+        # Serve's default of 20 s would kill clips in flight.
+        graceful_shutdown_timeout_s=max(5.0, 1.5 * farm.longest_clip_s) if farm.gateway else farm.drain_s + 5,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+    )(Renderer)

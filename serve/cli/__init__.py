@@ -1,0 +1,1 @@
+"""The command line. Client commands import neither torch nor diffusers nor Ray."""

@@ -1,0 +1,243 @@
+"""`up`, `submit`, `status`, `wait`, `cancel`: a farm that stays, and batches handed to it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from cluster.ingest import gather
+from cluster.jobs import JobState
+from cluster.manifest import ManifestError, read_manifest
+from pipeline.clip import Fit, ResolutionClass, Tier
+from pipeline.families import family_named
+from serve.cli.common import (
+    Cards,
+    Exit,
+    Home,
+    Json,
+    Url,
+    connect,
+    console,
+    fail,
+    farm_facts,
+    print_json,
+    require_farm,
+    settings_for,
+    telling_errors,
+)
+from serve.cli.render import farm_args
+from serve.cli.results import ResultsWriter
+from serve.cli.session import first_rows, source_of
+from serve.cli.show import batches_table, problems_table
+from serve.local import EmbeddedFarm, FarmLock
+from serve.ports import FarmPort, LocalPort, View
+from serve.settings import FarmArgs, Settings
+
+_FINAL = ("completed", "failed", "cancelled")
+
+BatchId = Annotated[str | None, typer.Argument(help="Batch id [default: the newest].")]
+
+
+def up(
+    config: Annotated[Path | None, typer.Option(help="A ray_config.yaml of your own.")] = None,
+    cards: Cards = None,
+    port: Annotated[int | None, typer.Option(help="Port of the gateway [default: 8500].")] = None,
+    dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard, which `ray job submit` needs.")] = False,
+    home: Home = None,
+) -> None:
+    """Run a farm on this machine until Ctrl-C: gateway, dispatcher and one renderer per card."""
+    with telling_errors():
+        settings = settings_for(home)
+        args, configured_port = _configured(settings, config, cards)
+        lock = FarmLock(settings.home)
+        if not lock.try_acquire():
+            who = lock.holder() or {}
+            fail(Exit.NO_FARM, f"a farm runs on {settings.home} already (process {who.get('pid', '?')}). Use that one.")
+        chosen = port or configured_port
+        url = f"http://127.0.0.1:{chosen}"
+        farm = EmbeddedFarm(args, port=chosen, dashboard=dashboard)
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        try:
+            with console.status("starting the farm"):
+                farm.start()
+            lock.note(url=url, default_model=args.default_model)
+            console.print(f"[bold green]✓[/] the farm is up at [bold]{url}[/] · Ctrl-C ends it · logs in {farm.logs()}")
+            stop.wait()
+            console.print("closing: clips in flight may finish, the rest stays queued")
+        except Exception as error:
+            fail(Exit.NO_FARM, f"the farm did not start: {type(error).__name__}: {error}. Try `clipmill doctor`.")
+        finally:
+            farm.close()
+            lock.release()
+
+
+def _configured(settings: Settings, config: Path | None, cards: str | None) -> tuple[FarmArgs, int]:
+    path = config or packaged_config()
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        table = dict(document["applications"][0]["args"])
+    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
+        fail(Exit.USAGE, f"{path} is no Serve config with our table under applications[0].args: {error}")
+    here = farm_args(settings, "", cards, None)
+    # A config of one's own is followed to the letter; the packaged one takes the cards this machine has.
+    if config is None or cards:
+        table["card_classes"] = {k: v.model_dump() for k, v in here.card_classes.items()}
+        table["emulate"] = here.emulate
+    table |= {"home": str(settings.home), "offline": settings.offline, "gateway": True}
+    table["database_url"] = table.get("database_url") or settings.database_url
+    table["storage_url"] = table.get("storage_url") or settings.storage_url
+    return FarmArgs.model_validate(table), int((document.get("http_options") or {}).get("port", 8500))
+
+
+def packaged_config() -> Path:
+    """`ray_config.yaml` as installed, else the checkout's."""
+    here = Path(__file__).resolve().parents[1]
+    installed = here / "ray_config.yaml"
+    return installed if installed.exists() else here.parent / "ray_config.yaml"
+
+
+def submit(
+    catalog: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file, or a folder of images.")],
+    model: Annotated[str | None, typer.Option(help="Model of rows that name none [default: the farm's].")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt of rows that have none.")] = None,
+    resolution_class: Annotated[ResolutionClass, typer.Option("--class")] = ResolutionClass.P512,
+    tier: Annotated[Tier, typer.Option()] = Tier.STANDARD,
+    fit: Annotated[Fit, typer.Option()] = Fit.CONTAIN,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same one again hands in nothing.")] = None,
+    wait_for_end: Annotated[bool, typer.Option("--wait", help="Wait until every row has ended.")] = False,
+    url: Url = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Hand a catalog to a running farm and return; the farm renders it whether anybody waits or not."""
+    with telling_errors():
+        settings = settings_for(home)
+        manifest = first_rows(read_manifest(catalog, prompt=prompt), limit)
+        if not manifest.rows:
+            raise ManifestError(catalog, "it has no rows", "Add a line per image below the header.")
+        require_farm(settings, url)
+        if model is not None:
+            model = family_named(model).name
+        port = connect(settings, url)
+        overrides: View = {"resolution_class": resolution_class, "tier": tier, "fit": fit, "seed": seed}
+        if model:
+            overrides["model"] = model
+        batch = port.submit(
+            gather(manifest, port.put_still),
+            overrides,
+            name=catalog.name,
+            source=source_of(catalog),
+            key=key,
+        )
+        if wait_for_end:
+            batch = _wait(settings, url, port, batch["id"], quiet=as_json)
+        _tell(port, batch, as_json)
+    raise typer.Exit(_exit_code(batch, ended=wait_for_end))
+
+
+def status(
+    batch: Annotated[str | None, typer.Argument(help="Batch id [default: list the newest].")] = None,
+    url: Url = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show batches, or one batch with its rows that failed."""
+    with telling_errors():
+        settings = settings_for(home)
+        port = connect(settings, url)
+        if batch:
+            _tell(port, port.batch(batch), as_json)
+            return
+        batches = port.batches()
+        if as_json:
+            print_json({"batches": batches})
+        elif batches:
+            console.print(batches_table(batches))
+        else:
+            console.print("no batches yet: hand one in with `clipmill render CATALOG --out DIR`")
+
+
+def wait(
+    batch: BatchId = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write clips and contact sheet here.")] = None,
+    url: Url = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Wait until every row of a batch has ended."""
+    with telling_errors():
+        settings = settings_for(home)
+        port = connect(settings, url)
+        found = port.batch(batch or _newest(port))
+        if found["status"] not in _FINAL:
+            require_farm(settings, url)
+            found = _wait(settings, url, port, found["id"], quiet=as_json)
+        if out is not None:
+            if not isinstance(port, LocalPort):
+                fail(Exit.USAGE, "--out needs the farm's own storage: run it on the farm's machine, without --url")
+            writer = ResultsWriter(port.farm, out, {})
+            writer.update(found["id"])
+            writer.sheet(port.farm.batch(found["id"]), "")
+        _tell(port, found, as_json)
+    raise typer.Exit(_exit_code(found, ended=True))
+
+
+def cancel(
+    batch: Annotated[str, typer.Argument(help="Batch id.")],
+    url: Url = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Cancel what has not ended; a running clip stops within a step."""
+    with telling_errors():
+        port = connect(settings_for(home), url)
+        _tell(port, port.cancel(batch), as_json)
+
+
+def _newest(port: FarmPort) -> str:
+    batches = port.batches()
+    if not batches:
+        fail(Exit.USAGE, "there are no batches")
+    return str(batches[0]["id"])
+
+
+def _wait(settings: Settings, url: str | None, port: FarmPort, batch_id: str, *, quiet: bool) -> View:
+    said = -1
+    while True:
+        batch = port.batch(batch_id)
+        if batch["status"] in _FINAL:
+            return batch
+        counts = batch["counts"]
+        ended = sum(counts[state] for state in _FINAL)
+        if not quiet and ended != said:
+            console.print(f"{ended} of {counts['total']} rows done, {counts['running']} running")
+            said = ended
+        if not (url or settings.url) and not farm_facts(settings):
+            require_farm(settings, url)
+        time.sleep(0.5)
+
+
+def _tell(port: FarmPort, batch: View, as_json: bool) -> None:
+    jobs = port.jobs(batch["id"])
+    if as_json:
+        print_json({"batch": batch, "jobs": jobs})
+        return
+    console.print(batches_table([batch]))
+    if failed := [job for job in jobs if job["state"] == JobState.FAILED]:
+        console.print(problems_table(failed))
+
+
+def _exit_code(batch: View, *, ended: bool) -> Exit:
+    if not ended:
+        return Exit.DONE
+    return Exit.DONE if batch["status"] == "completed" else Exit.SOME_FAILED

@@ -1,0 +1,242 @@
+"""`cards`, `models`, `doctor`: what there is on this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
+from rich.table import Table
+
+from pipeline.families import FAMILIES
+from pipeline.footprint import memory_model
+from pipeline.weights import weights_present
+from serve.cards import find_gpus
+from serve.cli.common import (
+    Exit,
+    Home,
+    Json,
+    Url,
+    connect,
+    console,
+    farm_facts,
+    print_json,
+    settings_for,
+    telling_errors,
+)
+from serve.cli.show import bytes_text, cards_table
+from serve.settings import Settings
+
+#: Free disk below which a catalog may not finish.
+LOW_DISK_BYTES = 5 * 2**30
+
+
+def cards(url: Url = None, home: Home = None, as_json: Json = False) -> None:
+    """Show the cards of the running farm, else the GPUs of this machine."""
+    with telling_errors():
+        settings = settings_for(home)
+        found = connect(settings, url).cards()
+        gpus = [asdict(gpu) | {"card_class": gpu.card_class} for gpu in find_gpus()]
+        if as_json:
+            print_json({"cards": found, "gpus": gpus})
+        elif found:
+            console.print(cards_table(found))
+        elif gpus:
+            for gpu in gpus:
+                console.print(f"{gpu['name']} · {bytes_text(gpu['total_bytes'])} · {gpu['card_class']} · {gpu['uuid']}")
+        else:
+            console.print(
+                "no farm runs here and no GPU was found: `clipmill up --cards c8,c24` runs one on emulated cards"
+            )
+
+
+def models(home: Home = None, as_json: Json = False) -> None:
+    """List the model families: licence, sizes, smallest card, whether weights are here."""
+    settings = settings_for(home)
+    listed = [
+        {
+            "name": f.name,
+            "title": f.title,
+            "licence": f.licence,
+            "licence_note": f.licence_note,
+            "stride": f.stride,
+            "frames": str(f.frame_rule),
+            "classes": [c.value for c in f.classes],
+            "weights_bytes": (memory_model(f) or _NoMemory).weights_bytes,
+            "revision": f.revision,
+            "weights_here": weights_present(f, settings.home),
+        }
+        for f in FAMILIES.values()
+    ]
+    if as_json:
+        print_json({"models": listed})
+        return
+    table = Table(pad_edge=False)
+    for column in ("model", "what it is", "licence", "sides by", "frames", "weights", "here"):
+        table.add_column(column)
+    for row in listed:
+        size = bytes_text(row["weights_bytes"]) if row["weights_bytes"] else "none"
+        table.add_row(
+            row["name"], row["title"], row["licence"], str(row["stride"]), row["frames"], size,
+            "yes" if row["weights_here"] else "no",
+        )  # fmt: skip
+    console.print(table)
+    for row in listed:
+        if row["licence_note"]:
+            console.print(f"  {row['name']}: {row['licence_note']}", style="dim")
+
+
+class _NoMemory:
+    weights_bytes = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing `doctor` looked at."""
+
+    name: str
+    #: `ok`, `warning` (something is slower or missing) or `broken` (nothing can be rendered).
+    state: str
+    found: str
+    remedy: str = ""
+
+
+def doctor(home: Home = None, as_json: Json = False) -> None:
+    """Say what is missing on this machine, and the command that mends it."""
+    settings = settings_for(home)
+    looks: list[Callable[[Settings], Check]] = [_python, _gpu, _torch, _ffmpeg, _disk, _shared_memory, _home, _weights]
+    checks = [look(settings) for look in [*looks, _farm]]
+    if as_json:
+        print_json({"checks": [asdict(check) for check in checks]})
+    else:
+        marks = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "broken": "[red]✗[/]"}
+        for check in checks:
+            console.print(f"{marks[check.state]} [bold]{check.name}[/]  {check.found}", soft_wrap=True)
+            if check.remedy:
+                console.print(f"    {check.remedy}", style="dim", soft_wrap=True)
+    raise typer.Exit(Exit.SOME_FAILED if any(check.state == "broken" for check in checks) else Exit.DONE)
+
+
+def _python(_: Settings) -> Check:
+    return Check(name="python", state="ok", found=f"{platform.python_version()} on {platform.platform(terse=True)}")
+
+
+def _gpu(_: Settings) -> Check:
+    gpus = find_gpus()
+    if gpus:
+        return Check(
+            name="GPU",
+            state="ok",
+            found=", ".join(f"{g.name} {bytes_text(g.total_bytes)} ({g.card_class})" for g in gpus),
+        )
+    if shutil.which("nvidia-smi"):
+        return Check(
+            name="GPU",
+            state="warning",
+            found="a driver is installed, but no GPU answers",
+            remedy="Run `nvidia-smi` and follow what it says; in a container, start it with `--gpus all`.",
+        )
+    return Check(
+        name="GPU",
+        state="warning",
+        found="no NVIDIA driver: clips are rendered by the camera model, or on emulated cards",
+        remedy="For diffusion at speed, use a machine with an NVIDIA GPU and its driver (Debian: "
+        "`apt install nvidia-driver`).",
+    )
+
+
+def _torch(_: Settings) -> Check:
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("diffusers"):
+        return Check(
+            name="torch",
+            state="ok",
+            found=f"{importlib.metadata.version('torch')}, diffusers {importlib.metadata.version('diffusers')}",
+        )
+    return Check(
+        name="torch",
+        state="warning",
+        found="not installed: only the camera model can render here",
+        remedy="pip install 'clipmill[render]' -c constraints.txt",
+    )
+
+
+def _ffmpeg(_: Settings) -> Check:
+    import imageio_ffmpeg
+
+    try:
+        exe = imageio_ffmpeg.get_ffmpeg_exe()
+        return Check(name="ffmpeg", state="ok", found=f"{imageio_ffmpeg.get_ffmpeg_version()} ({Path(exe).name})")
+    except (RuntimeError, OSError) as error:
+        return Check(
+            name="ffmpeg",
+            state="broken",
+            found=str(error),
+            remedy="pip install --force-reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to an ffmpeg with libx264",
+        )
+
+
+def _disk(settings: Settings) -> Check:
+    place = next(path for path in [settings.home, *settings.home.parents] if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < LOW_DISK_BYTES:
+        return Check(
+            name="disk",
+            state="broken" if free < 2**28 else "warning",
+            found=f"{bytes_text(free)} free on {place}",
+            remedy="Free some space, or set CLIPMILL_HOME to a folder on a larger disk.",
+        )
+    return Check(name="disk", state="ok", found=f"{bytes_text(free)} free on {place}")
+
+
+def _shared_memory(_: Settings) -> Check:
+    shm = Path("/dev/shm")  # noqa: S108
+    free = shutil.disk_usage(shm).free if shm.exists() else 0
+    if free < 2**28:
+        return Check(
+            name="shared memory",
+            state="warning",
+            found=f"{bytes_text(free)} free on {shm}: Ray falls back to the disk",
+            remedy="In a container, start it with `--shm-size 1g`.",
+        )
+    return Check(name="shared memory", state="ok", found=f"{bytes_text(free)} free")
+
+
+def _home(settings: Settings) -> Check:
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        writable = os.access(settings.home, os.W_OK)
+    except OSError:
+        writable = False
+    if writable:
+        return Check(name="home", state="ok", found=str(settings.home))
+    return Check(
+        name="home",
+        state="broken",
+        found=f"{settings.home} cannot be written",
+        remedy="Set CLIPMILL_HOME to a folder of yours.",
+    )
+
+
+def _weights(settings: Settings) -> Check:
+    missing = [f.name for f in FAMILIES.values() if f.repo and not weights_present(f, settings.home)]
+    if not missing:
+        return Check(name="weights", state="ok", found="all families have theirs")
+    return Check(
+        name="weights",
+        state="warning",
+        found=f"not here yet: {', '.join(missing)}",
+        remedy="They are fetched by the first clip that needs them; or name a folder with `render --weights DIR`.",
+    )
+
+
+def _farm(settings: Settings) -> Check:
+    facts = farm_facts(settings)
+    if facts:
+        return Check(name="farm", state="ok", found=f"running, process {facts.get('pid')} {facts.get('url', '')}")
+    return Check(name="farm", state="ok", found="none runs on this home; `clipmill render` starts its own")

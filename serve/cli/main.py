@@ -1,0 +1,35 @@
+"""Entry point of `clipmill`."""
+
+from __future__ import annotations
+
+import typer
+
+from serve.cli import farm, machine
+from serve.cli.render import render
+
+app = typer.Typer(
+    name="clipmill",
+    help="Turns catalog stills into short video clips on many GPUs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(render)
+app.command()(farm.up)
+app.command()(farm.submit)
+app.command()(farm.status)
+app.command()(farm.wait)
+app.command()(farm.cancel)
+app.command()(machine.cards)
+app.command()(machine.models)
+app.command()(machine.doctor)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""`clipmill render`: a catalog in, a folder of clips out, on this machine."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.jobs import Batch, JobState
+from cluster.manifest import ManifestError, read_manifest
+from cluster.resolve import Defaults
+from cluster.results import ResultsError
+from pipeline.clip import Fit, ResolutionClass, Tier
+from pipeline.families import family_named
+from serve.cards import find_gpus
+from serve.cli.common import (
+    Cards,
+    Exit,
+    Home,
+    Json,
+    console,
+    fail,
+    local_farm,
+    parse_cards,
+    print_json,
+    settings_for,
+    telling_errors,
+)
+from serve.cli.results import ResultsWriter
+from serve.cli.session import FarmStartError, RenderSession, first_rows, source_of
+from serve.cli.show import ProgressView, clock_text, problems_table
+from serve.local import EmbeddedFarm, FarmLock, emulated_classes, gpu_classes
+from serve.settings import FarmArgs, Settings
+from serve.views import batch_view, job_view
+
+#: Cards of a machine without a GPU. Two, for two cores.
+DEFAULT_EMULATED = ["c8", "c24"]
+
+
+def choose_model(asked: str) -> tuple[str, str]:
+    """(family, how it was chosen). `auto` is the only name that may end at `camera` unasked, and says so."""
+    if asked != "auto":
+        return family_named(asked).name, "asked for"
+    if find_gpus():
+        return "i2vgen-xl", "auto: a GPU was found"
+    return "camera", "auto: no GPU was found, so camera moves stand in for a diffusion model"
+
+
+def render(
+    catalog: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file, or a folder of images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where clips, posters and index.html go.")] = Path("out"),
+    model: Annotated[str, typer.Option(help="Model of rows that name none; `clipmill models` lists them.")] = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt of rows that have none.")] = None,
+    resolution_class: Annotated[
+        ResolutionClass, typer.Option("--class", help="Resolution class of rows that name none.")
+    ] = ResolutionClass.P512,
+    tier: Annotated[Tier, typer.Option(help="Tier of rows that name none.")] = Tier.STANDARD,
+    fit: Annotated[Fit, typer.Option(help="How stills of another aspect are fitted.")] = Fit.CONTAIN,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows that name none.")] = None,
+    cards: Cards = None,
+    weights: Annotated[Path | None, typer.Option(help="Local folder of the model's weights.")] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Render a catalog on this machine: starts a farm if none runs, waits, writes clips and a contact sheet.
+
+    Run it again to go on where it stopped; finished clips are never rendered twice.
+    """
+    with telling_errors():
+        manifest = first_rows(read_manifest(catalog, prompt=prompt), limit)
+        if not manifest.rows:
+            raise ManifestError(catalog, "it has no rows", "Add a line per image below the header.")
+        family, choice = choose_model(model)
+        settings = settings_for(home)
+        defaults = Defaults(model=family, resolution_class=resolution_class, tier=tier, fit=fit, seed=seed)
+        args = farm_args(settings, family, cards, weights)
+        farm = local_farm(settings)
+        lock = FarmLock(settings.home)
+        _prepare_out(out)
+        facts = {"model_choice": choice, "catalog": catalog.name}
+        writer = ResultsWriter(farm, out, facts)
+        if not as_json:
+            words = f"[bold]clipmill[/] · {len(manifest.rows)} rows · {family} ({choice}) · cards {_cards_text(args)}"
+            console.print(words, soft_wrap=True)
+        with ProgressView(console, silent=as_json) as show:
+            session = RenderSession(farm, lock, lambda: EmbeddedFarm(args), writer, show)
+            batch = _run(session, lambda: session.run(manifest, defaults, name=catalog.name, source=source_of(catalog)))
+        sheet = writer.sheet(batch, _cards_text(args))
+        jobs = [job_view(job) for job in farm.jobs(batch.id)]
+        failed = [job for job in jobs if job["state"] == JobState.FAILED]
+        if as_json:
+            print_json({"batch": batch_view(batch), "jobs": jobs, "out": str(out), "sheet": str(sheet)})
+        else:
+            _summary(batch, failed, sheet, writer)
+    raise typer.Exit(Exit.SOME_FAILED if batch.status != "completed" else Exit.DONE)
+
+
+def farm_args(settings: Settings, family: str, cards: str | None, weights: Path | None) -> FarmArgs:
+    """The embedded farm: emulated cards where asked for or where there is no GPU, else this machine's GPUs."""
+    classes = {} if cards else gpu_classes()
+    emulate = not classes
+    if emulate:
+        classes = emulated_classes(parse_cards(cards) if cards else DEFAULT_EMULATED)
+    return FarmArgs(
+        card_classes=classes,
+        emulate=emulate,
+        home=str(settings.home),
+        database_url=settings.database_url,
+        storage_url=settings.storage_url,
+        offline=settings.offline,
+        weights={family: str(weights.absolute())} if weights else {},
+        gateway=False,
+    )
+
+
+def _prepare_out(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultsError(f"cannot write to {out}: {error.strerror}. Name another folder with --out.") from error
+
+
+def _cards_text(args: FarmArgs) -> str:
+    text = ", ".join(f"{t.replicas} × {name}" for name, t in args.card_classes.items())
+    return f"{text} (emulated)" if args.emulate else text
+
+
+def _run(session: RenderSession, work: Callable[[], Batch]) -> Batch:
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return work()
+    except KeyboardInterrupt:
+        # A second Ctrl-C while clips are given back would leave Ray's processes behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        command = " ".join(shlex.quote(word) for word in ["clipmill", *sys.argv[1:]])
+        console.print(
+            f"\n[bold]Stopped.[/] What is finished is kept"
+            f"{f' (batch {session.batch_id})' if session.batch_id else ''}. Go on with:\n  {command}",
+            soft_wrap=True,
+        )
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    except FarmStartError as error:
+        fail(Exit.NO_FARM, str(error))
+    finally:
+        session.close()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _summary(batch: Batch, failed: list[dict[str, Any]], sheet: Path, writer: ResultsWriter) -> None:
+    counts = batch.counts
+    done, wall = counts[JobState.COMPLETED], ""
+    if batch.attempts:
+        import time
+
+        wall = f" in {clock_text(time.time() - batch.created_at)}"
+    if failed:
+        console.print(problems_table(failed))
+    mark = "[bold green]✓[/]" if batch.status == "completed" else "[bold yellow]![/]"
+    parts = [f"{done} of {counts.total} clips done{wall}"]
+    if failed:
+        parts.append(f"{len(failed)} rows failed")
+    if counts[JobState.CANCELLED]:
+        parts.append(f"{counts[JobState.CANCELLED]} cancelled")
+    parts.append(f"{batch.attempts} rendered now" if batch.attempts else "nothing had to be rendered")
+    parts.append(f"{writer.written} files written")
+    console.print(f"{mark} " + " · ".join(parts), soft_wrap=True)
+    console.print(f"  [bold]{sheet}[/]", soft_wrap=True)

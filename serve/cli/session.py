@@ -1,0 +1,186 @@
+"""One `clipmill render`: hand the catalog in, see that a farm runs on this home, wait, write the results."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from cluster.farm import Farm
+from cluster.ingest import IncomingRow, gather
+from cluster.jobs import Batch, Job, JobState
+from cluster.manifest import Manifest
+from cluster.resolve import Defaults
+from serve.cli.results import ResultsWriter
+from serve.local import FarmLock
+
+#: How often the store is asked, and how often the farm's lock is tried, in seconds.
+POLL_S = 0.2
+LOCK_S = 1.0
+ATTEND_S = 4.0
+
+
+class RunningFarm(Protocol):
+    """A farm this process can run."""
+
+    def start(self) -> None:
+        """Return once renderers answer."""
+        ...
+
+    def close(self) -> None:
+        """End everything."""
+        ...
+
+
+class FarmStartError(RuntimeError):
+    """The embedded farm did not come up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What there is to show right now."""
+
+    batch: Batch | None
+    running: list[Job]
+    rows_read: int
+    rows: int
+    #: `starting`, `running`, `shared` (another process runs it) or `idle`.
+    farm: str
+
+
+@dataclass
+class _Reading:
+    """The thread that hands the catalog in."""
+
+    batch: Batch | None = None
+    rows_read: int = 0
+    error: BaseException | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class RenderSession:
+    """Runs to the end of the batch, taking over the farm of the home whenever nobody else runs it."""
+
+    def __init__(
+        self,
+        farm: Farm,
+        lock: FarmLock,
+        make_farm: Callable[[], RunningFarm],
+        writer: ResultsWriter,
+        show: Callable[[Moment], None],
+    ) -> None:
+        self._farm = farm
+        self._lock = lock
+        self._make_farm = make_farm
+        self._writer = writer
+        self._show = show
+        self._running: RunningFarm | None = None
+        self._starting: threading.Thread | None = None
+        self._start_error: BaseException | None = None
+        self._reading = _Reading()
+        self.batch_id = ""
+
+    def run(self, manifest: Manifest, defaults: Defaults, *, name: str, source: str) -> Batch:
+        """Render the manifest; returns the finished batch. Raises `FarmStartError`, and what the store raises."""
+        threading.Thread(target=self._read, args=(manifest, defaults, name, source), name="ingest", daemon=True).start()
+        lock_at = attend_at = 0.0
+        rows = len(manifest.rows)
+        while True:
+            now = time.monotonic()
+            self._raise_faults()
+            batch, running = self._look()
+            if batch and now >= attend_at:
+                self._farm.attend(batch.id)
+                attend_at = now + ATTEND_S
+            if batch:
+                self._writer.update(batch.id)
+            if batch and batch.done and self._reading.done.is_set():
+                self._show(self._moment(batch, running, rows))
+                return batch
+            # The farm is started by the first row that needs rendering: a catalog that is all done needs none.
+            if batch and (batch.counts[JobState.QUEUED] or running) and now >= lock_at:
+                self._see_to_farm()
+                lock_at = now + LOCK_S
+            self._show(self._moment(batch, running, rows))
+            time.sleep(POLL_S)
+
+    def close(self) -> None:
+        """End the farm, if this session runs it, and let go of the home."""
+        if self._starting:
+            self._starting.join()
+        if self._running:
+            self._running.close()
+        self._lock.release()
+
+    def _read(self, manifest: Manifest, defaults: Defaults, name: str, source: str) -> None:
+        reading = self._reading
+
+        def counted() -> Any:
+            row: IncomingRow
+            for row in gather(manifest, self._farm.put_still):
+                reading.rows_read += 1
+                yield row
+
+        try:
+            reading.batch = self._farm.submit(
+                counted(), defaults, name=name, source=source, attended=True, on_open=self._opened
+            )
+        except BaseException as error:
+            reading.error = error
+        finally:
+            reading.done.set()
+
+    def _opened(self, batch_id: str) -> None:
+        self.batch_id = batch_id
+
+    def _look(self) -> tuple[Batch | None, list[Job]]:
+        if not self.batch_id:
+            return None, []
+        running = self._farm.desk.jobs(self._farm.owner, self.batch_id, state=JobState.RUNNING)
+        return self._farm.batch(self.batch_id), running
+
+    def _see_to_farm(self) -> None:
+        if self._running or self._starting or not self._lock.try_acquire():
+            return
+        farm = self._make_farm()
+
+        def start() -> None:
+            try:
+                farm.start()
+            except BaseException as error:
+                self._start_error = error
+
+        self._running = farm
+        self._starting = threading.Thread(target=start, name="farm", daemon=True)
+        self._starting.start()
+
+    def _raise_faults(self) -> None:
+        if self._reading.error:
+            raise self._reading.error
+        if self._start_error:
+            raise FarmStartError(
+                f"the embedded farm did not start: {type(self._start_error).__name__}: {self._start_error}. "
+                "`clipmill doctor` looks for what is missing."
+            ) from self._start_error
+
+    def _moment(self, batch: Batch | None, running: list[Job], rows: int) -> Moment:
+        if self._starting and self._starting.is_alive():
+            state = "starting"
+        elif self._running:
+            state = "running"
+        else:
+            state = "shared" if batch and not batch.done else "idle"
+        return Moment(batch=batch, running=running, rows_read=self._reading.rows_read, rows=rows, farm=state)
+
+
+def first_rows(manifest: Manifest, limit: int | None) -> Manifest:
+    """The manifest with its first `limit` rows only."""
+    return manifest if limit is None else replace(manifest, rows=manifest.rows[:limit])
+
+
+def source_of(catalog: Path) -> str:
+    """What makes two runs the same command: the catalog's real path."""
+    return str(catalog.resolve())

@@ -1,0 +1,168 @@
+"""What the terminal shows while a batch renders, and after it."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from cluster.jobs import JobState
+from serve.cli.session import Moment
+
+_FARM_TEXT = {
+    "starting": "starting the farm",
+    "running": "rendering",
+    "shared": "another terminal runs the farm of this home",
+    "idle": "reading the catalog",
+}
+#: Running clips shown line by line.
+_LINES = 8
+
+
+class ProgressView:
+    """Live progress on a terminal; a plain line now and then where there is none; nothing when silent."""
+
+    def __init__(self, console: Console, *, silent: bool = False, clock: Any = time.monotonic) -> None:
+        self._console = console
+        self._silent = silent
+        self._clock = clock
+        self._live = Live(console=console, refresh_per_second=6, transient=True) if console.is_terminal else None
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("[dim]{task.fields[eta]}"),
+            console=console,
+        )
+        self._task = self._progress.add_task("reading the catalog", total=None, rate="", eta="")
+        self._first: tuple[float, int] | None = None
+        self._said_at = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live and not self._silent:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._live and not self._silent:
+            self._live.stop()
+
+    def __call__(self, moment: Moment) -> None:
+        """Show this moment."""
+        if self._silent:
+            return
+        done = moment.batch.counts.final if moment.batch else 0
+        rate, eta = self._speed(moment, done)
+        if self._live is None:
+            self._say(moment, done, rate, eta)
+            return
+        self._progress.update(
+            self._task, description=_FARM_TEXT[moment.farm], total=moment.rows, completed=done, rate=rate, eta=eta
+        )
+        self._live.update(Group(self._progress, *map(_line, moment.running[:_LINES])))
+
+    def _speed(self, moment: Moment, done: int) -> tuple[str, str]:
+        # Counted from the first clip of this run: rows that were done before say nothing about the pace.
+        if self._first is None:
+            if moment.running:
+                self._first = (self._clock(), done)
+            return "", ""
+        began, before = self._first
+        elapsed, rendered = self._clock() - began, done - before
+        if rendered <= 0 or elapsed < 1:
+            return "", ""
+        per_second = rendered / elapsed
+        left = (moment.rows - done) / per_second
+        return f"{per_second * 60:.1f} clips/min", f"about {clock_text(left)} left"
+
+    def _say(self, moment: Moment, done: int, rate: str, eta: str) -> None:
+        if self._clock() - self._said_at < 5:
+            return
+        self._said_at = self._clock()
+        parts = [_FARM_TEXT[moment.farm], f"{done} of {moment.rows} rows done", rate, eta]
+        self._console.print(" · ".join(part for part in parts if part), highlight=False)
+
+
+def _line(job: Any) -> Text:
+    spec = job.spec
+    steps = f"step {job.step} of {job.steps}" if job.steps else "loading"
+    return Text(f"   {job.name}  {spec.family} {spec.width}×{spec.height}  {steps}", style="dim")
+
+
+def clock_text(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def problems_table(jobs: list[dict[str, Any]]) -> Table:
+    """Failed rows: which, field, why, what to do."""
+    table = Table(title="Rows that failed", title_justify="left", title_style="bold", show_lines=False, pad_edge=False)
+    for column in ("row", "id", "field", "what is wrong", "what to do"):
+        table.add_column(column, overflow="fold")
+    for job in jobs:
+        where = str(job["row"].get("number", job["number"]))
+        if line := job["row"].get("line"):
+            where += f" (line {line})"
+        for problem in job["problems"] or [{"field": "", "message": job["reason"] or "", "remedy": ""}]:
+            table.add_row(where, Text(job["name"]), problem["field"], Text(problem["message"]), Text(problem["remedy"]))
+            where = ""
+    return table
+
+
+def batches_table(batches: list[dict[str, Any]]) -> Table:
+    """Batches with their counts."""
+    table = Table(pad_edge=False)
+    for column in ("batch", "name", "status", "done", "running", "waiting", "failed", "attempts"):
+        table.add_column(column, justify="right" if column not in ("batch", "name", "status") else "left")
+    for batch in batches:
+        counts = batch["counts"]
+        status = batch["status"]
+        if status == "running" and batch.get("attended") is False and not counts[JobState.RUNNING]:
+            status = "waiting"
+        table.add_row(
+            batch["id"],
+            Text(batch["name"]),
+            status,
+            f"{counts['completed']}/{counts['total']}",
+            str(counts["running"]),
+            str(counts["queued"] + counts["held"]),
+            str(counts["failed"]),
+            str(batch["attempts"]),
+        )
+    return table
+
+
+def cards_table(cards: list[dict[str, Any]]) -> Table:
+    """Cards with what they hold."""
+    table = Table(pad_edge=False)
+    for column in ("card", "class", "kind", "state", "used", "usable", "model"):
+        table.add_column(column, justify="right" if column in ("used", "usable") else "left")
+    for card in cards:
+        table.add_row(
+            card["card"],
+            card["card_class"],
+            card["kind"],
+            card["state"],
+            bytes_text(card["used_bytes"]),
+            bytes_text(card["usable_bytes"]),
+            card["family"] or "",
+        )
+    return table
+
+
+def bytes_text(count: int) -> str:
+    """`23.1 GiB`, `143 MiB`."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

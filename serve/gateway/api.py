@@ -1,0 +1,153 @@
+"""Routes of the HTTP API. Errors are `{"error": {message, type, param, code}}`, as OpenAI's clients expect them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import sqlalchemy.exc
+from fastapi import FastAPI, Header, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.farm import Farm
+from cluster.ingest import IncomingRow
+from cluster.jobs import JobState
+from cluster.resolve import Defaults
+from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
+from pipeline.clip import Fit, ResolutionClass, Tier
+from pipeline.problems import BadInputError
+from serve.views import batch_view, job_view
+
+#: A still as uploaded: larger ones are refused before they are read whole.
+MAX_STILL_BYTES = 200 * 2**20
+
+
+class BatchDefaults(BaseModel):
+    """What holds for rows that are silent."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+    resolution_class: ResolutionClass = ResolutionClass.P512
+    tier: Tier = Tier.STANDARD
+    fit: Fit = Fit.CONTAIN
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+
+
+class NewBatch(BaseModel):
+    """Body of `POST /v1/batches`. Stills are handed in before, by `PUT /v1/stills`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=500)
+    source: str = Field(default="", max_length=4000)
+    rows: list[IncomingRow] = Field(min_length=1, max_length=100_000)
+    defaults: BatchDefaults = BatchDefaults()
+
+
+def create_api(farm: Farm, *, default_model: str, nudge: Callable[[], Awaitable[None]]) -> FastAPI:
+    """The ASGI application over `farm`; `nudge` tells the dispatcher that there is new work."""
+    api = FastAPI(title="clipmill", docs_url="/docs", redoc_url=None)
+    _explain_errors(api)
+
+    @api.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    @api.get("/healthz")
+    def healthz() -> JSONResponse:
+        try:
+            cards = farm.desk.cards()
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            return JSONResponse({"status": "store unreachable", "detail": str(error)}, status_code=503)
+        return JSONResponse({"status": "ok", "cards": len(cards)})
+
+    @api.get("/v1/cards")
+    def cards() -> dict[str, Any]:
+        return {"object": "list", "data": [beat.model_dump(mode="json") for beat in farm.desk.cards()]}
+
+    @api.put("/v1/stills")
+    async def put_still(request: Request) -> dict[str, Any]:
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > MAX_STILL_BYTES:
+                raise BadInputError("image", f"more than {MAX_STILL_BYTES // 2**20} MiB", "Send a smaller picture.")
+        return {"object": "still", "sha256": await run_in_threadpool(farm.put_still, bytes(data))}
+
+    @api.post("/v1/batches", status_code=202)
+    async def create_batch(
+        body: NewBatch, request: Request, idempotency_key: Annotated[str | None, Header(max_length=255)] = None
+    ) -> dict[str, Any]:
+        given = body.defaults.model_dump()
+        given["model"] = given["model"] or default_model
+        fingerprint = hashlib.sha256(await request.body()).hexdigest()
+        batch = await run_in_threadpool(
+            farm.submit,
+            body.rows,
+            Defaults(**given),
+            name=body.name,
+            source=body.source,
+            idempotency_key=idempotency_key,
+            fingerprint=fingerprint,
+        )
+        await nudge()
+        return batch_view(batch)
+
+    @api.get("/v1/batches")
+    def list_batches(limit: Annotated[int, Query(ge=1, le=100)] = 20) -> dict[str, Any]:
+        found = farm.desk.batches(farm.owner, limit)
+        return {"object": "list", "data": [batch_view(batch) for batch in found]}
+
+    @api.get("/v1/batches/{batch_id}")
+    def get_batch(batch_id: str) -> dict[str, Any]:
+        return batch_view(farm.batch(batch_id))
+
+    @api.get("/v1/batches/{batch_id}/jobs")
+    def get_jobs(
+        batch_id: str,
+        state: JobState | None = None,
+        after: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> dict[str, Any]:
+        found = farm.desk.jobs(farm.owner, batch_id, state=state, after_number=after, limit=limit + 1)
+        page = [job_view(job) for job in found[:limit]]
+        return {"object": "list", "data": page, "has_more": len(found) > limit}
+
+    @api.post("/v1/batches/{batch_id}/cancel")
+    async def cancel_batch(batch_id: str) -> dict[str, Any]:
+        batch = await run_in_threadpool(farm.cancel, batch_id)
+        await nudge()
+        return batch_view(batch)
+
+    return api
+
+
+def _explain_errors(api: FastAPI) -> None:
+    def answer(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        return JSONResponse(
+            {"error": {"message": message, "type": kind, "param": param, "code": code}}, status_code=status
+        )
+
+    @api.exception_handler(BadInputError)
+    async def bad_input(_request: Request, error: BadInputError) -> JSONResponse:
+        return answer(400, str(error), "bad_input", error.problem.field)
+
+    @api.exception_handler(NoSuchBatchError)
+    async def no_such(_request: Request, error: NoSuchBatchError) -> JSONResponse:
+        return answer(404, str(error), "not_found", "batch_id")
+
+    @api.exception_handler(IdempotencyConflictError)
+    async def conflict(_request: Request, error: IdempotencyConflictError) -> JSONResponse:
+        return answer(422, str(error), "idempotency_conflict", "Idempotency-Key")
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"])
+        return answer(422, f"{param}: {first['msg']}", "validation_error", param)

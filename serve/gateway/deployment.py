@@ -1,0 +1,33 @@
+"""The gateway deployment: an ASGI application on one replica or many, all on the same store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve as ray_serve
+from ray.serve.handle import DeploymentHandle
+
+from cluster.farm import Farm
+from cluster.storage import Storage
+from cluster.store import Database, Desk
+from serve.gateway.api import create_api
+from serve.settings import FarmArgs
+
+
+@ray_serve.ingress()
+class Gateway:
+    """Answers from the store, so any replica can answer for any other, before and after any restart."""
+
+    def __init__(self, args: dict[str, Any], dispatcher: DeploymentHandle) -> None:
+        self._args = FarmArgs.model_validate(args)
+        settings = self._args.settings()
+        database = Database(settings.database_url)
+        database.migrate()
+        self._farm = Farm(Desk(database), Storage(settings.storage_url))
+        self._dispatcher = dispatcher
+
+    def __serve_build_asgi_app__(self) -> Any:
+        async def nudge() -> None:
+            await self._dispatcher.nudge.remote()
+
+        return create_api(self._farm, default_model=self._args.default_model, nudge=nudge)

@@ -1,0 +1,199 @@
+"""The embedded farm: Ray started on this machine for as long as a command runs, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from cluster.cards import card_class_of
+from serve.settings import CardClassArgs, FarmArgs
+
+log = logging.getLogger("clipmill.local")
+
+APP_NAME = "clipmill"
+#: Directory names carry the owner's process id, so that a later start can tell whose are left over.
+_TMP_PREFIX = "clipmill-"
+_MIN_OBJECT_STORE_BYTES = 80 * 2**20
+
+
+class FarmLock:
+    """Held by the one process that runs the embedded farm of a home; released by its death, however it comes."""
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / "farm.lock"
+        self._file: IO[str] | None = None
+
+    def try_acquire(self) -> bool:
+        """Take the lock unless another process has it."""
+        if self._file is not None:
+            return True
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = self._path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return False
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "since": int(time.time())}))
+        file.flush()
+        self._file = file
+        return True
+
+    def note(self, **facts: Any) -> None:
+        """Say more about the running farm to those who read `holder`, such as its URL."""
+        assert self._file is not None
+        self._file.truncate(0)
+        self._file.write(json.dumps({"pid": os.getpid(), "since": int(time.time()), **facts}))
+        self._file.flush()
+
+    def holder(self) -> dict[str, Any] | None:
+        """What the process that has the lock says of itself; None where nobody has it."""
+        with contextlib.suppress(OSError), self._path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                with contextlib.suppress(ValueError):
+                    return dict(json.loads(file.read() or "{}"))
+                return {}
+        return None
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def emulated_classes(cards: list[str]) -> dict[str, CardClassArgs]:
+    """The card table of `--cards c8,c24,c24`: emulated cards, one CPU process each."""
+    return {
+        name: CardClassArgs(
+            replicas=cards.count(name),
+            num_gpus=0,
+            num_cpus=0,
+            resources={f"card-{name}": 1},
+            cards=tuple(f"emulated-{name}-{i}" for i in range(cards.count(name))),
+        )
+        for name in dict.fromkeys(cards)
+    }
+
+
+def gpu_classes() -> dict[str, CardClassArgs]:
+    """The card table of this machine's GPUs; empty where there are none.
+
+    Cards of several classes in one host are told apart by uuid, not by Ray, which does not know their sizes.
+    """
+    from serve.cards import find_gpus
+
+    by_class: dict[str, list[str]] = {}
+    for gpu in find_gpus():
+        if name := card_class_of(gpu.total_bytes):
+            by_class.setdefault(name, []).append(gpu.uuid)
+    return {
+        name: CardClassArgs(
+            replicas=len(uuids), num_gpus=0, num_cpus=0, resources={f"card-{name}": 1}, cards=tuple(uuids)
+        )
+        for name, uuids in by_class.items()
+    }
+
+
+class EmbeddedFarm:
+    """Ray and the Serve application on this machine. `start` once, `close` once."""
+
+    def __init__(self, args: FarmArgs, *, port: int | None = None, dashboard: bool = False) -> None:
+        self._args = args
+        self._port = port
+        self._dashboard = dashboard
+        self._temp: Path | None = None
+
+    def start(self) -> None:
+        """Start Ray and deploy; returns when every renderer answers. Raises what Ray raises."""
+        sweep_left_over()
+        # A short path: Ray's sockets live in it, and a socket's path may have 107 characters.
+        self._temp = Path(tempfile.mkdtemp(prefix=f"{_TMP_PREFIX}{os.getpid()}-", dir="/tmp"))
+        _prepare_environment(self._temp)
+        import ray
+        from ray import serve as ray_serve
+        from ray.serve.config import HTTPOptions
+        from ray.serve.schema import LoggingConfig
+
+        from serve.app import build
+
+        resources: dict[str, float] = {}
+        for table in self._args.card_classes.values():
+            for name, amount in table.resources.items():
+                resources[name] = resources.get(name, 0) + amount * table.replicas
+        ray.init(
+            address="local",
+            num_cpus=max(4, os.cpu_count() or 1),
+            resources=resources,
+            include_dashboard=self._dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_MIN_OBJECT_STORE_BYTES,
+            _temp_dir=str(self._temp),
+        )
+        quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+        location = "HeadOnly" if self._args.gateway else "NoServer"
+        ray_serve.start(
+            http_options=HTTPOptions(location=location, host="127.0.0.1", port=self._port or 8500),
+            logging_config=quiet,
+        )
+        ray_serve.run(
+            build(self._args.model_dump(mode="json")),
+            name=APP_NAME,
+            route_prefix="/" if self._args.gateway else None,
+            logging_config=quiet,
+        )
+
+    def logs(self) -> Path | None:
+        """Folder of Ray's logs while the farm runs."""
+        return self._temp / "session_latest" / "logs" if self._temp else None
+
+    def close(self) -> None:
+        """Let clips in flight finish within the drain time, then end everything this farm started."""
+        import ray
+        from ray import serve as ray_serve
+
+        try:
+            # Guarded: `serve.shutdown` waits for ever on a cluster that is gone.
+            if ray.is_initialized():
+                with contextlib.suppress(Exception):
+                    handle = ray_serve.get_deployment_handle("dispatcher", app_name=APP_NAME)
+                    handle.drain.remote().result(timeout_s=self._args.drain_s + 5)
+                with contextlib.suppress(Exception):
+                    ray_serve.shutdown()
+                ray.shutdown()
+        finally:
+            if self._temp:
+                shutil.rmtree(self._temp, ignore_errors=True)
+
+
+def _prepare_environment(temp: Path) -> None:
+    os.environ.update(
+        {
+            # By reference, a dead dispatcher goes unnoticed by its renderers; by gRPC its calls are cancelled at once.
+            "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": str(temp),
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_DEDUP_LOGS": "0",
+        }
+    )
+
+
+def sweep_left_over() -> None:
+    """Remove the temporary folders of embedded farms whose process is gone (killed before it could tidy up)."""
+    for folder in Path("/tmp").glob(f"{_TMP_PREFIX}*-*"):  # noqa: S108
+        pid = folder.name.removeprefix(_TMP_PREFIX).split("-")[0]
+        if folder.is_dir() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)

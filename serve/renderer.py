@@ -1,0 +1,135 @@
+"""The renderer deployment: one replica per card, one stream per job, a heartbeat to the dispatcher."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ray import serve as ray_serve
+
+from cluster.cards import Beat, CardState
+from cluster.dispatcher import Assignment, Event, Verdict
+from cluster.jobs import Ended
+from cluster.storage import Storage
+from serve.cards import CardIdentity, claim, emulated_card, gpu_card
+from serve.messages import ACCEPTED, event_to_wire
+from serve.settings import FarmArgs
+from serve.worker import CARD_LOCK, Flight, WeightsPlace, Worker
+
+log = logging.getLogger("clipmill.renderer")
+
+BEAT_S = 0.5
+#: A renderer that had no answer from any dispatcher for this long stops: its lease is gone.
+DEAF_S = 10.0
+
+
+class Renderer:
+    """Serve calls `run` once per assignment; everything else happens by heartbeat."""
+
+    async def __init__(self, args: dict[str, Any], card_class: str) -> None:
+        farm = FarmArgs.model_validate(args)
+        settings = farm.settings()
+        context = ray_serve.get_replica_context()
+        self.uid = context.replica_id.unique_id
+        identity, device, self._lock = await asyncio.to_thread(_open_card, farm, card_class, settings.home)
+        self._identity: CardIdentity = identity
+        self._worker = Worker(
+            identity,
+            device,
+            Storage(settings.storage_url),
+            WeightsPlace(
+                home=settings.home,
+                folders={name: Path(folder) for name, folder in farm.weights.items()},
+                offline=settings.offline,
+            ),
+        )
+        self._flights: dict[str, Flight] = {}
+        self._dispatcher = ray_serve.get_deployment_handle("dispatcher", app_name=context.app_name)
+        self._heard_at = time.monotonic()
+        self._beats = asyncio.create_task(self._beat_for_ever())
+
+    async def run(self, assignment: dict[str, Any], want: str) -> AsyncGenerator[dict[str, Any], None]:
+        """Render one assignment; yields what `serve.messages` describes, an `ended` last.
+
+        `want` is read by the router. Closing the stream stops the render within a step; the card is free only
+        when its thread has really ended, which is waited for.
+        """
+        del want
+        yield ACCEPTED
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        flight = Flight(
+            Assignment.model_validate(assignment), lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
+        )
+        self._flights[flight.assignment.attempt_id] = flight
+        work = asyncio.create_task(asyncio.to_thread(self._worker.run, flight))
+        work.add_done_callback(lambda task: events.put_nowait(task.result()))
+        try:
+            while True:
+                event = await events.get()
+                yield event_to_wire(event)
+                if isinstance(event, Ended):
+                    return
+        finally:
+            flight.stop()
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(work)
+            self._flights.pop(flight.assignment.attempt_id, None)
+
+    async def pid(self, want: str) -> int:
+        """Process id, for chaos tests and `doctor`."""
+        del want
+        return os.getpid()
+
+    async def check_health(self) -> None:
+        """Raise when the heartbeat has died: Serve then replaces this replica."""
+        if self._beats.done():
+            raise RuntimeError("the heartbeat ended")
+
+    async def _beat_for_ever(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                verdicts = await asyncio.wait_for(self._dispatcher.beat.remote(self._beat()), timeout=5)
+                self._heard_at = time.monotonic()
+                for attempt_id, verdict in verdicts.items():
+                    flight = self._flights.get(attempt_id)
+                    if flight and verdict != Verdict.GO_ON:
+                        flight.stop()
+            except Exception as error:
+                log.warning("no answer from the dispatcher: %s", error)
+                if time.monotonic() - self._heard_at > DEAF_S:
+                    for flight in self._flights.values():
+                        flight.stop()
+            await asyncio.sleep(max(0.0, BEAT_S - (time.monotonic() - began)))
+
+    def _beat(self) -> dict[str, Any]:
+        device = self._worker.device
+        beat = Beat(
+            renderer=self.uid,
+            card=self._identity.card,
+            card_class=self._identity.card_class,
+            kind=self._identity.kind,
+            total_bytes=device.total_bytes,
+            usable_bytes=device.usable_bytes(),
+            used_bytes=device.used_bytes(),
+            state=CardState.BUSY if CARD_LOCK.locked() else CardState.IDLE,
+            family=self._worker.family,
+            steps={attempt_id: flight.steps for attempt_id, flight in self._flights.items()},
+        )
+        return beat.model_dump(mode="json")
+
+
+def _open_card(farm: FarmArgs, card_class: str, home: Path) -> tuple[CardIdentity, Any, Any]:
+    cards = farm.card_classes[card_class].cards
+    card, lock = claim(cards, home / "cards") if cards else (None, None)
+    if farm.emulate:
+        context = ray_serve.get_replica_context()
+        return *emulated_card(card or f"{card_class}-{context.replica_id.unique_id}", card_class), lock
+    return *gpu_card(card, card_class), lock

@@ -1,0 +1,111 @@
+"""Settings of a person's machine (`CLIPMILL_*`) and of a farm (`applications[].args` in ray_config.yaml)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cluster.cards import NOMINAL_BYTES, Fleet, usable_threshold
+from pipeline.emulation import emulated_bytes
+
+#: Of an emulated card, what a clip may use; the rest stands for drivers and contexts.
+EMULATED_USABLE_SHARE = 0.95
+
+
+class Settings(BaseSettings):
+    """From the environment: `CLIPMILL_HOME`, `CLIPMILL_DATABASE_URL`, `CLIPMILL_STORAGE_URL`, `CLIPMILL_OFFLINE`."""
+
+    model_config = SettingsConfigDict(env_prefix="CLIPMILL_", extra="ignore")
+
+    #: State and weights of the embedded farm.
+    home: Path = Path("~/.clipmill")
+    #: SQLAlchemy URL; default: SQLite in the home folder.
+    database_url: str = ""
+    #: fsspec URL; default: a folder in the home folder.
+    storage_url: str = ""
+    #: Never ask a hub for weights.
+    offline: bool = False
+    #: The farm a client speaks to; default: the one running on this machine.
+    url: str = ""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        self.home = self.home.expanduser().absolute()
+        self.database_url = self.database_url or f"sqlite:///{self.home / 'clipmill.db'}"
+        self.storage_url = self.storage_url or str(self.home / "storage")
+        return self
+
+
+class CardClassArgs(BaseModel):
+    """One card class of the farm: its replicas, and where Serve places them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Renderers, one per GPU.
+    replicas: Annotated[int, Field(ge=0)] = 1
+    #: Ray label selector of the nodes, such as {"clipmill.io/card-class": "c24"}.
+    label_selector: dict[str, str] = Field(default_factory=dict)
+    #: GPUs a renderer asks Ray for: 1 on a cluster, 0 on emulated cards.
+    num_gpus: float = 1
+    num_cpus: float = 1
+    #: Custom Ray resources a renderer asks for.
+    resources: dict[str, float] = Field(default_factory=dict)
+    #: The cards of this class by id, where one machine has several classes; a renderer takes a free one.
+    cards: tuple[str, ...] = ()
+
+
+class FarmArgs(BaseModel):
+    """The arguments of `serve.app:build`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    card_classes: dict[str, CardClassArgs]
+    #: Cards of memory-limited CPU tensors, for machines without a GPU.
+    emulate: bool = False
+    home: str = ""
+    database_url: str = ""
+    storage_url: str = ""
+    offline: bool = False
+    #: Family of rows that name none. Never `camera` by default: a farm does not swap a diffusion job for it.
+    default_model: str = "i2vgen-xl"
+    #: A local folder of weights per family.
+    weights: dict[str, str] = Field(default_factory=dict)
+    #: Answer HTTP. An embedded `render` needs none.
+    gateway: bool = True
+    #: Longest clip in seconds; Serve's graceful shutdown waits 1.5 times as long.
+    longest_clip_s: float = 1800
+    #: Seconds that clips in flight may take to finish when the farm closes.
+    drain_s: float = 20
+
+    @model_validator(mode="after")
+    def _known_classes(self) -> Self:
+        unknown = set(self.card_classes) - set(NOMINAL_BYTES)
+        if unknown:
+            raise ValueError(f"unknown card class {', '.join(sorted(unknown))}; there are {', '.join(NOMINAL_BYTES)}")
+        if not self.card_classes:
+            raise ValueError("card_classes is empty: name at least one, such as c24")
+        return self
+
+    def settings(self) -> Settings:
+        """The machine's settings with what the farm's arguments say on top."""
+        given: dict[str, Any] = {"offline": self.offline}
+        if self.home:
+            given["home"] = Path(self.home)
+        if self.database_url:
+            given["database_url"] = self.database_url
+        if self.storage_url:
+            given["storage_url"] = self.storage_url
+        return Settings(**given)
+
+    def fleet(self) -> Fleet:
+        """What cards this farm can have, whether they are up now or not."""
+        return Fleet(usable_bytes={name: self.usable_bytes(name) for name in self.card_classes})
+
+    def usable_bytes(self, card_class: str) -> int:
+        """Bytes a clip can count on on every card of the class."""
+        if self.emulate:
+            return int(emulated_bytes(NOMINAL_BYTES[card_class]) * EMULATED_USABLE_SHARE)
+        return usable_threshold(card_class)

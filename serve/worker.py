@@ -1,0 +1,270 @@
+"""A renderer without Ray: one card, one model at a time, one clip on the card at a time."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.dispatcher import Assignment, CardFree, Event, StepDone
+from cluster.jobs import Ended, Objects, Outcome
+from cluster.storage import MissingObjectError, Storage
+from pipeline.clip import ClipSpec
+from pipeline.devices import Device
+from pipeline.families import Family, family_named
+from pipeline.footprint import Footprint, leanest, plan
+from pipeline.layouts import Layout
+from pipeline.models.loading import load_model
+from pipeline.models.model import Frames, Model, Stopped
+from pipeline.problems import BadInputError, Problem
+from pipeline.render import render_frames, write_clip
+from pipeline.weights import WeightsError
+
+log = logging.getLogger("clipmill.renderer")
+
+#: One clip on the card at a time in this process, whatever Serve believes: a cancelled call frees its slot
+#: before its thread has stopped, and the next clip must not start beside that ghost.
+CARD_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardIdentity:
+    """Which card a renderer holds."""
+
+    card: str
+    card_class: str
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsPlace:
+    """Where weights come from."""
+
+    home: Path
+    #: A local folder per family.
+    folders: dict[str, Path]
+    offline: bool
+
+
+class Flight:
+    """One assignment on its way through a worker; `stop` may be called from any thread."""
+
+    def __init__(self, assignment: Assignment, emit: Callable[[Event], None]) -> None:
+        self.assignment = assignment
+        self.emit = emit
+        self.steps = (0, assignment.spec.steps)
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Stop within a step."""
+        self._stop.set()
+
+    def check(self) -> None:
+        """Raise `Stopped` once told to stop."""
+        if self._stop.is_set():
+            raise Stopped
+
+    def on_step(self, step: int, steps: int) -> None:
+        """Report a finished step, then obey."""
+        self.steps = (step, steps)
+        self.emit(StepDone(step=step, steps=steps))
+        self.check()
+
+
+class Worker:
+    """Holds a card, keeps one model warm, renders and publishes clips."""
+
+    def __init__(self, identity: CardIdentity, device: Device, storage: Storage, weights: WeightsPlace) -> None:
+        self.identity = identity
+        self.device = device
+        self.storage = storage
+        self._weights = weights
+        self._family: Family | None = None
+        self._model: Model | None = None
+        # At most one clip is being encoded beside the one on the card: frames of more would fill the host's memory.
+        self._publishing = threading.BoundedSemaphore(1)
+
+    @property
+    def family(self) -> str | None:
+        """Name of the family whose weights are loaded."""
+        return self._family.name if self._family else None
+
+    def run(self, flight: Flight) -> Ended:
+        """Render and publish one clip, in the calling thread. Never raises."""
+        try:
+            return self._run(flight)
+        except Stopped:
+            return Ended(outcome=Outcome.STOPPED, detail="told to stop")
+        except BadInputError as error:
+            return Ended(outcome=Outcome.INVALID, detail=str(error), problem=error.problem)
+        except (MissingObjectError, WeightsError) as error:
+            # Neither gets better by trying again on this farm; both say what to do.
+            return Ended(outcome=Outcome.INVALID, detail=str(error), problem=_explain(error))
+        except Exception as error:
+            log.exception("attempt %s failed", flight.assignment.attempt_id)
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f" ({Path(last.filename).name}:{last.lineno})"
+            return Ended(outcome=Outcome.ERROR, detail=f"{type(error).__name__}: {error}{where}")
+
+    def _run(self, flight: Flight) -> Ended:
+        spec = flight.assignment.spec
+        still = self.storage.get_still(flight.assignment.still)
+        self._take_card(flight)
+        holds_slot = False
+        try:
+            began = time.monotonic()
+            planned = self._plan(spec)
+            if planned is None:
+                return self._refuse(spec)
+            layout, predicted = planned
+            rendered = self._render(flight, still, layout, predicted)
+            if isinstance(rendered, Ended):
+                return rendered
+            frames, model_facts, measured_bytes = rendered
+            facts = {
+                "content_key": flight.assignment.content_key,
+                "still_sha256": flight.assignment.still,
+                "model": model_facts,
+                "layout": layout.model_dump(mode="json"),
+                "card": {**self.identity.__dict__, "usable_bytes": self.device.usable_bytes()},
+                "memory": {"predicted_bytes": predicted.peak_bytes, "measured_bytes": measured_bytes},
+                "attempt": flight.assignment.attempt_id,
+                "render_seconds": round(time.monotonic() - began, 3),
+            }
+            while not (holds_slot := self._publishing.acquire(timeout=0.1)):
+                flight.check()
+        finally:
+            CARD_LOCK.release()
+        try:
+            flight.emit(CardFree())
+            flight.check()
+            objects = self._publish(flight, frames, facts)
+        finally:
+            if holds_slot:
+                self._publishing.release()
+        return Ended(
+            outcome=Outcome.COMPLETED,
+            objects=objects,
+            measured_bytes=measured_bytes,
+            predicted_bytes=predicted.peak_bytes,
+            usable_bytes=self.device.usable_bytes(),
+        )
+
+    def _take_card(self, flight: Flight) -> None:
+        while not CARD_LOCK.acquire(timeout=0.1):
+            flight.check()
+        try:
+            flight.check()
+        except Stopped:
+            CARD_LOCK.release()
+            raise
+
+    def _plan(self, spec: ClipSpec) -> tuple[Layout, Footprint] | None:
+        if self._family is not None and self._family.name != spec.family:
+            self._unload()
+        return plan(spec, self.device.usable_bytes())
+
+    def _refuse(self, spec: ClipSpec) -> Ended:
+        needed, usable = leanest(spec)[1].peak_bytes, self.device.usable_bytes()
+        return Ended(
+            outcome=Outcome.TOO_BIG,
+            detail=(
+                f"{spec.family} at {spec.width}×{spec.height} × {spec.frames} frames needs {needed / 2**20:.0f} MiB; "
+                f"{self.identity.card} ({self.identity.card_class}) has {usable / 2**20:.0f} MiB usable"
+            ),
+            predicted_bytes=needed,
+            usable_bytes=usable,
+        )
+
+    def _render(
+        self, flight: Flight, still: bytes, layout: Layout, predicted: Footprint
+    ) -> tuple[Frames, dict[str, Any], int] | Ended:
+        spec = flight.assignment.spec
+        failure: str | None = None
+        # A family without torch leaves the card's torch side closed: opening it costs seconds and 350 MB.
+        with self.device.work() if family_named(spec.family).needs_torch else nullcontext():
+            try:
+                model = self._load(spec)
+                self.device.reset_peak()
+                flight.on_step(0, spec.steps)
+                frames = render_frames(model, still, spec, layout, flight.on_step)
+                return frames, {**model.describe(), **model.notes(spec)}, self.device.peak_bytes()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = str(error)
+        # Outside the `except`: while the exception lives, its traceback keeps the tensors alive.
+        self.device.free_cached()
+        step, steps = flight.steps
+        stage = "decode" if step >= steps else "denoise" if step else "encode"
+        return Ended(
+            outcome=Outcome.OOM,
+            stage=stage,
+            detail=f"out of memory in {stage} at step {step} of {steps} on {self.identity.card}: {failure}",
+            measured_bytes=self.device.peak_bytes(),
+            predicted_bytes=predicted.peak_bytes,
+            usable_bytes=self.device.usable_bytes(),
+        )
+
+    def _load(self, spec: ClipSpec) -> Model:
+        if self._model is None:
+            family = family_named(spec.family)
+            self._model = load_model(
+                family,
+                self.device,
+                weights_dir=self._weights.folders.get(family.name),
+                home=self._weights.home,
+                offline=self._weights.offline,
+                on_load=log.info,
+            )
+            self._family = family
+        return self._model
+
+    def _unload(self) -> None:
+        if self._model is not None:
+            with self.device.work():
+                self._model.unload()
+            self._model = self._family = None
+            self.device.free_cached()
+
+    def _publish(self, flight: Flight, frames: Frames, facts: dict[str, Any]) -> Objects:
+        assignment = flight.assignment
+        with tempfile.TemporaryDirectory(prefix="clipmill-", ignore_cleanup_errors=True) as folder:
+            files = write_clip(frames, assignment.spec, Path(folder), facts)
+            flight.check()
+            # Keyed by attempt: a zombie that publishes after its lease overwrites nothing.
+            prefix = f"clips/{assignment.job_id}/{assignment.attempt_id}"
+            keys = {}
+            for name in ("video", "poster", "spritesheet", "provenance"):
+                path: Path = getattr(files, name)
+                keys[name] = f"{prefix}/{path.name}"
+                self.storage.put_file(keys[name], path)
+            return Objects(**keys, video_bytes=files.video.stat().st_size, frames_sha256=files.frames_sha256)
+
+    def close(self) -> None:
+        """Release the card."""
+        with suppress(Exception), CARD_LOCK:
+            self._unload()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the card is full, in any of the forms libraries give it."""
+    if type(error).__name__ in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
+        return True
+    text = str(error)
+    # cuBLAS and cuDNN report a failed allocation as a plain RuntimeError.
+    marks = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION")
+    return isinstance(error, RuntimeError) and any(mark in text for mark in marks)
+
+
+def _explain(error: MissingObjectError | WeightsError) -> Problem:
+    if isinstance(error, WeightsError):
+        return Problem(field="model", message=f"{error.what} ({error.where})", remedy=error.remedy)
+    return Problem(field="image", message=str(error), remedy="Submit the manifest again: it hands the still in anew.")
