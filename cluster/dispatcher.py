@@ -102,8 +102,12 @@ class _Flight:
     """An attempt in flight."""
 
     claim: Claim
-    task: asyncio.Task[None]
-    steps: tuple[int, int] = (0, 0)
+    steps: tuple[int, int]
+    task: asyncio.Task[None] | None = None
+    #: A task cancelled before its first step never runs at all, so nobody would write its ending.
+    began: bool = False
+    #: The card is this attempt's until its frames are off it.
+    holds_card: bool = True
     cancelled: bool = False
     stop: Outcome | None = None
     #: Its ending is being written: too late to interrupt.
@@ -150,7 +154,11 @@ class Dispatcher:
         self._timing = timing or Timing()
         self._state = _State()
         self._wake = asyncio.Event()
+        #: Start nothing more; `_leaving` then ends the loop.
         self._stopping = False
+        self._leaving = False
+        self._ended = asyncio.Event()
+        self._ended.set()
         self._renewed_at = 0.0
         # One thread: store calls stay in order and never block the beats.
         self._store_thread = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -161,7 +169,7 @@ class Dispatcher:
         """Take a heartbeat; the answer has a verdict for each attempt the renderer named."""
         seat = self._state.seats.get(beat.renderer)
         if seat is None:
-            seat = self._state.seats[beat.renderer] = _Seat(beat=beat, heard_at=self._clock())
+            seat = self._seat(beat)
             self._wake.set()
         seat.beat, seat.heard_at = beat, self._clock()
         verdicts: dict[str, Verdict] = {}
@@ -173,6 +181,17 @@ class Dispatcher:
             flight.steps = max(flight.steps, steps)
             verdicts[attempt_id] = Verdict.CANCEL if flight.cancelled else Verdict.GO_ON
         return verdicts
+
+    def _seat(self, beat: Beat) -> _Seat:
+        # One card has one living renderer: whoever had it before is dead, though nothing may have said so.
+        for uid in [uid for uid, seat in self._state.seats.items() if seat.beat.card == beat.card]:
+            del self._state.seats[uid]
+        # A renderer that fell silent and came back may still hold its card for an attempt in flight.
+        held = next(
+            (a for a, f in self._state.flights.items() if f.claim.renderer == beat.renderer and f.holds_card), None
+        )
+        seat = self._state.seats[beat.renderer] = _Seat(beat=beat, heard_at=self._clock(), rendering=held)
+        return seat
 
     def nudge(self) -> None:
         """Something changed in the store: look now."""
@@ -186,11 +205,12 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Take office and dispatch until `stop`. Returns when another dispatcher takes over."""
+        self._ended.clear()
         try:
             for claim in await self._store(self._ledger.take_office, self._holder):
                 # Their streams died with the dispatcher that held them; the fence keeps any zombie out.
                 await self._end(claim, Ended(outcome=Outcome.LOST, detail="the dispatcher was replaced"))
-            while not self._stopping:
+            while not self._leaving:
                 await self._turn()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), self._timing.poll_s)
@@ -199,23 +219,28 @@ class Dispatcher:
             log.warning("leaving office: %s", stale)
         finally:
             await self._close()
+            self._ended.set()
 
     async def stop(self, grace_s: float) -> None:
-        """Start nothing more; let clips in flight finish for `grace_s`, then give them back to the queue."""
+        """Start nothing more; let clips in flight finish for `grace_s`, then give them back to the queue.
+
+        Leases are renewed until the last clip has ended. Returns when `run` has.
+        """
         self._stopping = True
         self._wake.set()
         deadline = self._clock() + grace_s
-        while self._state.flights and self._clock() < deadline:
-            tasks = [flight.task for flight in self._state.flights.values()]
+        while (tasks := self._tasks()) and self._clock() < deadline:
             await asyncio.wait(tasks, timeout=max(0.0, deadline - self._clock()), return_when=asyncio.FIRST_COMPLETED)
-        for flight in list(self._state.flights.values()):
-            self._interrupt(flight, Outcome.STOPPED)
-        await asyncio.gather(*(f.task for f in self._state.flights.values()), return_exceptions=True)
+        self._leaving = True
+        self._wake.set()
+        await self._ended.wait()
 
     async def _turn(self) -> None:
         if self._clock() - self._renewed_at >= self._timing.renew_s:
             self._renewed_at = self._clock()
             await self._renew()
+        if self._stopping:
+            return
         cards = self._cards()
         idle = sum(card.idle for card in cards)
         # Without a free card nothing can start; one look in a while is enough to refuse what fits nowhere.
@@ -284,14 +309,18 @@ class Dispatcher:
         seat = self._state.seats.get(claim.renderer)
         if seat:
             seat.rendering = claim.attempt_id
-        task = asyncio.create_task(self._fly(claim))
-        self._state.flights[claim.attempt_id] = _Flight(claim=claim, task=task)
+        steps = (0, claim.job.spec.steps if claim.job.spec else 0)
+        flight = self._state.flights[claim.attempt_id] = _Flight(claim=claim, steps=steps)
+        flight.task = asyncio.create_task(self._fly(flight))
 
-    async def _fly(self, claim: Claim) -> None:
+    async def _fly(self, flight: _Flight) -> None:
+        claim = flight.claim
+        flight.began = True
         try:
-            ended = await self._follow(claim)
+            if flight.stop is not None:
+                raise asyncio.CancelledError
+            ended = await self._follow(flight)
         except asyncio.CancelledError:
-            flight = self._state.flights[claim.attempt_id]
             ended = Ended(outcome=flight.stop or Outcome.STOPPED, detail="stopped by the dispatcher")
         except RendererDiedError as died:
             self._state.seats.pop(claim.renderer, None)
@@ -302,16 +331,20 @@ class Dispatcher:
         except Exception as error:
             log.exception("attempt %s broke in the dispatcher", claim.attempt_id)
             ended = Ended(outcome=Outcome.ERROR, detail=f"{type(error).__name__}: {error}")
-        self._state.flights[claim.attempt_id].ending = True
+        flight.ending = True
         try:
             await self._end(claim, ended)
         except StaleEpochError:
             log.warning("attempt %s ended under a closed epoch; its job is with the next dispatcher", claim.attempt_id)
+        except Exception:
+            # Nobody renews its lease any more, so the job comes back by itself.
+            log.exception("the end of attempt %s (%s) could not be written", claim.attempt_id, ended.outcome)
         finally:
             self._state.flights.pop(claim.attempt_id, None)
-            self._free(claim)
+            self._free(flight)
 
-    async def _follow(self, claim: Claim) -> Ended:
+    async def _follow(self, flight: _Flight) -> Ended:
+        claim = flight.claim
         job = claim.job
         assert job.spec is not None
         assert job.still is not None
@@ -334,9 +367,8 @@ class Dispatcher:
                     case Ended():
                         return event
                     case CardFree():
-                        self._free(claim)
+                        self._free(flight)
                     case StepDone():
-                        flight = self._state.flights[claim.attempt_id]
                         flight.steps = max(flight.steps, (event.step, event.steps))
         finally:
             if hasattr(stream, "aclose"):
@@ -346,11 +378,13 @@ class Dispatcher:
     def _interrupt(self, flight: _Flight, outcome: Outcome) -> None:
         if flight.stop is None and not flight.ending:
             flight.stop = outcome
-            flight.task.cancel()
+            if flight.began and flight.task is not None:
+                flight.task.cancel()
 
-    def _free(self, claim: Claim) -> None:
-        seat = self._state.seats.get(claim.renderer)
-        if seat and seat.rendering == claim.attempt_id:
+    def _free(self, flight: _Flight) -> None:
+        flight.holds_card = False
+        seat = self._state.seats.get(flight.claim.renderer)
+        if seat and seat.rendering == flight.claim.attempt_id:
             seat.rendering = None
         self._wake.set()
 
@@ -363,8 +397,11 @@ class Dispatcher:
     async def _close(self) -> None:
         for flight in list(self._state.flights.values()):
             self._interrupt(flight, Outcome.STOPPED)
-        await asyncio.gather(*(f.task for f in self._state.flights.values()), return_exceptions=True)
+        await asyncio.gather(*self._tasks(), return_exceptions=True)
         self._store_thread.shutdown(wait=False)
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [flight.task for flight in self._state.flights.values() if flight.task is not None]
 
     async def _store(self, call: Callable[..., T], *args: Any) -> T:
         loop = asyncio.get_running_loop()

@@ -11,8 +11,8 @@ from pipeline.problems import Problem
 def after_attempt(job: Job, ended: Ended, fleet: Fleet) -> Transition:
     """The job's next state after `ended`, given what cards the farm can have.
 
-    Always ends: memory outcomes raise `needs_bytes` strictly, crashes and errors are counted against
-    `MAX_ATTEMPTS`, everything else against `MAX_RELEASES`.
+    Always ends: crashes and errors are counted against `MAX_ATTEMPTS`, everything else against `MAX_RELEASES`.
+    Memory outcomes raise `needs_bytes` strictly besides, so most of them end at the largest card.
     """
     if ended.outcome is Outcome.COMPLETED:
         return Transition(state=JobState.COMPLETED, costs_attempt=True)
@@ -31,9 +31,10 @@ def after_attempt(job: Job, ended: Ended, fleet: Fleet) -> Transition:
 
 
 def _after_memory(job: Job, ended: Ended, fleet: Fleet) -> Transition:
-    # One byte more than what was not enough: the floor rises with every memory outcome, so this cannot go on forever.
-    floor = max(job.needs_bytes, ended.usable_bytes + 1, ended.predicted_bytes)
-    if fleet.smallest_class_for(floor):
+    # One byte more than what was not enough. That alone ends only after as many attempts as there are bytes where a
+    # card's usable memory shrank below what was asked for (another process took it), so releases are counted too.
+    floor = max(job.needs_bytes + 1, ended.usable_bytes + 1, ended.predicted_bytes)
+    if fleet.smallest_class_for(floor) and job.releases + 1 < MAX_RELEASES:
         return Transition(state=JobState.QUEUED, needs_bytes=floor)
     assert job.spec is not None
     oom = ended.outcome is Outcome.OOM

@@ -77,7 +77,8 @@ def place(snapshot: Snapshot) -> list[Decision]:
             continue
         family = job.spec.family if job.spec else None
         card = min(fitting, key=lambda c: (c.usable_bytes, c.family != family, c.card))
-        idle.remove(card)
+        # By the card, not its renderer: a renderer just replaced may still be on the roster beside its successor.
+        idle = [other for other in idle if other.card != card.card]
         starting.add((job.owner, job.content_key))
         decisions.append(Start(job, card))
     return decisions

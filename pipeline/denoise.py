@@ -92,33 +92,40 @@ def denoise(
     return state.latents
 
 
-def guided(
-    evaluate: Evaluate,
-    unconditional: Mapping[str, torch.Tensor],
-    conditional: Mapping[str, torch.Tensor],
-    scale: float,
-    *,
-    split: bool,
-) -> Predict:
-    """Classifier-free guidance (Ho & Salimans, 2022, arXiv:2207.12598, in the form u + s·(c − u)).
+class Guided:
+    """Classifier-free guidance (Ho & Salimans, 2022, arXiv:2207.12598, in the form u + s·(c − u)); a `Predict`.
 
     Every condition tensor has batch 1. Batched, both halves are one evaluation of batch 2; `split` evaluates
     them one after the other at about half the memory. A scale of 1 or less evaluates the conditional half only.
     """
-    if scale <= 1:
-        return lambda latents, timestep: evaluate(latents, timestep, conditional)
 
-    def one_by_one(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        without = evaluate(latents, timestep, unconditional)
-        return without + scale * (evaluate(latents, timestep, conditional) - without)
+    # An object and not a closure: the frames of a traceback hold their functions, and a function its closure,
+    # so conditions would outlive a failed clip for as long as somebody holds the error.
 
-    if split:
-        return one_by_one
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        unconditional: Mapping[str, torch.Tensor],
+        conditional: Mapping[str, torch.Tensor],
+        scale: float,
+        *,
+        split: bool,
+    ) -> None:
+        self._evaluate = evaluate
+        self._scale = scale
+        self._halves: tuple[Mapping[str, torch.Tensor], ...] = (unconditional, conditional)
+        self._batched: Mapping[str, torch.Tensor] | None = None
+        if scale > 1 and not split:
+            self._batched = {name: torch.cat([unconditional[name], conditional[name]]) for name in conditional}
 
-    both = {name: torch.cat([unconditional[name], conditional[name]]) for name in conditional}
-
-    def together(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        without, with_ = evaluate(torch.cat([latents, latents]), timestep, both).chunk(2)
-        return without + scale * (with_ - without)
-
-    return together
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The guided prediction, shaped like `latents` (batch 1)."""
+        unconditional, conditional = self._halves
+        if self._scale <= 1:
+            return self._evaluate(latents, timestep, conditional)
+        if self._batched is not None:
+            without, with_ = self._evaluate(torch.cat([latents, latents]), timestep, self._batched).chunk(2)
+        else:
+            without = self._evaluate(latents, timestep, unconditional)
+            with_ = self._evaluate(latents, timestep, conditional)
+        return without + self._scale * (with_ - without)

@@ -128,6 +128,9 @@ class EmbeddedFarm:
 
         from serve.app import build
 
+        # The terminal belongs to the person: Ray's own words go to its log files.
+        for name in ("ray", "ray.serve"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         resources: dict[str, float] = {}
         for table in self._args.card_classes.values():
             for name, amount in table.resources.items():
@@ -165,13 +168,11 @@ class EmbeddedFarm:
         from ray import serve as ray_serve
 
         try:
-            # Guarded: `serve.shutdown` waits for ever on a cluster that is gone.
+            # No `serve.shutdown`: the whole Ray goes, and taking Serve apart first costs seconds.
             if ray.is_initialized():
                 with contextlib.suppress(Exception):
                     handle = ray_serve.get_deployment_handle("dispatcher", app_name=APP_NAME)
                     handle.drain.remote().result(timeout_s=self._args.drain_s + 5)
-                with contextlib.suppress(Exception):
-                    ray_serve.shutdown()
                 ray.shutdown()
         finally:
             if self._temp:

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,6 +78,9 @@ class _Ledger:
         while self._dead:
             self._live -= self._sizes.pop(self._dead.popleft())[0]
 
+    def _bury(self, address: int, _storage: object) -> None:
+        self._dead.append(address)
+
     def take(self, storage: torch.UntypedStorage) -> None:
         """Count `storage`; raise `torch.OutOfMemoryError`, counting nothing, where it does not fit."""
         address = storage._cdata
@@ -93,9 +97,7 @@ class _Ledger:
                     f"Emulated card out of memory. Tried to allocate {grown / _MIB:.2f} MiB. The card has a total "
                     f"capacity of {self._total / _MIB:.2f} MiB of which {free / _MIB:.2f} MiB is free."
                 )
-            reference = (
-                known[1] if known else weakref.ref(storage, lambda _dead, address=address: self._dead.append(address))
-            )
+            reference = known[1] if known else weakref.ref(storage, partial(self._bury, address))
             self._sizes[address] = (nbytes, reference)
             self._live += grown
             self._peak = max(self._peak, self._live)

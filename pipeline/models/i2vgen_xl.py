@@ -18,7 +18,7 @@ import transformers
 from PIL import Image
 
 from pipeline.clip import ClipSpec
-from pipeline.denoise import DenoiseState, denoise, guided, start
+from pipeline.denoise import Guided, denoise, start
 from pipeline.devices import Device
 from pipeline.layouts import Layout
 from pipeline.models.errors import NotFiniteError
@@ -108,7 +108,7 @@ class I2VGenXL:
         with self._device.work(), torch.no_grad():
             parts = self.parts
             scheduler = type(parts.scheduler).from_config(parts.scheduler.config)
-            predict = guided(
+            predict = Guided(
                 self._evaluate,
                 conditions.unconditional,
                 conditions.conditional,

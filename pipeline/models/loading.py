@@ -99,7 +99,7 @@ def _fetch(family: Family, home: Path, offline: bool, on_load: OnLoad) -> Path:
         return cached_folder(family, home)
     on_load(f"fetching {family.repo}")
     try:
-        folder = snapshot_download(
+        snapshot = snapshot_download(
             family.repo, revision=family.revision, cache_dir=weights_root(home), allow_patterns=wanted
         )
     except (OSError, HfHubHTTPError, ValueError) as error:
@@ -108,7 +108,7 @@ def _fetch(family: Family, home: Path, offline: bool, on_load: OnLoad) -> Path:
             where,
             "Check the network, its proxy and the disk's free space, or name a folder that holds the model.",
         ) from error
-    return Path(folder)
+    return Path(snapshot)
 
 
 def _load_parts(folder: Path, device: Device, dtype: Any, on_load: OnLoad) -> Parts:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
@@ -111,7 +112,8 @@ def _write(folder: Path) -> None:
         }
     for name, network in networks.items():
         _fill(name, network)
-        network.half().save_pretrained(folder / name, variant=VARIANT, safe_serialization=True)
+        half: Any = network.half()
+        half.save_pretrained(folder / name, variant=VARIANT, safe_serialization=True)
     tokenizer.save_pretrained(folder / "tokenizer")
     CLIPImageProcessorPil(
         size={"shortest_edge": _PICTURE_SIDE}, crop_size={"height": _PICTURE_SIDE, "width": _PICTURE_SIDE}

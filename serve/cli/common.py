@@ -51,6 +51,9 @@ Cards = Annotated[
 
 #: Progress and errors; results go to standard output.
 console = Console(stderr=True, highlight=False)
+if not console.is_terminal:
+    # A log file has no width; rich would cut tables at 80 columns.
+    console.width = 160
 
 
 def settings_for(home: Path | None) -> Settings:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import typer
+from rich import box
 from rich.table import Table
 
 from pipeline.families import FAMILIES
@@ -77,7 +78,7 @@ def models(home: Home = None, as_json: Json = False) -> None:
     if as_json:
         print_json({"models": listed})
         return
-    table = Table(pad_edge=False)
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
     for column in ("model", "what it is", "licence", "sides by", "frames", "weights", "here"):
         table.add_column(column)
     for row in listed:

@@ -61,6 +61,35 @@ class _Reading:
     done: threading.Event = field(default_factory=threading.Event)
 
 
+class _Host(threading.Thread):
+    """The thread in which a farm lives from start to close.
+
+    One thread for both: the kernel ends Ray's daemons with the *thread* that started them.
+    """
+
+    def __init__(self, farm: RunningFarm) -> None:
+        super().__init__(name="farm", daemon=True)
+        self._farm = farm
+        self._closing = threading.Event()
+        self.up = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._farm.start()
+            self.up.set()
+            self._closing.wait()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._farm.close()
+
+    def close(self) -> None:
+        """Close the farm and wait until all of it has ended."""
+        self._closing.set()
+        self.join()
+
+
 class RenderSession:
     """Runs to the end of the batch, taking over the farm of the home whenever nobody else runs it."""
 
@@ -77,9 +106,7 @@ class RenderSession:
         self._make_farm = make_farm
         self._writer = writer
         self._show = show
-        self._running: RunningFarm | None = None
-        self._starting: threading.Thread | None = None
-        self._start_error: BaseException | None = None
+        self._host: _Host | None = None
         self._reading = _Reading()
         self.batch_id = ""
 
@@ -109,10 +136,8 @@ class RenderSession:
 
     def close(self) -> None:
         """End the farm, if this session runs it, and let go of the home."""
-        if self._starting:
-            self._starting.join()
-        if self._running:
-            self._running.close()
+        if self._host:
+            self._host.close()
         self._lock.release()
 
     def _read(self, manifest: Manifest, defaults: Defaults, name: str, source: str) -> None:
@@ -143,34 +168,23 @@ class RenderSession:
         return self._farm.batch(self.batch_id), running
 
     def _see_to_farm(self) -> None:
-        if self._running or self._starting or not self._lock.try_acquire():
+        if self._host or not self._lock.try_acquire():
             return
-        farm = self._make_farm()
-
-        def start() -> None:
-            try:
-                farm.start()
-            except BaseException as error:
-                self._start_error = error
-
-        self._running = farm
-        self._starting = threading.Thread(target=start, name="farm", daemon=True)
-        self._starting.start()
+        self._host = _Host(self._make_farm())
+        self._host.start()
 
     def _raise_faults(self) -> None:
         if self._reading.error:
             raise self._reading.error
-        if self._start_error:
+        if self._host and (error := self._host.error):
             raise FarmStartError(
-                f"the embedded farm did not start: {type(self._start_error).__name__}: {self._start_error}. "
+                f"the embedded farm did not start: {type(error).__name__}: {error}. "
                 "`clipmill doctor` looks for what is missing."
-            ) from self._start_error
+            ) from error
 
     def _moment(self, batch: Batch | None, running: list[Job], rows: int) -> Moment:
-        if self._starting and self._starting.is_alive():
-            state = "starting"
-        elif self._running:
-            state = "running"
+        if self._host:
+            state = "running" if self._host.up.is_set() else "starting"
         else:
             state = "shared" if batch and not batch.done else "idle"
         return Moment(batch=batch, running=running, rows_read=self._reading.rows_read, rows=rows, farm=state)

@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
@@ -43,7 +44,7 @@ class ProgressView:
             console=console,
         )
         self._task = self._progress.add_task("reading the catalog", total=None, rate="", eta="")
-        self._first: tuple[float, int] | None = None
+        self._first: tuple[float, float] | None = None
         self._said_at = 0.0
 
     def __enter__(self) -> Self:
@@ -70,17 +71,19 @@ class ProgressView:
         self._live.update(Group(self._progress, *map(_line, moment.running[:_LINES])))
 
     def _speed(self, moment: Moment, done: int) -> tuple[str, str]:
+        # Clips under way count by their steps, so that a long clip does not look like a standstill.
+        now = done + sum(job.step / job.steps for job in moment.running if job.steps)
         # Counted from the first clip of this run: rows that were done before say nothing about the pace.
         if self._first is None:
             if moment.running:
-                self._first = (self._clock(), done)
+                self._first = (self._clock(), now)
             return "", ""
         began, before = self._first
-        elapsed, rendered = self._clock() - began, done - before
-        if rendered <= 0 or elapsed < 1:
+        elapsed, rendered = self._clock() - began, now - before
+        if rendered < 0.2 or elapsed < 2:
             return "", ""
         per_second = rendered / elapsed
-        left = (moment.rows - done) / per_second
+        left = (moment.rows - now) / per_second
         return f"{per_second * 60:.1f} clips/min", f"about {clock_text(left)} left"
 
     def _say(self, moment: Moment, done: int, rate: str, eta: str) -> None:
@@ -109,7 +112,7 @@ def clock_text(seconds: float) -> str:
 
 def problems_table(jobs: list[dict[str, Any]]) -> Table:
     """Failed rows: which, field, why, what to do."""
-    table = Table(title="Rows that failed", title_justify="left", title_style="bold", show_lines=False, pad_edge=False)
+    table = Table(title="Rows that failed", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("row", "id", "field", "what is wrong", "what to do"):
         table.add_column(column, overflow="fold")
     for job in jobs:
@@ -124,9 +127,13 @@ def problems_table(jobs: list[dict[str, Any]]) -> Table:
 
 def batches_table(batches: list[dict[str, Any]]) -> Table:
     """Batches with their counts."""
-    table = Table(pad_edge=False)
-    for column in ("batch", "name", "status", "done", "running", "waiting", "failed", "attempts"):
-        table.add_column(column, justify="right" if column not in ("batch", "name", "status") else "left")
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
+    # An id cut short cannot be pasted into the next command.
+    table.add_column("batch", no_wrap=True, min_width=38)
+    table.add_column("name", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    for column in ("done", "running", "waiting", "failed", "attempts"):
+        table.add_column(column, justify="right", no_wrap=True)
     for batch in batches:
         counts = batch["counts"]
         status = batch["status"]
@@ -147,7 +154,7 @@ def batches_table(batches: list[dict[str, Any]]) -> Table:
 
 def cards_table(cards: list[dict[str, Any]]) -> Table:
     """Cards with what they hold."""
-    table = Table(pad_edge=False)
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
     for column in ("card", "class", "kind", "state", "used", "usable", "model"):
         table.add_column(column, justify="right" if column in ("used", "usable") else "left")
     for card in cards:

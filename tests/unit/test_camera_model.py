@@ -100,7 +100,7 @@ def test_a_slow_move_is_smooth_below_a_pixel() -> None:
     steps = np.diff(centroids)
     assert (steps > 0).all()
     assert steps.max() < 1
-    # The path itself changes its step by at most ½ (π/N)² of its way, 0.03 px here; 8-bit rounding adds some hundredths.
+    # The path itself changes its step by at most ½ (π/N)² of its way, 0.03 px here; rounding to 8 bits adds a little.
     # Whole pixels would jump by 1, and a kernel without linear precision by 0.4.
     assert np.abs(np.diff(steps)).max() < 0.12
     assert steps[len(steps) // 2] > 3 * steps[1]

@@ -1,0 +1,75 @@
+# Everything runs in .venv. The system's Python only makes it; nothing is installed outside.
+PYTHON ?= python3
+#: Processes for the unit tests. Tests that start a farm always run one after the other.
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := out/demo
+DEMO_HOME := out/demo-home
+
+# Stamps say what is installed; they go stale when pyproject.toml or constraints.txt change.
+TOOLS := $(VENV)/.stamp-tools
+BASE := $(VENV)/.stamp-base
+DEV := $(VENV)/.stamp-dev
+
+# uv does in seconds what takes pip a minute; it does not read PIP_FIND_LINKS by itself.
+UV_INSTALL = UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" UV_PYTHON_DOWNLOADS=never \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# `make -j test` must not start two farms at once.
+.NOTPARALLEL:
+.PHONY: help demo test unit integration lint bench install clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(BASE) ## Turn the eight example stills into clips, without a GPU and without weights
+	CLIPMILL_HOME=$(DEMO_HOME) $(BIN)/clipmill render examples/catalog/catalog.csv --model camera --out $(DEMO)
+	@echo
+	@echo "Open $(CURDIR)/$(DEMO)/index.html in a browser. The farm's own state lies in $(DEMO_HOME)."
+
+test: unit integration ## Run all tests
+
+unit: $(DEV) ## Run the unit tests, in parallel
+	$(BIN)/pytest -q tests/unit -n $(WORKERS)
+
+integration: $(DEV) ## Run the tests that start farms, databases and browsers, one after the other
+	$(BIN)/pytest -q tests/integration tests/acceptance
+
+lint: $(DEV) ## Check style, types and the walls between the three floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(DEV) ## Run the benchmarks; figures are printed with the machine they were measured on
+	$(BIN)/python benchmarks/footprints.py --check
+	$(BIN)/python benchmarks/farm.py
+
+install: $(DEV) ## Install everything for working on clipmill into .venv
+
+clean: ## Remove .venv, the tools' caches and what `make demo` made
+	rm -rf $(VENV) $(DEMO) $(DEMO_HOME) dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find pipeline cluster serve tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(TOOLS):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "clipmill needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+		       "Name another: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments: apt install python3-venv (as root), then try again." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@touch $@
+
+$(BASE): $(TOOLS) pyproject.toml constraints.txt
+	$(UV_INSTALL) -e .
+	@touch $@
+
+$(DEV): $(TOOLS) pyproject.toml constraints.txt
+	$(UV_INSTALL) -e '.[render,postgres,s3,dev]'
+	@touch $(BASE) $@

@@ -1,0 +1,168 @@
+"""`clipmill render`: from a manifest to files, again, after deletions, changes, kills and beside another terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.encode import decode_mp4, probe_mp4
+from tests.acceptance.conftest import Terminal, write_catalog
+
+pytestmark = pytest.mark.acceptance
+
+
+def test_a_catalog_becomes_clips_and_every_repetition_is_free(terminal: Terminal, catalog: Path) -> None:
+    out = terminal.folder / "out"
+    first = terminal.run("render", str(catalog), "--out", str(out))
+    assert first.code == 0, first.err
+    assert "camera" in first.err.splitlines()[0]
+    assert "no GPU" in first.err.splitlines()[0]
+    for i in range(6):
+        video = out / f"row-{i}.mp4"
+        facts = probe_mp4(video)
+        assert (facts.width, facts.height, facts.frames, facts.codec, facts.pix_fmt) == (256, 256, 12, "h264", "yuv420p")
+        frames = decode_mp4(video).astype(int)
+        assert abs(frames[-1] - frames[0]).mean() > 1, "the clip does not move"
+        assert (out / f"row-{i}.jpg").stat().st_size > 1000
+        provenance = json.loads((out / f"row-{i}.json").read_text())
+        assert provenance["spec"]["family"] == "camera"
+        assert "no GPU" in provenance["model_choice"]
+    assert "row-5.mp4" in (out / "index.html").read_text()
+    assert terminal.attempts() == 6
+
+    again = terminal.run("render", str(catalog), "--out", str(out))
+    assert again.code == 0
+    assert "nothing had to be rendered" in again.err
+
+    kept = (out / "row-2.mp4").read_bytes()
+    (out / "row-2.mp4").unlink()
+    (out / "row-3.mp4").write_bytes(b"cut short")
+    assert terminal.run("render", str(catalog), "--out", str(out)).code == 0
+    assert (out / "row-2.mp4").read_bytes() == kept
+    assert probe_mp4(out / "row-3.mp4").frames == 12
+    assert terminal.attempts() == 6
+
+    changed = catalog.read_text().replace("pan left", "pan right")
+    catalog.write_text(changed)
+    result = terminal.run("render", str(catalog), "--out", str(out), "--json")
+    assert result.code == 0
+    assert result.json["batch"]["attempts"] == 1
+    assert terminal.attempts() == 7
+
+
+def test_equal_rows_share_one_clip(terminal: Terminal) -> None:
+    catalog = write_catalog(terminal.folder / "shop", [{"prompt": "zoom in"}, {"prompt": "zoom in"}])
+    shutil.copy(catalog.parent / "still-0.png", catalog.parent / "still-1.png")
+    result = terminal.run("render", str(catalog), "--out", "out")
+    assert result.code == 0, result.err
+    assert terminal.attempts() == 1
+    out = terminal.folder / "out"
+    assert (out / "row-0.mp4").read_bytes() == (out / "row-1.mp4").read_bytes()
+
+
+def test_after_three_sigkills_every_row_is_done_and_none_twice(terminal: Terminal) -> None:
+    moves = ["zoom in", "zoom out", "pan left", "pan right", "tilt up", "tilt down"]
+    rows = [{"prompt": f"slow {move}", "frames": 40} for move in moves * 3]
+    catalog = write_catalog(terminal.folder / "shop", rows)
+    points = sorted(random.Random(20261120).sample(range(2, 15), 3))
+    done: set[str] = set()
+    for point in points:
+        process = terminal.start("render", str(catalog), "--out", "out")
+        terminal.until(lambda point=point: len(completed(terminal)) >= point, process)
+        done |= completed(terminal)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    last = terminal.run("render", str(catalog), "--out", "out")
+    assert last.code == 0, last.err
+    assert len(list((terminal.folder / "out").glob("*.mp4"))) == 18
+    published = Counter(
+        key
+        for (key,) in terminal.rows(
+            "SELECT jobs.content_key FROM attempts JOIN jobs ON jobs.id = attempts.job_id "
+            "WHERE attempts.outcome = 'completed'"
+        )
+    )
+    assert len(published) == 18
+    assert set(published.values()) == {1}, "a completed clip was rendered again"
+    assert done <= set(published)
+    begun = terminal.rows(
+        "SELECT count(*) FROM attempts JOIN jobs ON jobs.id = attempts.job_id "
+        "JOIN clips ON clips.content_key = jobs.content_key "
+        "WHERE attempts.started_at > clips.created_at"
+    )
+    assert begun == [(0,)], "an attempt began after its clip was finished"
+
+
+def test_two_terminals_on_one_home_render_nothing_twice(terminal: Terminal) -> None:
+    rows = [{"prompt": f"zoom in {i}", "frames": 30} for i in range(8)]
+    catalog = write_catalog(terminal.folder / "shop", rows)
+    one = terminal.start("render", str(catalog), "--out", "one")
+    terminal.until(lambda: terminal.attempts() > 0, one)
+    two = terminal.start("render", str(catalog), "--out", "two")
+    results = [terminal.finish(one), terminal.finish(two)]
+    assert [r.code for r in results] == [0, 0], [r.err for r in results]
+    for folder in ("one", "two"):
+        assert len(list((terminal.folder / folder).glob("*.mp4"))) == 8
+    assert terminal.rows("SELECT count(*) FROM attempts WHERE outcome = 'completed'") == [(8,)]
+
+
+def test_a_second_terminal_takes_over_when_the_first_dies(terminal: Terminal) -> None:
+    mine = write_catalog(terminal.folder / "a", [{"prompt": f"zoom in {i}", "frames": 40} for i in range(6)])
+    other = write_catalog(terminal.folder / "b", [{"prompt": f"pan left {i}"} for i in range(3)])
+    one = terminal.start("render", str(mine), "--out", "one")
+    terminal.until(lambda: terminal.attempts() > 0, one)
+    two = terminal.start("render", str(other), "--out", "two")
+    terminal.until(lambda: len(terminal.rows("SELECT id FROM batches")) == 2, two)
+    os.killpg(one.pid, signal.SIGKILL)
+    one.wait()
+    result = terminal.finish(two)
+    assert result.code == 0, result.err
+    assert len(list((terminal.folder / "two").glob("*.mp4"))) == 3
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(terminal: Terminal) -> None:
+    rows = [{"prompt": f"zoom in {i}", "frames": 40} for i in range(10)]
+    catalog = write_catalog(terminal.folder / "shop", rows)
+    process = terminal.start("render", str(catalog), "--out", "out")
+    terminal.until(lambda: len(completed(terminal)) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    stopped = terminal.finish(process)
+    assert stopped.code == 130
+    assert f"clipmill render {catalog}" in stopped.err
+    before = len(completed(terminal))
+    assert before < 10
+    assert terminal.run("render", str(catalog), "--out", "out").code == 0
+    assert terminal.rows("SELECT count(*) FROM attempts WHERE outcome = 'completed'") == [(10,)]
+
+
+def test_the_diffusion_path_gives_equal_frames_twice(terminal: Terminal) -> None:
+    row = {"prompt": "flowers blooming", "frames": 4, "steps": 2}
+    catalog = write_catalog(terminal.folder / "shop", [row, row | {"prompt": "leaves falling"}])
+    hashes = []
+    for home in ("first", "second"):
+        env = {"CLIPMILL_HOME": str(terminal.folder / home), "PYTHONHASHSEED": "0" if home == "first" else "77"}
+        words = ("render", str(catalog), "--model", "i2vgen-xl-tiny", "--seed", "7", "--out", f"out-{home}")
+        result = terminal.run(*words, **env)
+        assert result.code == 0, result.err
+        found = [json.loads((terminal.folder / f"out-{home}" / f"row-{i}.json").read_text()) for i in range(2)]
+        hashes.append([provenance["frames_sha256"] for provenance in found])
+    assert hashes[0] == hashes[1]
+    assert hashes[0][0] != hashes[0][1]
+
+
+def test_the_shared_catalog(terminal: Terminal, shared_catalog: Path) -> None:
+    result = terminal.run("render", str(shared_catalog), "--out", "out", "--limit", "3", "--class", "256p")
+    assert result.code == 0, result.err
+    assert len(list((terminal.folder / "out").glob("*.mp4"))) == 3
+
+
+def completed(terminal: Terminal) -> set[str]:
+    """Content keys with a finished clip."""
+    return {key for (key,) in terminal.rows("SELECT content_key FROM clips")}
