@@ -50,7 +50,8 @@ class Farm:
     ) -> Batch:
         """Hand in a batch; jobs can start while later rows are still being read.
 
-        The same `idempotency_key` again returns the first batch and reads nothing. An attended batch is rendered
+        The same `idempotency_key` again returns the first batch and reads nothing, or hands in what is missing where
+        the first call broke off. An attended batch is rendered
         while `attend` is called every few seconds, and replaces what was left of an earlier run of its `source`.
         `on_open` is told the batch's id before the first row is read.
         """
@@ -63,15 +64,16 @@ class Farm:
             fingerprint=fingerprint,
         )
         on_open(batch_id)
-        if not is_new:
-            return self.desk.batch(self.owner, batch_id)
+        if not is_new and (known := self.desk.batch(self.owner, batch_id)).sealed:
+            return known
         if attended and source:
             self.desk.supersede(self.owner, source, batch_id)
         for chunk in chunks(rows):
-            self.desk.add(self.owner, batch_id, [draft(row, defaults, self._still_size) for row in chunk])
+            drafts = [draft(row, defaults, self._still_size) for row in chunk]
+            self._forget_lost_clips([d.content_key for d in drafts if d.content_key])
+            self.desk.add(self.owner, batch_id, drafts)
             if attended:
                 self.attend(batch_id)
-        self._forget_lost_clips(batch_id)
         self.desk.seal(self.owner, batch_id)
         return self.desk.batch(self.owner, batch_id)
 
@@ -98,11 +100,12 @@ class Farm:
     def _still_size(self, sha256: str) -> tuple[int, int] | None:
         return self.desk.still_size(self.owner, sha256)
 
-    def _forget_lost_clips(self, batch_id: str) -> None:
-        # A clip counts as done only while its video can be had; after a cleaned storage it is rendered again.
+    def _forget_lost_clips(self, content_keys: list[str]) -> None:
+        # A clip counts as done only while its video can be had; after a cleaned storage it is rendered again. Before
+        # the rows are added: whoever waits for them fetches a completed row's clip at once.
         lost = [
             clip.id
-            for clip in self.desk.clips_of(self.owner, batch_id).values()
+            for clip in self.desk.clips_of_keys(self.owner, content_keys)
             if not self.storage.exists(clip.objects.video)
         ]
         if lost:

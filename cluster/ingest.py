@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.jobs import Draft
-from cluster.manifest import BadRow, Manifest, Row, read_image_bytes
+from cluster.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
 from cluster.resolve import Defaults, RowProblems, resolve
 from pipeline.clip import content_key
 from pipeline.footprint import leanest
@@ -27,7 +27,7 @@ class IncomingRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     #: Place in the batch, from 1.
-    position: int
+    position: int = Field(ge=1, lt=2**31)
     #: The row's id: a file name for its results.
     name: str
     row: Row | None = None
@@ -78,6 +78,10 @@ def draft(incoming: IncomingRow, defaults: Defaults, still_size: Callable[[str],
     """The job a row becomes. `still_size` gives the upright size of a still handed in before, by its SHA-256."""
     if incoming.problems or incoming.row is None or incoming.still is None:
         return _failed(incoming, incoming.problems)
+    # Rows of the API have not been through a manifest's reader.
+    if fault := id_fault(incoming.name):
+        remedy = "Give an id that can be a file name, such as SKU-001."
+        return _failed(incoming, (Problem(field="id", message=f"{incoming.name!r} {fault}", remedy=remedy),))
     size = still_size(incoming.still)
     if size is None:
         missing = Problem(

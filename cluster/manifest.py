@@ -28,11 +28,13 @@ __all__ = [
     "ManifestError",
     "Row",
     "RowRead",
+    "id_fault",
     "read_image_bytes",
     "read_manifest",
 ]
 
 MAX_CANDIDATES = 16
+MAX_PRIORITY = 1000
 MAX_ID_CHARACTERS = 128
 #: File systems allow 255 bytes a name; what is written beside a clip needs the rest.
 MAX_ID_BYTES = 200
@@ -68,7 +70,7 @@ class Row(BaseModel):
     candidates: int = Field(default=1, ge=1, le=MAX_CANDIDATES)
     #: Which of them, from 0.
     candidate: int = Field(default=0, ge=0)
-    priority: int | None = None
+    priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     after: str | None = None
     fit: Fit | None = None
     #: Columns the farm does not know, for the provenance.
@@ -213,7 +215,7 @@ _READERS: dict[str, Callable[[str, object], object]] = {
     "guidance": _number,
     "seed": partial(_whole, minimum=0, maximum=2**63 - 1),
     "candidates": partial(_whole, minimum=1, maximum=MAX_CANDIDATES),
-    "priority": partial(_whole, minimum=-1000, maximum=1000),
+    "priority": partial(_whole, minimum=-MAX_PRIORITY, maximum=MAX_PRIORITY),
     "after": _text,
     "fit": partial(_choice, Fit),
 }
@@ -238,7 +240,10 @@ def _strings(value: object) -> list[str]:
     return [text for item in value for text in _strings(item)] if isinstance(value, (list, tuple)) else []
 
 
-def _id_fault(name: str) -> str | None:
+def id_fault(name: str) -> str | None:
+    """Why `name` cannot be a row's id and a file name; None where it can."""
+    if not name:
+        return "is empty"
     if name.startswith("."):
         return "begins with a dot"
     if "/" in name or "\\" in name:
@@ -278,7 +283,7 @@ def _fields(record: Record, problems: list[Problem]) -> tuple[dict[str, Any], di
 
 def _claim(name: str, count: int, number: int, numbers: dict[str, int]) -> list[str]:
     """The ids of a row's `count` clips, entered into `numbers`; raises `BadInputError` where one cannot serve."""
-    if fault := _id_fault(name):
+    if fault := id_fault(name):
         raise BadInputError("id", f"{_show(name)} {fault}", "Give an id that can be a file name, such as SKU-001.")
     names = [name] if count == 1 else [f"{name}-c{i}" for i in range(1, count + 1)]
     taken = next((name for name in names if name in numbers), None)

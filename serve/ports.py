@@ -12,7 +12,7 @@ import httpx
 from cluster.farm import Farm
 from cluster.ingest import IncomingRow
 from cluster.resolve import Defaults
-from cluster.store.desk import NoSuchBatchError
+from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
 from pipeline.problems import BadInputError
 from serve.views import batch_view, job_view
 
@@ -174,17 +174,25 @@ class RemotePort:
                 f"no farm answers at {self.url} ({type(error).__name__}). Start one with `clipmill up`, "
                 "or give another address by --url or CLIPMILL_URL."
             ) from error
-        if response.is_success:
-            return dict(response.json())
         try:
-            error_body = response.json()["error"]
+            body = dict(response.json())
+            if response.is_success:
+                return body
+            error_body = dict(body["error"])
+            code, message = error_body["code"], str(error_body["message"])
         except (ValueError, KeyError, TypeError):
             raise FarmUnreachableError(
                 f"{self.url}{path} answered {response.status_code}, not as a farm does"
             ) from None
+        if response.status_code >= 500 or code == "no_such_route":
+            raise FarmUnreachableError(f"the farm at {self.url} cannot do it now ({response.status_code}): {message}")
         if response.status_code == 404:
-            raise NoSuchBatchError(error_body["message"])
-        raise BadInputError(error_body.get("param") or "request", error_body["message"], "Correct the request.")
+            raise NoSuchBatchError(message)
+        if code == "idempotency_conflict":
+            raise IdempotencyConflictError(message)
+        if problem := error_body.get("clipmill"):
+            raise BadInputError(**problem)
+        raise BadInputError(error_body.get("param") or "request", message, "Correct the request.")
 
 
 def _fingerprint(rows: list[IncomingRow], defaults: View) -> str:

@@ -91,7 +91,10 @@ class FarmArgs(BaseModel):
 
     def settings(self) -> Settings:
         """The machine's settings with what the farm's arguments say on top."""
-        given: dict[str, Any] = {"offline": self.offline}
+        given: dict[str, Any] = {}
+        # Only where it says something: a False would override CLIPMILL_OFFLINE on the renderer's own machine.
+        if self.offline:
+            given["offline"] = True
         if self.home:
             given["home"] = Path(self.home)
         if self.database_url:

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,8 +188,7 @@ class Worker:
     ) -> tuple[Frames, dict[str, Any], int] | Ended:
         spec = flight.assignment.spec
         failure: str | None = None
-        # A family without torch leaves the card's torch side closed: opening it costs seconds and 350 MB.
-        with self.device.work() if family_named(spec.family).needs_torch else nullcontext():
+        with self._work(family_named(spec.family)):
             try:
                 model = self._load(spec)
                 self.device.reset_peak()
@@ -213,6 +212,10 @@ class Worker:
             usable_bytes=self.device.usable_bytes(),
         )
 
+    def _work(self, family: Family | None) -> AbstractContextManager[None]:
+        # A family without torch leaves the card's torch side closed: opening it costs seconds and 350 MB.
+        return self.device.work() if family is None or family.needs_torch else nullcontext()
+
     def _load(self, spec: ClipSpec) -> Model:
         if self._model is None:
             family = family_named(spec.family)
@@ -229,7 +232,7 @@ class Worker:
 
     def _unload(self) -> None:
         if self._model is not None:
-            with self.device.work():
+            with self._work(self._family):
                 self._model.unload()
             self._model = self._family = None
             self.device.free_cached()
@@ -267,4 +270,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _explain(error: MissingObjectError | WeightsError) -> Problem:
     if isinstance(error, WeightsError):
         return Problem(field="model", message=f"{error.what} ({error.where})", remedy=error.remedy)
-    return Problem(field="image", message=str(error), remedy="Submit the manifest again: it hands the still in anew.")
+    return Problem(
+        field="image", message=error.problem.message, remedy="Submit the manifest again: it hands the still in anew."
+    )

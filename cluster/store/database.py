@@ -19,6 +19,8 @@ from sqlalchemy.engine import Connection
 from cluster.store.schema import metadata
 
 _BUSY_TIMEOUT_S = 30
+#: Key of PostgreSQL's advisory lock; any constant will do, as long as all writers meet on it.
+_WRITERS = 715517
 
 
 class StoreVersionError(RuntimeError):
@@ -54,13 +56,22 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads: one consistent view."""
-        with self.engine.connect() as connection, connection.begin():
+        # PostgreSQL's default would show every statement another view; SQLite's WAL shows one anyway.
+        options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        with self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that writes; it holds SQLite's write lock from its start, so it can never fail half way."""
+        """A transaction that writes. Writers come one after the other, so what one reads stays true until it commits.
+
+        On SQLite by the write lock, taken at the start so that it can never fail half way; on PostgreSQL by a lock of
+        our own. Without it a row added while its equal clip is being published would miss it and render it again, and
+        a cancel could deadlock with an ending. Transactions are short: some thousand fit in a second.
+        """
         with self.engine.connect().execution_options(clipmill_write=True) as connection, connection.begin():
+            if not self.is_sqlite:
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITERS})
             yield connection
 
     def now(self, connection: Connection) -> int:
@@ -92,9 +103,6 @@ class Database:
                 "clipmill does not know. Use the newer clipmill that wrote it, or another CLIPMILL_HOME."
             )
         with self.write() as connection:
-            if not self.is_sqlite:
-                # Any constant will do: two migrating processes must meet on the same one.
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(715517)"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 

@@ -17,6 +17,14 @@ from cluster.store.tallies import count
 
 #: A card whose renderer has not been heard for this long is no longer shown.
 ROSTER_SECONDS = 15
+#: Ids in one statement: SQLite takes 32,766 parameters, PostgreSQL 65,535.
+_MANY = 1000
+#: What the tally of clips calls a row that never waits.
+_ENDED_ON_ARRIVAL = {
+    JobState.COMPLETED.value: "shared",
+    JobState.FAILED.value: "invalid",
+    JobState.CANCELLED.value: "cancelled",
+}
 
 
 class NoSuchBatchError(LookupError):
@@ -108,14 +116,25 @@ class Desk:
         return batch_id, True
 
     def add(self, owner: str, batch_id: str, drafts: Iterable[Draft]) -> None:
-        """Put a chunk of rows into an open batch, in one transaction.
+        """Put a chunk of rows into an open batch, in one transaction. Raises `NoSuchBatchError`.
 
-        Rows with problems are recorded as failed; rows whose clip exists already are completed at once.
+        Rows with problems are recorded as failed; rows whose clip exists already are completed at once; rows that come
+        after their batch was cancelled are cancelled at once. Rows whose number the batch has already are left out, so
+        a caller that broke off may begin again.
         """
         drafts = list(drafts)
-        keys = {d.content_key for d in drafts if d.content_key}
         with self._db.write() as c:
             now = self._db.now(c)
+            sealed = bool(self._require(c, owner, batch_id).sealed)
+            known = set(
+                c.scalars(
+                    sa.select(jobs.c.number).where(
+                        jobs.c.batch_id == batch_id, jobs.c.number.in_([d.number for d in drafts])
+                    )
+                )
+            )
+            drafts = [d for d in drafts if d.number not in known]
+            keys = {d.content_key for d in drafts if d.content_key}
             finished = {
                 row.content_key: row.id
                 for row in c.execute(
@@ -135,11 +154,13 @@ class Desk:
                 )
                 for draft in drafts
             ]
+            for value in values:
+                if sealed and value["state"] == JobState.QUEUED:
+                    value["state"] = JobState.CANCELLED.value
             if values:
                 c.execute(sa.insert(jobs), values)
             for value in values:
-                if value["state"] != JobState.QUEUED:
-                    outcome = "shared" if value["state"] == JobState.COMPLETED else "invalid"
+                if outcome := _ENDED_ON_ARRIVAL.get(value["state"]):
                     count(
                         self._db,
                         c,
@@ -184,11 +205,10 @@ class Desk:
             ]
             for batch_id in stale:
                 self._cancel(c, owner, batch_id, now)
-                c.execute(sa.update(batches).where(batches.c.id == batch_id).values(sealed=True))
         return stale
 
     def cancel(self, owner: str, batch_id: str) -> Batch:
-        """Cancel all rows that have not ended; running ones stop within a step."""
+        """Cancel all rows that have not ended, and those still to come; running ones stop within a step."""
         with self._db.write() as c:
             self._require(c, owner, batch_id)
             self._cancel(c, owner, batch_id, self._db.now(c))
@@ -197,22 +217,42 @@ class Desk:
     def _cancel(self, c: Connection, owner: str, batch_id: str, now: int) -> None:
         mine = sa.and_(jobs.c.owner == owner, jobs.c.batch_id == batch_id)
         waiting = jobs.c.state.in_([JobState.QUEUED.value, JobState.HELD.value])
+        kinds = c.execute(
+            sa.select(jobs.c.family, jobs.c.resolution_class, sa.func.count().label("number"))
+            .where(mine, waiting)
+            .group_by(jobs.c.family, jobs.c.resolution_class)
+        ).all()
+        for kind in kinds:
+            count(
+                self._db,
+                c,
+                "clips",
+                model=kind.family,
+                resolution_class=kind.resolution_class,
+                outcome="cancelled",
+                by=kind.number,
+            )
         c.execute(
             sa.update(jobs).where(mine, waiting).values(state=JobState.CANCELLED.value, reason=None, updated_at=now)
         )
         c.execute(sa.update(jobs).where(mine, jobs.c.state == JobState.RUNNING.value).values(cancel_requested=True))
+        c.execute(sa.update(batches).where(_own(owner, batch_id)).values(sealed=True))
 
     def forget_clips(self, owner: str, clip_ids: Sequence[str]) -> int:
         """Drop clips whose objects are gone from storage; their unread jobs are rendered again. Returns how many."""
-        with self._db.write() as c:
-            mine = sa.and_(jobs.c.owner == owner, jobs.c.clip_id.in_(clip_ids))
-            c.execute(
-                sa.update(jobs)
-                .where(mine)
-                .values(state=JobState.QUEUED.value, clip_id=None, attempts=0, updated_at=self._db.now(c))
-            )
-            deleted = c.execute(sa.delete(clips).where(clips.c.owner == owner, clips.c.id.in_(clip_ids)))
-        return deleted.rowcount
+        deleted = 0
+        for begin in range(0, len(clip_ids), _MANY):
+            some = clip_ids[begin : begin + _MANY]
+            with self._db.write() as c:
+                c.execute(
+                    sa.update(jobs)
+                    .where(jobs.c.owner == owner, jobs.c.clip_id.in_(some))
+                    .values(
+                        state=JobState.QUEUED.value, clip_id=None, attempts=0, releases=0, updated_at=self._db.now(c)
+                    )
+                )
+                deleted += c.execute(sa.delete(clips).where(clips.c.owner == owner, clips.c.id.in_(some))).rowcount
+        return deleted
 
     # -- reading --------------------------------------------------------------------------------------------
 
@@ -263,12 +303,23 @@ class Desk:
         with self._db.read() as c:
             return {row.id: clip_from(row) for row in c.execute(query)}
 
+    def clips_of_keys(self, owner: str, content_keys: Sequence[str]) -> list[Clip]:
+        """The owner's finished clips among `content_keys`."""
+        query = sa.select(clips).where(clips.c.owner == owner)
+        with self._db.read() as c:
+            return [
+                clip_from(row)
+                for begin in range(0, len(content_keys), _MANY)
+                for row in c.execute(query.where(clips.c.content_key.in_(content_keys[begin : begin + _MANY])))
+            ]
+
     def attempts_of(self, owner: str, batch_id: str) -> list[Attempt]:
         """Every attempt made for a batch's jobs, oldest first."""
         query = (
             sa.select(attempts)
             .where(attempts.c.owner == owner, attempts.c.batch_id == batch_id)
-            .order_by(attempts.c.id)
+            # Ids sort by time only from one millisecond to the next.
+            .order_by(attempts.c.started_at, attempts.c.job_id, attempts.c.fence)
         )
         with self._db.read() as c:
             return [attempt_from(row) for row in c.execute(query)]

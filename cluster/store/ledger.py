@@ -204,7 +204,7 @@ class Ledger:
                 .values(
                     outcome=ended.outcome.value,
                     ended_at=now,
-                    detail=ended.detail[:2000],
+                    detail=_storable(ended.detail)[:2000],
                     measured_bytes=ended.measured_bytes,
                 )
             )
@@ -328,7 +328,7 @@ class Ledger:
                 jobs.c.content_key == claim.job.content_key,
                 jobs.c.state.in_([JobState.QUEUED.value, JobState.HELD.value]),
             )
-            .values(state=JobState.COMPLETED.value, clip_id=clip_id, updated_at=now)
+            .values(state=JobState.COMPLETED.value, reason=None, clip_id=clip_id, updated_at=now)
         )
         if shared.rowcount:
             self._count(c, "clips", claim, outcome="shared", by=shared.rowcount)
@@ -355,3 +355,8 @@ class Ledger:
             outcome=outcome,
             by=by,
         )
+
+
+def _storable(text: str) -> str:
+    """`text` without what one store or the other refuses: PostgreSQL takes no NUL, neither takes half a surrogate."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import sqlalchemy.exc
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.exceptions import HTTPException
 
 from cluster.farm import Farm
 from cluster.ingest import IncomingRow
 from cluster.jobs import JobState
 from cluster.resolve import Defaults
+from cluster.storage import StorageError
 from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
 from pipeline.clip import Fit, ResolutionClass, Tier
-from pipeline.problems import BadInputError
+from pipeline.problems import BadInputError, Problem
 from serve.views import batch_view, job_view
+
+log = logging.getLogger("clipmill.gateway")
 
 #: A still as uploaded: larger ones are refused before they are read whole.
 MAX_STILL_BYTES = 200 * 2**20
+#: The dispatcher looks by itself several times a second; an answer does not wait longer than this to tell it.
+NUDGE_S = 1.0
 
 
 class BatchDefaults(BaseModel):
@@ -48,11 +57,35 @@ class NewBatch(BaseModel):
     rows: list[IncomingRow] = Field(min_length=1, max_length=100_000)
     defaults: BatchDefaults = BatchDefaults()
 
+    @model_validator(mode="after")
+    def _storable(self) -> Self:
+        # PostgreSQL's text takes no NUL.
+        if "\0" in self.name + self.source + "".join(row.name for row in self.rows):
+            raise ValueError("a NUL character in a name")
+        return self
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        positions = Counter(row.position for row in self.rows).most_common(1)
+        if positions[0][1] > 1:
+            raise ValueError(f"position {positions[0][0]} is given to {positions[0][1]} rows: number them 1, 2, 3, …")
+        names = Counter(row.name for row in self.rows if row.row is not None and not row.problems).most_common(1)
+        if names and names[0][1] > 1:
+            raise ValueError(f"{names[0][0]!r} names {names[0][1]} rows: a name is the file name of a row's results")
+        return self
+
 
 def create_api(farm: Farm, *, default_model: str, nudge: Callable[[], Awaitable[None]]) -> FastAPI:
     """The ASGI application over `farm`; `nudge` tells the dispatcher that there is new work."""
     api = FastAPI(title="clipmill", docs_url="/docs", redoc_url=None)
     _explain_errors(api)
+
+    async def tell_dispatcher() -> None:
+        # The work is in the store: an answer that failed now would make the client hand it in again.
+        try:
+            await asyncio.wait_for(nudge(), NUDGE_S)
+        except Exception as error:
+            log.warning("the dispatcher was not told of new work, it will see it by itself: %r", error)
 
     @api.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
@@ -81,7 +114,9 @@ def create_api(farm: Farm, *, default_model: str, nudge: Callable[[], Awaitable[
 
     @api.post("/v1/batches", status_code=202)
     async def create_batch(
-        body: NewBatch, request: Request, idempotency_key: Annotated[str | None, Header(max_length=255)] = None
+        body: NewBatch,
+        request: Request,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
     ) -> dict[str, Any]:
         given = body.defaults.model_dump()
         given["model"] = given["model"] or default_model
@@ -95,7 +130,7 @@ def create_api(farm: Farm, *, default_model: str, nudge: Callable[[], Awaitable[
             idempotency_key=idempotency_key,
             fingerprint=fingerprint,
         )
-        await nudge()
+        await tell_dispatcher()
         return batch_view(batch)
 
     @api.get("/v1/batches")
@@ -121,22 +156,25 @@ def create_api(farm: Farm, *, default_model: str, nudge: Callable[[], Awaitable[
     @api.post("/v1/batches/{batch_id}/cancel")
     async def cancel_batch(batch_id: str) -> dict[str, Any]:
         batch = await run_in_threadpool(farm.cancel, batch_id)
-        await nudge()
+        await tell_dispatcher()
         return batch_view(batch)
 
     return api
 
 
 def _explain_errors(api: FastAPI) -> None:
-    def answer(status: int, message: str, code: str, param: str | None = None) -> JSONResponse:
+    def answer(
+        status: int, message: str, code: str, param: str | None = None, problem: Problem | None = None
+    ) -> JSONResponse:
         kind = "invalid_request_error" if status < 500 else "server_error"
-        return JSONResponse(
-            {"error": {"message": message, "type": kind, "param": param, "code": code}}, status_code=status
-        )
+        error: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
+        if problem:
+            error["clipmill"] = problem.model_dump()
+        return JSONResponse({"error": error}, status_code=status)
 
     @api.exception_handler(BadInputError)
     async def bad_input(_request: Request, error: BadInputError) -> JSONResponse:
-        return answer(400, str(error), "bad_input", error.problem.field)
+        return answer(400, str(error), "bad_input", error.problem.field, error.problem)
 
     @api.exception_handler(NoSuchBatchError)
     async def no_such(_request: Request, error: NoSuchBatchError) -> JSONResponse:
@@ -151,3 +189,17 @@ def _explain_errors(api: FastAPI) -> None:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"])
         return answer(422, f"{param}: {first['msg']}", "validation_error", param)
+
+    @api.exception_handler(HTTPException)
+    async def http(_request: Request, error: HTTPException) -> JSONResponse:
+        return answer(error.status_code, str(error.detail), "no_such_route" if error.status_code == 404 else "http")
+
+    @api.exception_handler(sqlalchemy.exc.OperationalError)
+    async def no_store(_request: Request, error: sqlalchemy.exc.OperationalError) -> JSONResponse:
+        log.error("the store cannot be used: %s", error)
+        return answer(503, f"the store cannot be used: {error.orig}", "store_unreachable")
+
+    @api.exception_handler(StorageError)
+    async def no_storage(_request: Request, error: StorageError) -> JSONResponse:
+        log.error("%s", error)
+        return answer(503, str(error), "storage", "storage", error.problem)

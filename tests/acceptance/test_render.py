@@ -27,7 +27,13 @@ def test_a_catalog_becomes_clips_and_every_repetition_is_free(terminal: Terminal
     for i in range(6):
         video = out / f"row-{i}.mp4"
         facts = probe_mp4(video)
-        assert (facts.width, facts.height, facts.frames, facts.codec, facts.pix_fmt) == (256, 256, 12, "h264", "yuv420p")
+        assert (facts.width, facts.height, facts.frames, facts.codec, facts.pix_fmt) == (
+            256,
+            256,
+            12,
+            "h264",
+            "yuv420p",
+        )
         frames = decode_mp4(video).astype(int)
         assert abs(frames[-1] - frames[0]).mean() > 1, "the clip does not move"
         assert (out / f"row-{i}.jpg").stat().st_size > 1000

@@ -1,0 +1,85 @@
+"""Stores to test on: SQLite always, PostgreSQL where `CLIPMILL_TEST_POSTGRES` names a server (a SQLAlchemy URL)."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from cluster.store import Database, Desk, Ledger
+from tests.building import Clock, Truth
+
+
+@contextmanager
+def postgres_url() -> Iterator[str]:
+    """The URL of a schema of one's own, dropped afterwards."""
+    server = os.environ.get("CLIPMILL_TEST_POSTGRES", "")
+    if not server:
+        pytest.skip("CLIPMILL_TEST_POSTGRES is not set")
+    schema = f"test_{uuid.uuid4().hex}"
+    admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as c:
+        c.execute(sa.text(f"CREATE SCHEMA {schema}"))
+    try:
+        url = sa.make_url(server).update_query_dict({"options": f"-csearch_path={schema}"})
+        yield url.render_as_string(hide_password=False)
+    finally:
+        with admin.connect() as c:
+            c.execute(sa.text(f"DROP SCHEMA {schema} CASCADE"))
+        admin.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty store, of either kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'store.db'}"
+    else:
+        with postgres_url() as url:
+            yield url
+
+
+@pytest.fixture
+def database(store_url: str) -> Iterator[Database]:
+    """A migrated store, of either kind."""
+    database = Database(store_url)
+    database.migrate()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def sqlite_database(tmp_path: Path) -> Iterator[Database]:
+    """A migrated SQLite store, for tests of what stands on the store."""
+    database = Database.in_folder(tmp_path / "home")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def clock(database: Database) -> Clock:
+    """The store's clock, under the test's control."""
+    return Clock().set_on(database)
+
+
+@pytest.fixture
+def desk(database: Database) -> Desk:
+    return Desk(database)
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    """The ledger of the dispatcher in office."""
+    ledger = Ledger(database)
+    ledger.take_office("first")
+    return ledger
+
+
+@pytest.fixture
+def truth(database: Database) -> Truth:
+    return Truth(database)
