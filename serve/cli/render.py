@@ -123,7 +123,7 @@ def _prepare_out(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResultsError(f"cannot write to {out}: {error.strerror}. Name another folder with --out.") from error
+        raise ResultsError(f"cannot write to {out}: {error.strerror}", "Name another folder with --out.") from error
 
 
 def _cards_text(args: FarmArgs) -> str:

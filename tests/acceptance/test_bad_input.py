@@ -22,8 +22,8 @@ BAD = {
     "missing": ({"image": "nowhere.png"}, "image", "nowhere.png"),
     "truncated": ({"image": "truncated.jpg"}, "image", "truncated"),
     "empty": ({"image": "empty.png"}, "image", "empty"),
-    "text": ({"image": "text.png"}, "image", "not an image"),
-    "bomb": ({"image": "bomb.png"}, "image", "50000"),
+    "text": ({"image": "text.png"}, "image", "not a picture"),
+    "bomb": ({"image": "bomb.png"}, "image", "megapixels"),
     "animated": ({"image": "animated.gif"}, "image", "frames"),
     "vector": ({"image": "vector.svg"}, "image", "SVG"),
     "outside": ({"image": "../outside.png"}, "image", "folder"),
@@ -33,7 +33,7 @@ BAD = {
     "odd-model": ({"model": "sora"}, "model", "camera"),
     "negative": ({"frames": "-4"}, "frames", "-4"),
     "words": ({"frames": "many"}, "frames", "many"),
-    "too-big": ({"model": "i2vgen-xl-tiny", "resolution_class": "1024p", "frames": "64"}, "resolution_class", "MiB"),
+    "too-big": ({"model": "i2vgen-xl-tiny", "resolution_class": "1024p", "frames": "32"}, "resolution_class", "MiB"),
 }
 
 
@@ -81,7 +81,8 @@ def write_shop(shop: Path) -> Path:
 
 def test_bad_rows_are_told_and_the_good_ones_render(terminal: Terminal) -> None:
     catalog = write_shop(terminal.folder / "shop")
-    result = terminal.run("render", str(catalog), "--out", "out", "--json")
+    small_cards = ("--cards", "c8,c12")
+    result = terminal.run("render", str(catalog), "--out", "out", "--json", *small_cards)
     assert result.code == 1, result.err
     jobs = result.json["jobs"]
     by_name = {job["name"]: job for job in jobs}
@@ -105,7 +106,7 @@ def test_bad_rows_are_told_and_the_good_ones_render(terminal: Terminal) -> None:
     sheet = (out / "index.html").read_text()
     assert "nowhere.png" in sheet
 
-    told = terminal.run("render", str(catalog), "--out", "out")
+    told = terminal.run("render", str(catalog), "--out", "out", *small_cards)
     assert told.code == 1
     for words in ("nowhere.png", "bomb", "18 (line 19)"):
         assert words in told.err

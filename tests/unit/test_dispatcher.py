@@ -1,0 +1,527 @@
+"""The real dispatcher on a real store. Renderers are a pool whose every event the test sends; time is the test's too.
+
+Nothing sleeps: `Farm.until` looks again whenever the store was used or a renderer was called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from cluster.cards import GIB, CardState
+from cluster.dispatcher import (
+    Assignment,
+    CardFree,
+    Dispatcher,
+    Event,
+    RendererDiedError,
+    RendererLostError,
+    StepDone,
+    Timing,
+    Verdict,
+)
+from cluster.jobs import Ended, Job, JobState, Outcome
+from cluster.store import Database, Desk, Ledger
+from tests.building import FLEET, Clock, Truth, beat, draft, objects, spec
+
+TIMING = Timing(poll_s=0.005, renew_s=1, lease_s=10, silent_s=5)
+
+
+@dataclass(kw_only=True)
+class Call:
+    """A renderer at work: the test says what it reports."""
+
+    assignment: Assignment
+    changed: Callable[[], None]
+    events: asyncio.Queue[Event | Exception | None] = field(default_factory=asyncio.Queue)
+    closed: bool = False
+
+    @property
+    def job(self) -> str:
+        return str(self.assignment.row["number"])
+
+    def report(self, event: Event | Exception | None) -> None:
+        self.events.put_nowait(event)
+
+    def complete(self) -> None:
+        self.report(Ended(outcome=Outcome.COMPLETED, objects=objects(self.assignment.attempt_id)))
+
+
+class Pool:
+    """A `RendererPool` of any number of renderers that do what the test says."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.calls: list[Call] = []
+        self._changed = changed
+
+    async def render(self, assignment: Assignment) -> AsyncIterator[Event]:
+        call = Call(assignment=assignment, changed=self._changed)
+        self.calls.append(call)
+        self._changed()
+        try:
+            # None ends the stream, as a connection that breaks off does.
+            while (event := await call.events.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        finally:
+            call.closed = True
+            self._changed()
+
+    @property
+    def open(self) -> list[Call]:
+        return [call for call in self.calls if not call.closed]
+
+
+class TellingLedger(Ledger):
+    """The real ledger; says whenever it was used, and can be told to do something in the middle of a start."""
+
+    def __init__(self, database: Database, used: Callable[[str], None]) -> None:
+        super().__init__(database)
+        self._used = used
+        self.before_start: Callable[[], None] = lambda: None
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name in ("take_office", "waiting", "start", "renew", "expired", "finish", "refuse", "record_cards"):
+            return self._telling(name, found)
+        return found
+
+    def _telling(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any) -> Any:
+            if name == "start":
+                self.before_start()
+            try:
+                return call(*args)
+            finally:
+                self._used(name)
+
+        return called
+
+
+class Farm:
+    """One dispatcher, its pool and its store."""
+
+    def __init__(self, database: Database, clock: Clock, holder: str = "first") -> None:
+        self.clock, self.desk, self.truth = clock, Desk(database), Truth(database)
+        self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
+        self.turns = 0
+        self.pool = Pool(self._changed.set)
+        self.ledger = TellingLedger(database, lambda name: self._loop.call_soon_threadsafe(self._used, name))
+        self.dispatcher = Dispatcher(self.ledger, self.pool, FLEET, holder=holder, clock=clock, timing=TIMING)
+        self.task: asyncio.Task[None] | None = None
+
+    def _used(self, name: str) -> None:
+        self.turns += name == "waiting"
+        self._changed.set()
+
+    def open(self) -> Farm:
+        self.task = asyncio.create_task(self.dispatcher.run())
+        return self
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        async with asyncio.timeout(20):
+            while not holds():
+                await self._changed.wait()
+                self._changed.clear()
+
+    async def looks_again(self, times: int = 3) -> None:
+        """Return when the dispatcher has looked at the store some more times: what it would do, it has done."""
+        seen = self.turns
+        await self.until(lambda: self.turns >= seen + times)
+
+    async def goes_on(self, seconds: float, *beats: Any) -> dict[str, Verdict]:
+        """Let time pass in steps of a second, the renderers of `beats` being heard all the while."""
+        verdicts: dict[str, Verdict] = {}
+        for _ in range(int(seconds)):
+            self.clock.now += 1
+            for one in beats:
+                verdicts |= self.dispatcher.beat(one)
+            await self.looks_again()
+        return verdicts
+
+    def submit(self, *drafts: Any, **options: Any) -> str:
+        batch_id, _ = self.desk.open_batch("local", name="catalog", **options)
+        self.desk.add("local", batch_id, drafts)
+        self.desk.seal("local", batch_id)
+        self.dispatcher.nudge()
+        return batch_id
+
+    def job(self, batch_id: str, number: int = 1) -> Job:
+        return next(job for job in self.desk.jobs("local", batch_id) if job.number == number)
+
+    async def called(self, number: int = 1) -> Call:
+        """The `number`th call of a renderer."""
+        await self.until(lambda: len(self.pool.calls) >= number)
+        return self.pool.calls[number - 1]
+
+    async def reaches(self, batch_id: str, state: JobState, number: int = 1) -> Job:
+        await self.until(lambda: self.job(batch_id, number).state is state)
+        return self.job(batch_id, number)
+
+    async def close(self) -> None:
+        if self.task is not None and not self.task.done():
+            await self.dispatcher.stop(0)
+            await self.task
+
+
+@pytest.fixture
+def clock(sqlite_database):
+    return Clock().set_on(sqlite_database)
+
+
+@pytest.fixture
+async def farm(sqlite_database, clock):
+    farm = Farm(sqlite_database, clock).open()
+    yield farm
+    await farm.close()
+
+
+# -- rendering -------------------------------------------------------------------------------------------------
+
+
+async def test_a_row_becomes_a_clip(farm):
+    made = draft(1, "key", spec=spec("i2vgen-xl", steps=30), row={"number": 1, "extra": {"brand": "Aria"}})
+    batch_id = farm.submit(made)
+    farm.dispatcher.beat(beat("gpu0"))
+    call = await farm.called()
+    assert call.assignment == Assignment(
+        attempt_id=call.assignment.attempt_id,
+        job_id=farm.job(batch_id).id,
+        renderer="renderer-gpu0",
+        card_class="c8",
+        owner="local",
+        still=made.still,
+        spec=made.spec,
+        content_key="key",
+        row=made.row,
+    )
+    assert (farm.job(batch_id).state, farm.job(batch_id).steps) == (JobState.RUNNING, 30)
+    call.report(StepDone(step=7, steps=30))
+    await farm.goes_on(2, beat("gpu0"))
+    assert (farm.job(batch_id).step, farm.job(batch_id).steps) == (7, 30)
+    call.complete()
+    job = await farm.reaches(batch_id, JobState.COMPLETED)
+    (clip,) = farm.desk.clips_of("local", batch_id).values()
+    assert job.clip_id == clip.id
+    assert clip.objects == objects(call.assignment.attempt_id)
+    await farm.until(lambda: farm.dispatcher.flying() == 0)
+    assert call.closed
+
+
+async def test_progress_shows_before_the_first_step(farm):
+    batch_id = farm.submit(draft(1, spec=spec("i2vgen-xl", steps=30)))
+    farm.dispatcher.beat(beat())
+    await farm.called()
+    await farm.goes_on(2, beat())
+    assert (farm.job(batch_id).step, farm.job(batch_id).steps) == (0, 30)
+
+
+async def test_a_card_takes_the_next_clip_when_its_frames_are_off_it(farm):
+    batch_id = farm.submit(draft(1), draft(2), draft(3))
+    farm.dispatcher.beat(beat())
+    first = await farm.called()
+    await farm.looks_again()
+    assert len(farm.pool.calls) == 1, "one clip on the card at a time"
+    first.report(CardFree())
+    second = await farm.called(2)
+    assert farm.job(batch_id).state is JobState.RUNNING, "the first is still being published"
+    await farm.looks_again()
+    assert len(farm.pool.calls) == 2
+    # The first one's end must not free the card under the second.
+    first.complete()
+    await farm.reaches(batch_id, JobState.COMPLETED)
+    await farm.looks_again()
+    assert len(farm.pool.calls) == 2
+    second.complete()
+    assert (await farm.called(3)).job == "3"
+
+
+async def test_every_card_gets_work_and_small_clips_leave_large_cards_free(farm):
+    farm.submit(draft(1), draft(2, needs_bytes=10 * GIB), draft(3), draft(4, needs_bytes=10 * GIB))
+    farm.dispatcher.beat(beat("large", usable_bytes=21 * GIB))
+    farm.dispatcher.beat(beat("small", usable_bytes=7 * GIB))
+    await farm.called(2)
+    by_renderer = {c.assignment.renderer: c for c in farm.pool.calls}
+    assert by_renderer["renderer-small"].job == "1"
+    assert by_renderer["renderer-large"].job == "2"
+
+
+@pytest.mark.parametrize("state", [CardState.DRAINING, CardState.STARTING])
+async def test_a_card_that_is_not_ready_gets_nothing(farm, state):
+    farm.submit(draft(1))
+    farm.dispatcher.beat(beat(state=state))
+    await farm.looks_again()
+    assert farm.pool.calls == []
+    farm.dispatcher.beat(beat(state=CardState.IDLE))
+    await farm.called()
+
+
+async def test_a_job_that_fits_nowhere_is_refused_with_numbers(farm):
+    batch_id = farm.submit(draft(1, needs_bytes=30 * GIB, spec=spec("i2vgen-xl", width=1024, height=1024)), draft(2))
+    job = await farm.reaches(batch_id, JobState.FAILED)
+    assert job.reason == "no_card_fits"
+    for number in ("1024×1024", "30.0 GiB", "21.0 GiB"):
+        assert number in job.problems[0].message
+    assert job.attempts == 0
+    assert farm.job(batch_id, 2).state is JobState.QUEUED
+
+
+async def test_a_clip_too_big_for_its_card_goes_to_a_larger_one(farm):
+    batch_id = farm.submit(draft(1, needs_bytes=GIB))
+    farm.dispatcher.beat(beat("small", usable_bytes=7 * GIB))
+    small = await farm.called()
+    farm.dispatcher.beat(beat("large", usable_bytes=21 * GIB))
+    small.report(Ended(outcome=Outcome.OOM, usable_bytes=7 * GIB, stage="denoise"))
+    large = await farm.called(2)
+    assert large.assignment.renderer == "renderer-large"
+    large.complete()
+    await farm.reaches(batch_id, JobState.COMPLETED)
+
+
+# -- renderers that go away ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("event", "attempts", "outcome"),
+    [
+        (RendererDiedError("signal 9"), 1, "crashed"),
+        (RendererLostError("no route"), 0, "lost"),
+        (None, 0, "lost"),
+        (ValueError("garbled message"), 1, "error"),
+    ],
+)
+async def test_what_becomes_of_the_job_when_its_renderer_is_gone(farm, event, attempts, outcome):
+    batch_id = farm.submit(draft(1))
+    farm.dispatcher.beat(beat("gpu0"))
+    (await farm.called()).report(event)
+    await farm.reaches(batch_id, JobState.QUEUED)
+    (ended,) = (a for a in farm.truth.attempts() if a.outcome)
+    assert ended.outcome == outcome
+    job = farm.job(batch_id)
+    assert (job.attempts, job.releases) == (attempts, 1 - attempts)
+    farm.dispatcher.beat(beat("gpu1"))
+    second = await farm.called(2)
+    second.complete()
+    await farm.reaches(batch_id, JobState.COMPLETED)
+
+
+@pytest.mark.parametrize("event", [RendererDiedError("signal 9"), RendererLostError("no route")])
+async def test_a_renderer_that_is_gone_gets_nothing_until_it_is_heard_again(farm, event):
+    farm.submit(draft(1))
+    farm.dispatcher.beat(beat())
+    (await farm.called()).report(event)
+    await farm.until(lambda: farm.pool.calls[0].closed)
+    await farm.looks_again()
+    assert len(farm.pool.calls) == 1
+    farm.dispatcher.beat(beat())
+    await farm.called(2)
+
+
+async def test_a_row_that_kills_its_renderers_ends(farm):
+    batch_id = farm.submit(draft(1))
+    for number in (1, 2, 3):
+        farm.dispatcher.beat(beat(f"gpu{number}"))
+        (await farm.called(number)).report(RendererDiedError("signal 11"))
+    job = await farm.reaches(batch_id, JobState.FAILED)
+    assert (job.reason, job.attempts) == ("crashed", 3)
+
+
+async def test_a_silent_renderer_loses_its_job_to_another(farm):
+    batch_id = farm.submit(draft(1))
+    farm.dispatcher.beat(beat("silent"))
+    frozen = await farm.called()
+    other = beat("other")
+    await farm.goes_on(9, other)
+    assert not frozen.closed, "a dispatcher's restart takes as long: it is waited for"
+    await farm.goes_on(8, other)
+    await farm.until(lambda: frozen.closed)
+    successor = await farm.called(2)
+    assert successor.assignment.renderer == "renderer-other"
+    assert successor.assignment.attempt_id != frozen.assignment.attempt_id
+    # It wakes up: whatever it still does is void.
+    zombie = beat("silent", state=CardState.BUSY, steps={frozen.assignment.attempt_id: (3, 8)})
+    assert farm.dispatcher.beat(zombie) == {frozen.assignment.attempt_id: Verdict.STOP}
+    successor.complete()
+    job = await farm.reaches(batch_id, JobState.COMPLETED)
+    assert (job.attempts, job.releases) == (1, 1)
+    assert len(farm.truth.clips()) == 1
+
+
+async def test_a_renderer_silent_for_a_while_keeps_its_job_but_gets_no_other(farm):
+    farm.submit(draft(1), draft(2))
+    farm.dispatcher.beat(beat("gpu0"))
+    first = await farm.called()
+    await farm.goes_on(6)
+    first.report(CardFree())
+    await farm.looks_again()
+    assert len(farm.pool.calls) == 1
+    farm.dispatcher.beat(beat("gpu0"))
+    await farm.called(2)
+    assert not first.closed
+
+
+async def test_a_renderer_back_from_silence_has_still_one_clip_on_its_card(farm):
+    farm.submit(draft(1), draft(2))
+    farm.dispatcher.beat(beat())
+    first = await farm.called()
+    await farm.goes_on(5, beat())
+    # Struck off the roster after ten seconds of silence; the lease runs five seconds longer.
+    await farm.goes_on(12)
+    assert not first.closed
+    back = beat(steps={first.assignment.attempt_id: (2, 8)})
+    assert farm.dispatcher.beat(back) == {first.assignment.attempt_id: Verdict.GO_ON}
+    await farm.looks_again()
+    assert len(farm.pool.calls) == 1
+    first.report(CardFree())
+    await farm.called(2)
+
+
+async def test_a_new_renderer_of_a_card_takes_the_place_of_the_old(farm):
+    """An idle renderer that is killed tells nobody; its successor holds the same card."""
+    farm.dispatcher.beat(beat("gpu0", renderer="old"))
+    farm.dispatcher.beat(beat("gpu0", renderer="new"))
+    farm.submit(draft(1), draft(2))
+    assert (await farm.called()).assignment.renderer == "new"
+    await farm.looks_again()
+    assert len(farm.pool.calls) == 1
+
+
+async def test_an_attempt_nobody_knows_is_told_to_stop(farm):
+    assert farm.dispatcher.beat(beat(steps={"attempt_old": (3, 8)})) == {"attempt_old": Verdict.STOP}
+
+
+async def test_an_ending_that_cannot_be_written_costs_the_clip_not_the_farm(farm):
+    batch_id = farm.submit(draft(1))
+    farm.dispatcher.beat(beat())
+    (await farm.called()).report(Ended(outcome=Outcome.COMPLETED, objects=None))
+    await farm.until(lambda: farm.dispatcher.flying() == 0)
+    assert farm.job(batch_id).state is JobState.RUNNING
+    await farm.goes_on(12, beat())
+    (await farm.called(2)).complete()
+    await farm.reaches(batch_id, JobState.COMPLETED)
+
+
+# -- cancelling ------------------------------------------------------------------------------------------------
+
+
+async def test_cancelling_reaches_the_renderer(farm):
+    batch_id = farm.submit(draft(1), draft(2))
+    farm.dispatcher.beat(beat("gpu0"))
+    call = await farm.called()
+    farm.desk.cancel("local", batch_id)
+    await farm.goes_on(2, beat("gpu0"))
+    await farm.until(lambda: farm.desk.batch("local", batch_id).status == "cancelled")
+    assert call.closed
+    await farm.until(lambda: farm.dispatcher.flying() == 0)
+    verdicts = farm.dispatcher.beat(beat("gpu0", steps={call.assignment.attempt_id: (1, 8)}))
+    assert verdicts == {call.assignment.attempt_id: Verdict.STOP}
+    other = farm.submit(draft(3))
+    (await farm.called(2)).complete()
+    await farm.reaches(other, JobState.COMPLETED, 3)
+
+
+# -- the dispatcher's own end ----------------------------------------------------------------------------------
+
+
+async def test_stopping_lets_clips_finish_and_starts_no_more(farm):
+    batch_id = farm.submit(draft(1), draft(2))
+    farm.dispatcher.beat(beat())
+    call = await farm.called()
+    stopping = asyncio.create_task(farm.dispatcher.stop(grace_s=1000))
+    # Longer than a lease: it must be renewed while the farm drains.
+    for _ in range(30):
+        farm.clock.now += 1
+        farm.dispatcher.beat(beat(steps={call.assignment.attempt_id: (1, 8)}))
+        renewals = farm.truth.attempts()[0].lease_until
+        await farm.until(lambda seen=renewals: farm.truth.attempts()[0].lease_until > seen)
+    assert not call.closed
+    assert not stopping.done()
+    call.complete()
+    await stopping
+    await farm.task
+    assert farm.job(batch_id).state is JobState.COMPLETED
+    assert farm.job(batch_id, 2).state is JobState.QUEUED
+    assert len(farm.pool.calls) == 1
+
+
+async def test_stopping_without_grace_gives_clips_back(farm):
+    batch_id = farm.submit(draft(1))
+    farm.dispatcher.beat(beat())
+    call = await farm.called()
+    await farm.dispatcher.stop(grace_s=0)
+    assert farm.task.done()
+    assert call.closed
+    job = farm.job(batch_id)
+    assert (job.state, job.attempts, job.releases) == (JobState.QUEUED, 0, 1)
+    assert farm.truth.attempts()[0].outcome == "stopped"
+
+
+async def test_stopping_in_the_middle_of_a_start_leaves_nothing_running(farm):
+    loop, stopping = asyncio.get_running_loop(), []
+
+    def stop() -> None:
+        stopping.append(asyncio.ensure_future(farm.dispatcher.stop(grace_s=0)))
+
+    # On the store's thread; the loop gets to it before the claims come back.
+    farm.ledger.before_start = lambda: loop.call_soon_threadsafe(stop)
+    batch_id = farm.submit(draft(1), draft(2))
+    farm.dispatcher.beat(beat("gpu0"))
+    farm.dispatcher.beat(beat("gpu1"))
+    await farm.until(lambda: stopping)
+    await stopping[0]
+    assert farm.pool.open == []
+    assert farm.dispatcher.flying() == 0
+    assert [j.state for j in farm.desk.jobs("local", batch_id)] == [JobState.QUEUED, JobState.QUEUED]
+
+
+async def test_a_dispatcher_stopped_before_it_ran_returns(sqlite_database, clock):
+    async with asyncio.timeout(5):
+        await Farm(sqlite_database, clock).dispatcher.stop(grace_s=0)
+
+
+async def test_a_second_dispatcher_takes_over_and_nothing_runs_twice(farm, sqlite_database, clock):
+    batch_id = farm.submit(draft(1))
+    farm.dispatcher.beat(beat("gpu0"))
+    old_call = await farm.called()
+    second = Farm(sqlite_database, clock, "second").open()
+    try:
+        await second.until(lambda: second.job(batch_id).state is JobState.QUEUED)
+        clock.now += 2
+        async with asyncio.timeout(20):
+            await farm.task
+        assert old_call.closed
+        zombie = beat("gpu0", steps={old_call.assignment.attempt_id: (1, 8)})
+        assert second.dispatcher.beat(zombie) == {old_call.assignment.attempt_id: Verdict.STOP}
+        new_call = await second.called()
+        assert [a.outcome for a in second.truth.attempts()] == ["lost", None]
+        new_call.complete()
+        job = await second.reaches(batch_id, JobState.COMPLETED)
+        assert (job.attempts, job.releases) == (1, 1)
+        assert len(farm.pool.calls) == len(second.pool.calls) == 1
+    finally:
+        await second.close()
+
+
+async def test_a_completion_under_a_closed_epoch_is_void(farm, sqlite_database):
+    batch_id = farm.submit(draft(1))
+    farm.dispatcher.beat(beat("gpu0"))
+    call = await farm.called()
+    Ledger(sqlite_database).take_office("second")
+    call.complete()
+    await farm.until(lambda: farm.dispatcher.flying() == 0)
+    assert farm.truth.clips() == []
+    assert farm.job(batch_id).state is JobState.RUNNING, "its end is the next dispatcher's to write"
+
+
+async def test_a_broken_store_ends_the_loop_with_its_error(sqlite_database, clock):
+    farm = Farm(sqlite_database, clock)
+    farm.ledger.waiting = lambda _per_kind: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        await farm.dispatcher.run()
+    async with asyncio.timeout(5):
+        await farm.dispatcher.stop(0)

@@ -1,0 +1,46 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.dispatcher import CardFree, StepDone
+from cluster.jobs import Ended, Objects, Outcome
+from pipeline.problems import Problem
+from serve.messages import event_from_wire, event_to_wire
+
+texts = st.text(max_size=30)
+numbers = st.integers(0, 2**50)
+objects = st.builds(
+    Objects,
+    video=texts,
+    poster=texts,
+    spritesheet=texts,
+    provenance=texts,
+    video_bytes=numbers,
+    frames_sha256=texts,
+)
+endings = st.builds(
+    Ended,
+    outcome=st.sampled_from(Outcome),
+    detail=texts,
+    problem=st.none() | st.builds(Problem, field=texts, message=texts, remedy=texts),
+    objects=st.none() | objects,
+    measured_bytes=numbers,
+    usable_bytes=numbers,
+    predicted_bytes=numbers,
+    stage=texts,
+)
+events = endings | st.builds(StepDone, step=numbers, steps=numbers) | st.just(CardFree())
+
+
+@given(events)
+def test_an_event_arrives_as_it_was_sent(event):
+    arrived = event_from_wire(json.loads(json.dumps(event_to_wire(event))))
+    assert arrived == event
+    assert type(arrived) is type(event)
+
+
+def test_an_unknown_event_is_told_by_name():
+    with pytest.raises(ValueError, match="'checkpoint'"):
+        event_from_wire({"event": "checkpoint"})

@@ -1,0 +1,607 @@
+"""One suite for both stores. What is expected is read from the tables by plain queries (`Truth`)."""
+
+from __future__ import annotations
+
+import datetime
+import sqlite3
+import threading
+import uuid
+from dataclasses import replace
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from cluster.escalation import after_attempt
+from cluster.ids import new_id
+from cluster.jobs import Ended, JobState, Outcome, Reason, Transition
+from cluster.store import Database, Desk, Ledger, StaleEpochError
+from cluster.store.database import StoreVersionError
+from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
+from cluster.store.schema import clips, jobs, metadata
+from tests.building import FLEET, PROBLEM, bad_draft, beat, card, claim_one, completed, draft, objects, spec
+
+ME = "local"
+
+
+def hand_in(desk: Desk, *drafts, owner: str = ME, seal: bool = True, **options) -> str:
+    batch_id, is_new = desk.open_batch(owner, name="catalog", **options)
+    assert is_new
+    desk.add(owner, batch_id, drafts)
+    if seal:
+        desk.seal(owner, batch_id)
+    return batch_id
+
+
+def end(ledger: Ledger, claim, ended: Ended) -> bool:
+    return ledger.finish(claim, ended, after_attempt(ledger.current_job(claim), ended, FLEET))
+
+
+def states(desk: Desk, batch_id: str, owner: str = ME) -> list[str]:
+    return [job.state.value for job in desk.jobs(owner, batch_id)]
+
+
+def at_once(*calls) -> list[BaseException]:
+    """Run calls in threads that set off together; returns what they raised."""
+    barrier, raised = threading.Barrier(len(calls)), []
+
+    def run(call) -> None:
+        barrier.wait()
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+# -- schema ----------------------------------------------------------------------------------------------------
+
+
+def test_migrating_twice_changes_nothing(database, truth):
+    before = truth.everything()
+    database.migrate()
+    Database(database.url).migrate()
+    assert truth.everything() == before
+
+
+def test_processes_may_migrate_at_once(store_url):
+    stores = [Database(store_url) for _ in range(4)]
+    assert at_once(*(store.migrate for store in stores)) == []
+    assert Desk(stores[0]).batches(ME) == []
+    for store in stores:
+        store.close()
+
+
+def test_the_migrations_make_the_schema_of_the_code(database):
+    def comparable(item, name, kind, _reflected, _other) -> bool:
+        return not (kind == "index" and name == "ix_jobs_waiting")
+
+    with database.engine.connect() as c:
+        options = {"compare_type": True, "compare_server_default": True, "include_object": comparable}
+        assert compare_metadata(MigrationContext.configure(c, opts=options), metadata) == []
+        # Alembic compares neither expressions nor conditions: these are looked at themselves.
+        query = (
+            "SELECT sql FROM sqlite_master WHERE name = :name"
+            if database.is_sqlite
+            else "SELECT indexdef FROM pg_indexes WHERE indexname = :name AND schemaname = current_schema()"
+        )
+        waiting = c.scalar(sa.text(query), {"name": "ix_jobs_waiting"})
+        running = c.scalar(sa.text(query), {"name": "uq_jobs_running_content"})
+    assert "(state, priority DESC, created_at, number)" in waiting
+    assert "UNIQUE" in running
+    assert "'running'" in running.partition("WHERE")[2]
+
+
+def test_a_store_of_a_newer_version_is_left_alone(database):
+    with database.write() as c:
+        c.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreVersionError, match="9999"):
+        database.migrate()
+
+
+def test_the_store_s_clock_is_the_time_of_day(database):
+    with database.read() as c:
+        ours = c.scalar(sa.select(sa.func.current_timestamp()))
+        now = database.now(c)
+    if isinstance(ours, str):
+        ours = datetime.datetime.fromisoformat(ours)
+    ours = ours if ours.tzinfo else ours.replace(tzinfo=datetime.UTC)
+    assert abs(ours.timestamp() - now) <= 2
+
+
+def test_a_reader_sees_one_moment(database, desk):
+    batch_id = hand_in(desk, draft(1))
+    count = sa.select(sa.func.count()).select_from(jobs)
+    with database.read() as c:
+        assert c.scalar(count) == 1
+        desk.add(ME, desk.open_batch(ME, name="other")[0], [draft(1, "other")])
+        assert c.scalar(count) == 1
+    assert desk.batch(ME, batch_id).counts.total == 1
+
+
+def test_a_completed_clip_survives_a_power_cut(sqlite_database):
+    with sqlite_database.engine.connect() as c:
+        assert c.scalar(sa.text("PRAGMA synchronous")) == 2  # FULL
+        assert c.scalar(sa.text("PRAGMA journal_mode")) == "wal"
+        assert c.scalar(sa.text("PRAGMA foreign_keys")) == 1
+
+
+def test_ids_are_version_7_uuids_that_sort_by_time(monkeypatch):
+    made = []
+    for milliseconds in (1, 2**31, 2**40):
+        monkeypatch.setattr("cluster.ids.time.time_ns", lambda ms=milliseconds: ms * 1_000_000 + 999_999)
+        made.append(new_id("video"))
+        parsed = uuid.UUID(made[-1].removeprefix("video_"))
+        assert (parsed.version, parsed.variant, parsed.int >> 80) == (7, uuid.RFC_4122, milliseconds)
+    assert made == sorted(made)
+    assert len({new_id("x") for _ in range(1000)}) == 1000
+
+
+# -- handing in ------------------------------------------------------------------------------------------------
+
+
+def test_a_job_comes_back_as_it_was_handed_in(desk):
+    made = draft(3, row={"number": 3, "extra": {"price": "9.90 €", "nested": [1, None]}}, priority=7, needs_bytes=2**40)
+    batch_id = hand_in(desk, made)
+    (job,) = desk.jobs(ME, batch_id)
+    for field in ("number", "name", "row", "still", "spec", "content_key", "needs_bytes", "priority"):
+        assert getattr(job, field) == getattr(made, field)
+    assert (job.state, job.attempts, job.releases, job.clip_id) == (JobState.QUEUED, 0, 0, None)
+
+
+def test_a_bad_row_has_failed_from_the_start(desk, truth):
+    batch_id = hand_in(desk, bad_draft(1), draft(2))
+    bad, good = desk.jobs(ME, batch_id)
+    assert (bad.state, bad.reason, bad.problems) == (JobState.FAILED, "invalid", (PROBLEM,))
+    assert good.state is JobState.QUEUED
+    assert truth.tally("clips", outcome="invalid") == 1
+
+
+def test_a_crash_between_chunks_leaves_a_batch_that_can_be_finished(desk, ledger):
+    batch_id, _ = desk.open_batch(ME, name="catalog", idempotency_key="k", fingerprint="f")
+    desk.add(ME, batch_id, [draft(1), draft(2)])
+    with pytest.raises(sa.exc.IntegrityError):
+        # The second chunk dies half way: nothing of it may stay.
+        desk.add(ME, batch_id, [draft(3), draft(4), draft(4)])
+    batch = desk.batch(ME, batch_id)
+    assert (batch.status, batch.counts.total, batch.done) == ("validating", 2, False)
+    assert len(ledger.waiting(10)) == 2, "what is in is rendered already"
+    # The same request again finds the batch and hands in what is missing.
+    assert desk.open_batch(ME, name="catalog", idempotency_key="k", fingerprint="f") == (batch_id, False)
+    desk.add(ME, batch_id, [draft(n) for n in (1, 2, 3, 4)])
+    desk.seal(ME, batch_id)
+    assert [job.number for job in desk.jobs(ME, batch_id)] == [1, 2, 3, 4]
+    assert desk.batch(ME, batch_id).status == "running"
+
+
+def test_an_idempotency_key_names_one_batch_of_one_owner(desk):
+    key = {"idempotency_key": "k", "fingerprint": "f"}
+    first = desk.open_batch(ME, name="a", **key)
+    assert first[1]
+    assert desk.open_batch(ME, name="a", **key) == (first[0], False)
+    with pytest.raises(IdempotencyConflictError, match="'k'"):
+        desk.open_batch(ME, name="a", idempotency_key="k", fingerprint="other")
+    other_owner = desk.open_batch("bob", name="a", idempotency_key="k", fingerprint="other")
+    assert other_owner[1]
+    assert len(desk.batches(ME)) == 1
+
+
+def test_a_key_used_by_many_at_once_makes_one_batch(desk):
+    found = []
+    options = {"name": "a", "idempotency_key": "k", "fingerprint": "f"}
+    assert at_once(*[lambda: found.append(desk.open_batch(ME, **options))] * 4) == []
+    assert len({batch_id for batch_id, _ in found}) == 1
+    assert sum(is_new for _, is_new in found) == 1
+
+
+def test_jobs_are_read_by_pages_in_the_manifest_s_order(desk):
+    batch_id = hand_in(desk, *(draft(n) for n in (3, 1, 2, 5, 4)))
+    assert [j.number for j in desk.jobs(ME, batch_id, limit=2)] == [1, 2]
+    assert [j.number for j in desk.jobs(ME, batch_id, after_number=2, limit=2)] == [3, 4]
+    assert [j.number for j in desk.jobs(ME, batch_id, state=JobState.FAILED)] == []
+
+
+def test_a_still_is_known_to_its_owner_only(desk):
+    desk.record_still(ME, "ab", (30, 20))
+    desk.record_still(ME, "ab", (30, 20))
+    assert desk.still_size(ME, "ab") == (30, 20)
+    assert desk.still_size("bob", "ab") is None
+
+
+# -- one owner sees nothing of another -------------------------------------------------------------------------
+
+
+def test_another_owner_s_batch_does_not_exist(desk, truth):
+    batch_id = hand_in(desk, draft(1))
+    before = truth.everything()
+    for call in (
+        lambda: desk.batch("bob", batch_id),
+        lambda: desk.jobs("bob", batch_id),
+        lambda: desk.cancel("bob", batch_id),
+        lambda: desk.add("bob", batch_id, [draft(2)]),
+    ):
+        with pytest.raises(NoSuchBatchError, match=batch_id):
+            call()
+    desk.seal("bob", batch_id)
+    desk.attend("bob", batch_id, 100)
+    assert desk.batches("bob") == []
+    assert desk.clips_of("bob", batch_id) == {}
+    assert desk.attempts_of("bob", batch_id) == []
+    assert truth.everything() == before
+
+
+def test_no_clip_is_shared_across_owners(desk, ledger, truth):
+    mine, his = hand_in(desk, draft(1, "same")), hand_in(desk, draft(1, "same"), owner="bob")
+    claims = ledger.start([(job, card(job.owner)) for job in ledger.waiting(10)], 10)
+    assert len(claims) == 2, "both owners' equal clips may run at once"
+    for claim in claims:
+        assert end(ledger, claim, completed(claim))
+    (my_clip,), (his_clip,) = desk.clips_of(ME, mine).values(), desk.clips_of("bob", his).values()
+    assert my_clip.id != his_clip.id
+    assert desk.forget_clips("bob", [my_clip.id]) == 0
+    assert len(truth.clips()) == 2
+    later = hand_in(desk, draft(1, "same"), owner="eve")
+    assert states(desk, later, "eve") == ["queued"]
+
+
+# -- sharing ---------------------------------------------------------------------------------------------------
+
+
+def test_two_jobs_of_equal_content_share_one_attempt(desk, ledger, truth):
+    first = hand_in(desk, draft(1, "same"), draft(2, "same"))
+    second = hand_in(desk, draft(1, "same"), draft(2, "other"))
+    claim = claim_one(ledger, desk.jobs(ME, first)[0])
+    assert [j.content_key for j in ledger.waiting(10)] == ["other"], "equal clips are not offered while one runs"
+    assert end(ledger, claim, completed(claim))
+    assert states(desk, first) == ["completed", "completed"]
+    assert states(desk, second) == ["completed", "queued"]
+    assert len(truth.attempts()) == len(truth.clips()) == 1
+    shared = {job.clip_id for job in [*desk.jobs(ME, first), desk.jobs(ME, second)[0]]}
+    assert shared == {truth.clips()[0].id}
+    assert (desk.batch(ME, first).attempts, desk.batch(ME, second).attempts) == (1, 0)
+    assert (truth.tally("clips", outcome="completed"), truth.tally("clips", outcome="shared")) == (1, 2)
+
+
+def test_a_finished_clip_completes_a_new_row_at_once(desk, ledger):
+    old = hand_in(desk, draft(1, "same"))
+    claim = claim_one(ledger, desk.jobs(ME, old)[0])
+    end(ledger, claim, completed(claim))
+    new = desk.batch(ME, hand_in(desk, draft(1, "same")))
+    assert (new.status, new.attempts, new.done) == ("completed", 0, True)
+    (clip,) = desk.clips_of(ME, new.id).values()
+    assert clip.objects == objects(claim.attempt_id)
+    assert [clip] == desk.clips_of_keys(ME, ["same", "none"])
+    assert ledger.waiting(10) == []
+
+
+def test_the_store_itself_keeps_a_clip_from_being_rendered_twice_at_once(database, desk, ledger):
+    batch_id = hand_in(desk, draft(1, "same"), draft(2, "same"))
+    first, second = desk.jobs(ME, batch_id)
+    assert len(ledger.start([(first, card("a")), (second, card("b"))], 10)) == 1
+    with pytest.raises(sa.exc.IntegrityError), database.write() as c:
+        c.execute(sa.update(jobs).where(jobs.c.id == second.id).values(state="running"))
+
+
+def test_a_row_added_while_its_clip_is_published_is_never_rendered_again(desk, ledger):
+    """However the two interleave, the later one sees the earlier."""
+    for turn in range(10):
+        claim = claim_one(ledger, desk.jobs(ME, hand_in(desk, draft(1, f"key{turn}")))[0])
+        late, _ = desk.open_batch(ME, name="late")
+        raised = at_once(
+            lambda claim=claim: end(ledger, claim, completed(claim)),
+            lambda late=late, turn=turn: desk.add(ME, late, [draft(1, f"key{turn}")]),
+        )
+        assert raised == []
+        assert states(desk, late) == ["completed"]
+
+
+def test_lost_clips_are_rendered_again(desk, ledger, truth):
+    batch_id = hand_in(desk, draft(1, "same"), draft(2, "same"), draft(3))
+    claim = claim_one(ledger, desk.jobs(ME, batch_id)[0])
+    end(ledger, claim, completed(claim))
+    (clip_id,) = desk.clips_of(ME, batch_id)
+    assert desk.forget_clips(ME, [clip_id, *(f"clip_{i}" for i in range(70_000))]) == 1
+    assert states(desk, batch_id) == ["queued", "queued", "queued"]
+    again = claim_one(ledger, desk.jobs(ME, batch_id)[1])
+    assert end(ledger, again, completed(again))
+    assert states(desk, batch_id) == ["completed", "completed", "queued"]
+    assert len(truth.clips()) == 1
+
+
+# -- leases and fences -----------------------------------------------------------------------------------------
+
+
+def test_a_claim_is_an_attempt_with_a_growing_fence(desk, ledger, clock, truth):
+    batch_id = hand_in(desk, draft(1, spec=spec("i2vgen-xl", steps=30)))
+    for fence in (1, 2, 3):
+        claim = claim_one(ledger, desk.jobs(ME, batch_id)[0], f"gpu{fence}")
+        assert claim.fence == fence
+        (job,) = desk.jobs(ME, batch_id)
+        assert (job.state, job.step, job.steps) == (JobState.RUNNING, 0, 30)
+        ledger.renew({claim.attempt_id: (fence, 30)}, 10)
+        assert desk.jobs(ME, batch_id)[0].step == fence
+        assert end(ledger, claim, Ended(outcome=Outcome.LOST))
+    assert [(a.fence, a.outcome, a.card) for a in truth.attempts()] == [(n, "lost", f"gpu{n}") for n in (1, 2, 3)]
+    made = desk.attempts_of(ME, batch_id)
+    assert [a.fence for a in made] == [1, 2, 3]
+    (job,) = desk.jobs(ME, batch_id)
+    assert (job.attempts, job.releases) == (0, 3)
+
+
+def test_a_job_that_is_not_queued_any_more_is_not_started(desk, ledger):
+    batch_id = hand_in(desk, draft(1), draft(2))
+    snapshot = ledger.waiting(10)
+    desk.cancel(ME, batch_id)
+    assert ledger.start([(job, card(job.id)) for job in snapshot], 10) == []
+
+
+def test_a_lease_runs_out_unless_renewed(desk, ledger, clock):
+    batch_id = hand_in(desk, draft(1), draft(2))
+    heard, silent = [claim_one(ledger, job, job.name) for job in desk.jobs(ME, batch_id)]
+    clock.now += 8
+    assert ledger.renew({heard.attempt_id: (1, 8)}, 10).live == {heard.attempt_id}
+    assert ledger.expired() == []
+    clock.now += 3
+    assert [c.attempt_id for c in ledger.expired()] == [silent.attempt_id]
+    assert ledger.renew({"attempt_unknown": (1, 1)}, 10).live == frozenset()
+
+
+def test_the_first_ending_wins_and_a_zombie_changes_nothing(desk, ledger, clock, truth):
+    batch_id = hand_in(desk, draft(1))
+    zombie = claim_one(ledger, desk.jobs(ME, batch_id)[0], "frozen")
+    clock.now += 60
+    (expired,) = ledger.expired()
+    assert end(ledger, expired, Ended(outcome=Outcome.LOST))
+    after_expiry = truth.everything()
+    assert not end(ledger, zombie, completed(zombie)), "late: its lease had ended"
+    assert truth.everything() == after_expiry
+    successor = claim_one(ledger, desk.jobs(ME, batch_id)[0], "fresh")
+    running = truth.everything()
+    assert not end(ledger, zombie, completed(zombie)), "late: another renders"
+    assert truth.everything() == running
+    assert end(ledger, successor, completed(successor))
+    done = truth.everything()
+    for claim in (zombie, successor):
+        for ended in (completed(claim), Ended(outcome=Outcome.ERROR)):
+            assert not ledger.finish(claim, ended, Transition(state=JobState.QUEUED))
+    assert truth.everything() == done
+    assert truth.clips()[0].attempt_id == successor.attempt_id
+
+
+def test_two_endings_at_once_publish_one_clip(desk, ledger, truth):
+    claim = claim_one(ledger, desk.jobs(ME, hand_in(desk, draft(1)))[0])
+    won = []
+    assert at_once(*[lambda: won.append(end(ledger, claim, completed(claim)))] * 3) == []
+    assert sorted(won) == [False, False, True]
+    assert len(truth.clips()) == 1
+    assert truth.tally("attempts") == 1
+
+
+def test_memory_outcomes_raise_what_the_job_asks_for(desk, ledger, truth):
+    batch_id = hand_in(desk, draft(1, needs_bytes=10, spec=spec("i2vgen-xl")))
+    claim = claim_one(ledger, desk.jobs(ME, batch_id)[0])
+    assert end(ledger, claim, Ended(outcome=Outcome.OOM, usable_bytes=99, measured_bytes=98, stage="decode"))
+    (job,) = desk.jobs(ME, batch_id)
+    assert (job.state, job.needs_bytes, job.attempts) == (JobState.QUEUED, 100, 0)
+    assert truth.tally("oom", model="i2vgen-xl", resolution_class="256p", card_class="c8", outcome="decode") == 1
+    assert truth.attempts()[0].measured_bytes == 98
+
+
+def test_a_failed_job_keeps_its_problem(desk, ledger):
+    batch_id = hand_in(desk, draft(1))
+    claim = claim_one(ledger, desk.jobs(ME, batch_id)[0])
+    assert end(ledger, claim, Ended(outcome=Outcome.INVALID, problem=PROBLEM))
+    (job,) = desk.jobs(ME, batch_id)
+    assert (job.state, job.reason, job.problems) == (JobState.FAILED, "invalid", (PROBLEM,))
+    assert desk.batch(ME, batch_id).status == "failed"
+
+
+def test_any_text_can_be_the_detail_of_an_ending(desk, ledger, truth):
+    claim = claim_one(ledger, desk.jobs(ME, hand_in(desk, draft(1)))[0])
+    nasty = "no such file: 'caf\udce9\0.png' " + "x" * 5000
+    assert end(ledger, claim, Ended(outcome=Outcome.ERROR, detail=nasty))
+    detail = truth.attempts()[0].detail
+    assert detail.startswith("no such file: 'caf")
+    assert len(detail) == 2000
+
+
+def test_a_refused_job_says_why(desk, ledger, truth):
+    batch_id = hand_in(desk, draft(1), draft(2))
+    first, second = desk.jobs(ME, batch_id)
+    claim_one(ledger, second)
+    assert ledger.refuse(first, Reason.NO_CARD_FITS, PROBLEM)
+    assert not ledger.refuse(first, Reason.NO_CARD_FITS, PROBLEM)
+    assert not ledger.refuse(second, Reason.NO_CARD_FITS, PROBLEM), "it runs: it was not too big"
+    job = desk.jobs(ME, batch_id)[0]
+    assert (job.state, job.reason, job.problems) == (JobState.FAILED, "no_card_fits", (PROBLEM,))
+    assert truth.tally("clips", outcome="failed") == 1
+
+
+# -- the office ------------------------------------------------------------------------------------------------
+
+
+def test_a_dispatcher_that_was_replaced_can_write_nothing(database, desk, ledger, truth):
+    batch_id = hand_in(desk, draft(1), draft(2), draft(3))
+    claim = claim_one(ledger, desk.jobs(ME, batch_id)[0])
+    successor = Ledger(database)
+    (inherited,) = successor.take_office("second")
+    assert replace(inherited, job=claim.job) == claim
+    before = truth.everything()
+    queued = desk.jobs(ME, batch_id)[1]
+    for write in (
+        lambda: ledger.start([(queued, card("gpu1"))], 10),
+        lambda: ledger.renew({claim.attempt_id: (5, 8)}, 10),
+        lambda: ledger.renew({}, 10),
+        lambda: end(ledger, claim, completed(claim)),
+        lambda: ledger.refuse(queued, Reason.NO_CARD_FITS, PROBLEM),
+        lambda: ledger.record_cards([beat()]),
+    ):
+        with pytest.raises(StaleEpochError, match="another dispatcher"):
+            write()
+    assert truth.everything() == before
+    assert end(successor, inherited, Ended(outcome=Outcome.LOST))
+
+
+def test_a_ledger_that_never_took_office_can_write_nothing(database):
+    with pytest.raises(StaleEpochError):
+        Ledger(database).record_cards([])
+
+
+def test_of_many_who_take_office_at_once_one_holds_it(database):
+    ledgers = [Ledger(database) for _ in range(4)]
+    assert at_once(*(lambda led=led: led.take_office("x") for led in ledgers)) == []
+    assert sorted(led.epoch for led in ledgers) == [1, 2, 3, 4]
+    for led in ledgers:
+        if led.epoch == 4:
+            led.record_cards([])
+        else:
+            with pytest.raises(StaleEpochError):
+                led.record_cards([])
+
+
+# -- cancelling ------------------------------------------------------------------------------------------------
+
+
+def test_cancelling_ends_what_waits_and_tells_what_runs(desk, ledger, truth):
+    batch_id = hand_in(desk, draft(1), draft(2), draft(3), bad_draft(4))
+    claims = [claim_one(ledger, job, job.name) for job in desk.jobs(ME, batch_id)[:2]]
+    batch = desk.cancel(ME, batch_id)
+    assert states(desk, batch_id) == ["running", "running", "cancelled", "failed"]
+    assert not batch.done
+    renewal = ledger.renew({claim.attempt_id: (1, 8) for claim in claims}, 10)
+    assert renewal.cancelled == {claim.attempt_id for claim in claims}
+    assert end(ledger, claims[0], Ended(outcome=Outcome.STOPPED))
+    assert end(ledger, claims[1], completed(claims[1])), "it was done before it heard of it"
+    assert states(desk, batch_id) == ["cancelled", "completed", "cancelled", "failed"]
+    assert truth.tally("clips", outcome="cancelled") == 2
+    before = truth.everything()
+    desk.cancel(ME, batch_id)
+    assert truth.everything() == before
+
+
+def test_rows_that_come_after_their_batch_was_cancelled_are_not_rendered(desk, ledger):
+    batch_id = hand_in(desk, draft(1), seal=False)
+    desk.cancel(ME, batch_id)
+    desk.add(ME, batch_id, [draft(2), bad_draft(3)])
+    desk.seal(ME, batch_id)
+    assert states(desk, batch_id) == ["cancelled", "cancelled", "failed"]
+    assert ledger.waiting(10) == []
+    assert desk.batch(ME, batch_id).done
+
+
+def test_cancelling_a_batch_leaves_equal_rows_of_others_alone(desk, ledger):
+    first, second = hand_in(desk, draft(1, "same")), hand_in(desk, draft(1, "same"))
+    claim = claim_one(ledger, desk.jobs(ME, first)[0])
+    desk.cancel(ME, first)
+    assert end(ledger, claim, Ended(outcome=Outcome.STOPPED))
+    assert states(desk, first) == ["cancelled"]
+    (job,) = ledger.waiting(10)
+    assert job.batch_id == second
+
+
+# -- attended batches ------------------------------------------------------------------------------------------
+
+
+def test_a_batch_nobody_waits_for_is_not_rendered(desk, ledger, clock):
+    batch_id = hand_in(desk, draft(1), attended_s=15)
+    detached = hand_in(desk, draft(2))
+    clock.now += 15
+    assert {j.batch_id for j in ledger.waiting(10)} == {batch_id, detached}
+    clock.now += 1
+    assert {j.batch_id for j in ledger.waiting(10)} == {detached}
+    desk.attend(ME, batch_id, 15)
+    assert {j.batch_id for j in ledger.waiting(10)} == {batch_id, detached}
+    desk.attend(ME, detached, 15)
+    assert desk.batch(ME, detached).attended_until is None, "a detached batch stays detached"
+
+
+def test_the_same_command_again_replaces_what_nobody_waits_for(desk, clock):
+    def run(**options) -> str:
+        return hand_in(desk, draft(1), source="/catalog.csv", **{"attended_s": 15, **options})
+
+    abandoned, elsewhere = run(), hand_in(desk, draft(1), source="/other.csv", attended_s=15)
+    detached = run(attended_s=None)
+    unsealed = hand_in(desk, draft(1), seal=False, source="/catalog.csv", attended_s=15)
+    clock.now += 16
+    waited_for = run()
+    mine = run()
+    assert set(desk.supersede(ME, "/catalog.csv", mine)) == {abandoned, unsealed}
+    assert desk.supersede("bob", "/catalog.csv", mine) == []
+    for batch_id, state in (
+        (abandoned, "cancelled"),
+        (unsealed, "cancelled"),
+        (elsewhere, "queued"),
+        (detached, "queued"),
+        (waited_for, "queued"),
+        (mine, "queued"),
+    ):
+        assert states(desk, batch_id) == [state]
+    assert desk.batch(ME, unsealed).done
+
+
+# -- what is offered -------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_large_jobs_do_not_hide_a_small_one(desk, ledger):
+    large = spec("i2vgen-xl")
+    batch_id = hand_in(desk, *(draft(n, spec=large, needs_bytes=20, priority=5) for n in range(1, 1001)))
+    small = hand_in(desk, draft(1, "small", spec=large, needs_bytes=10), draft(2, "camera"))
+    offered = ledger.waiting(4)
+    assert sorted(j.number for j in offered if j.batch_id == batch_id) == [1, 2, 3, 4]
+    assert {j.content_key for j in offered if j.batch_id == small} == {"small", "camera"}
+
+
+def test_priority_goes_before_age(desk, ledger, clock):
+    hand_in(desk, draft(1, "old"), draft(2, "old, urgent", priority=1))
+    clock.now += 1
+    hand_in(desk, draft(1, "new"), draft(2, "new, urgent", priority=1))
+    assert [j.content_key for j in ledger.waiting(1)] == ["old, urgent"]
+    offered = {j.content_key for j in ledger.waiting(3)}
+    assert offered == {"old, urgent", "new, urgent", "old"}
+
+
+# -- the roster and the tallies --------------------------------------------------------------------------------
+
+
+def test_the_roster_fades_and_a_new_dispatcher_begins_afresh(database, desk, ledger, clock):
+    ledger.record_cards([beat("a"), beat("b")])
+    clock.now += 10
+    moved = beat("b", used_bytes=5)
+    ledger.record_cards([moved])
+    assert desk.cards() == [beat("a"), moved]
+    clock.now += 6
+    assert desk.cards() == [moved]
+    Ledger(database).take_office("second")
+    assert desk.cards() == []
+
+
+def test_tallies_survive_retention_and_never_fall(database, desk, ledger, truth):
+    claim = claim_one(ledger, desk.jobs(ME, hand_in(desk, draft(1)))[0])
+    end(ledger, claim, completed(claim))
+    (clip,) = truth.clips()
+    before = truth.tally("clips")
+    desk.forget_clips(ME, [clip.id])
+    assert truth.tally("clips") == before
+    assert truth.rows(sa.select(sa.func.count()).select_from(clips))[0][0] == 0
+
+
+def test_two_processes_write_one_sqlite_file(tmp_path):
+    """Not `database is locked` but a place in the queue."""
+    Database.in_folder(tmp_path)
+    stores = [Database.in_folder(tmp_path) for _ in range(4)]
+    raised = at_once(*(lambda d=Desk(s): [hand_in(d, draft(1)) for _ in range(10)] for s in stores))
+    assert raised == []
+    with sqlite3.connect(tmp_path / "clipmill.db") as c:
+        assert c.execute("SELECT COUNT(*) FROM jobs").fetchone() == (40,)
+
+
+def test_an_unreachable_store_is_an_operational_error(tmp_path):
+    with pytest.raises(sa.exc.OperationalError):
+        Desk(Database(f"sqlite:///{tmp_path / 'nowhere' / 'x.db'}")).cards()

@@ -1,0 +1,199 @@
+"""Any interleaving of submitting, claiming, losing, finishing and cancelling, against a simple model of what must hold."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+
+from cluster.escalation import after_attempt
+from cluster.jobs import MAX_ATTEMPTS, MAX_RELEASES, Ended, Outcome
+from cluster.store import Claim, Database, Desk, Ledger, StaleEpochError
+from cluster.store.schema import jobs
+from tests.building import FLEET, Clock, Truth, card, completed, draft
+
+OWNERS = st.sampled_from(["ann", "bob"])
+KEYS = st.sampled_from(["k1", "k2", "k3"])
+FAULTS = st.sampled_from([outcome for outcome in Outcome if outcome is not Outcome.COMPLETED])
+LEASE_S = 10
+
+
+class StoreMachine(RuleBasedStateMachine):
+    batches = Bundle("batches")
+    claims = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.database = Database(f"sqlite:///{Path(self.folder.name) / 'store.db'}")
+        # Power cuts are not played here, and a flush a commit is most of the time.
+        sa.event.listen(self.database.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF"))
+        self.database.migrate()
+        self.clock = Clock().set_on(self.database)
+        self.desk, self.truth = Desk(self.database), Truth(self.database)
+        self.cards = 0
+        #: The model: what runs (attempt -> lease's end), what was published, how jobs ended, what was counted.
+        self.live: dict[str, tuple[Claim, float]] = {}
+        self.published: dict[tuple[str, str], str] = {}
+        self.final: dict[str, tuple[str, str | None]] = {}
+        self.tallied: Counter[str] = Counter()
+
+    def teardown(self) -> None:
+        self.database.close()
+        self.folder.cleanup()
+
+    @initialize()
+    def open(self) -> None:
+        self.ledger = Ledger(self.database)
+        self.ledger.take_office("first")
+
+    # -- what people do -----------------------------------------------------------------------------------------
+
+    @rule(target=batches, owner=OWNERS, keys=st.lists(KEYS, min_size=1, max_size=4))
+    def submit(self, owner: str, keys: list[str]) -> tuple[str, str]:
+        batch_id, _ = self.desk.open_batch(owner, name="catalog")
+        self.desk.add(owner, batch_id, [draft(n, key) for n, key in enumerate(keys, start=1)])
+        self.desk.seal(owner, batch_id)
+        for job, key in zip(self.desk.jobs(owner, batch_id), keys, strict=True):
+            known = (owner, key) in self.published
+            assert job.state == ("completed" if known else "queued")
+            assert job.clip_id == self.published.get((owner, key))
+        return owner, batch_id
+
+    @rule(batch=batches)
+    def cancel(self, batch: tuple[str, str]) -> None:
+        before = {j.id: j for j in self.desk.jobs(*batch)}
+        self.desk.cancel(*batch)
+        for job in self.desk.jobs(*batch):
+            was = before[job.id].state
+            assert job.state == ("cancelled" if was == "queued" else was)
+            assert job.cancel_requested == (was == "running" or before[job.id].cancel_requested)
+
+    # -- what the dispatcher does -------------------------------------------------------------------------------
+
+    @rule(target=claims, pick=st.randoms(use_true_random=False), most=st.integers(1, 3))
+    def claim(self, pick, most: int):
+        offered = self.ledger.waiting(8)
+        running = {(c.job.owner, c.job.content_key) for c, _ in self.live.values()}
+        queued = self.truth.rows(sa.select(jobs).where(jobs.c.state == "queued"))
+        # Eight of a kind are more keys than there are: whatever may run is offered.
+        assert {(j.owner, j.content_key) for j in offered} == {(j.owner, j.content_key) for j in queued} - running
+        chosen = pick.sample(offered, min(most, len(offered)))
+        starts = []
+        for job in chosen:
+            self.cards += 1
+            starts.append((job, card(f"gpu{self.cards}")))
+        claims = self.ledger.start(starts, LEASE_S)
+        assert len(claims) == len({(j.owner, j.content_key) for j in chosen}), "one of each equal clip, no more, no less"
+        for claim in claims:
+            assert claim.job.id not in self.final, "a job that ended must never run again"
+            self.live[claim.attempt_id] = (claim, self.clock.now + LEASE_S)
+        return multiple(*claims)
+
+    @rule(seconds=st.integers(1, 8), deaf=st.randoms(use_true_random=False))
+    def renew(self, seconds: int, deaf) -> None:
+        self.clock.now += seconds
+        heard = [a for a in self.live if deaf.random() < 0.7]
+        renewal = self.ledger.renew(dict.fromkeys(heard, (1, 8)), LEASE_S)
+        assert renewal.live == set(heard)
+        for attempt_id in heard:
+            self.live[attempt_id] = (self.live[attempt_id][0], self.clock.now + LEASE_S)
+
+    @rule()
+    def expire(self) -> None:
+        expired = self.ledger.expired()
+        assert {c.attempt_id for c in expired} == {a for a, (_, until) in self.live.items() if until < self.clock.now}
+        for claim in expired:
+            self.end(self.ledger, claim, Ended(outcome=Outcome.LOST))
+
+    @rule(claim=claims)
+    def complete(self, claim: Claim) -> None:
+        self.end(self.ledger, claim, completed(claim))
+
+    @rule(claim=claims, outcome=FAULTS, usable=st.integers(0, FLEET.largest_bytes))
+    def fail(self, claim: Claim, outcome: Outcome, usable: int) -> None:
+        self.end(self.ledger, claim, Ended(outcome=outcome, usable_bytes=usable))
+
+    @rule()
+    def change_dispatcher(self) -> None:
+        old, self.ledger = self.ledger, Ledger(self.database)
+        inherited = self.ledger.take_office("next")
+        assert {c.attempt_id for c in inherited} == set(self.live)
+        for claim in inherited:
+            try:
+                old.finish(claim, completed(claim), after_attempt(claim.job, completed(claim), FLEET))
+            except StaleEpochError:
+                pass
+            else:
+                raise AssertionError("a dispatcher out of office wrote")
+            self.end(self.ledger, claim, Ended(outcome=Outcome.LOST))
+
+    def end(self, ledger: Ledger, claim: Claim, ended: Ended) -> None:
+        was_live = self.live.pop(claim.attempt_id, None) is not None
+        transition = after_attempt(ledger.current_job(claim), ended, FLEET)
+        assert ledger.finish(claim, ended, transition) == was_live, "an attempt ends once"
+        if was_live and ended.outcome is Outcome.COMPLETED:
+            key = (claim.job.owner, str(claim.job.content_key))
+            assert key not in self.published, "a clip is published once"
+            self.published[key] = next(
+                c.id for c in self.truth.clips() if c.attempt_id == claim.attempt_id and (c.owner, c.content_key) == key
+            )
+
+    # -- what must hold at all times ----------------------------------------------------------------------------
+
+    @invariant()
+    def what_runs_runs_once(self) -> None:
+        running = self.truth.rows(sa.select(jobs).where(jobs.c.state == "running"))
+        assert sorted(j.id for j in running) == sorted(c.job.id for c, _ in self.live.values())
+        assert len({(j.owner, j.content_key) for j in running}) == len(running)
+        open_attempts = [a.id for a in self.truth.attempts() if a.outcome is None]
+        assert sorted(open_attempts) == sorted(self.live)
+
+    @invariant()
+    def what_ended_stays_ended(self) -> None:
+        for job in self.truth.rows(sa.select(jobs)):
+            ended = (job.state, job.clip_id)
+            if job.id in self.final:
+                assert self.final[job.id] == ended
+            elif job.state in ("completed", "failed", "cancelled"):
+                self.final[job.id] = ended
+            assert (job.clip_id is not None) == (job.state == "completed")
+            if job.clip_id:
+                assert job.clip_id == self.published[job.owner, job.content_key]
+            if job.state == "queued":
+                assert (job.owner, job.content_key) not in self.published, "it waits for a clip that is there"
+
+    @invariant()
+    def every_publication_is_there_once(self) -> None:
+        found = {(c.owner, c.content_key): c.id for c in self.truth.clips()}
+        assert found == self.published
+        assert len(self.truth.clips()) == len(found)
+
+    @invariant()
+    def no_job_goes_on_for_ever(self) -> None:
+        made = Counter(a.job_id for a in self.truth.attempts())
+        assert all(count <= MAX_ATTEMPTS + MAX_RELEASES for count in made.values())
+
+    @invariant()
+    def tallies_tell_the_truth_and_never_fall(self) -> None:
+        ended = Counter(a.outcome for a in self.truth.attempts() if a.outcome)
+        for outcome, number in ended.items():
+            assert self.truth.tally("attempts", outcome=outcome) == number
+        states = Counter(j.state for j in self.truth.rows(sa.select(jobs.c.state)))
+        counted = Counter({o: self.truth.tally("clips", outcome=o) for o in ("completed", "shared", "failed", "cancelled")})
+        assert counted["completed"] == len(self.published)
+        assert counted["completed"] + counted["shared"] == states["completed"]
+        assert (counted["failed"], counted["cancelled"]) == (states["failed"], states["cancelled"])
+        assert all(counted[o] >= self.tallied[o] for o in self.tallied)
+        self.tallied = counted
+
+
+TestStoreMachine = StoreMachine.TestCase
+TestStoreMachine.settings = settings(
+    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
