@@ -59,7 +59,8 @@ def _after_fault(job: Job, ended: Ended) -> Transition:
     return Transition(
         state=JobState.FAILED,
         reason=Reason.CRASHED if crashed else Reason.ERROR,
-        problem=Problem(
+        problem=ended.problem
+        or Problem(
             field="row",
             message=f"{what} {MAX_ATTEMPTS} times: {ended.detail or 'no message'}",
             remedy="Look at the renderer's log; if other rows render, the still or its parameters are at fault.",

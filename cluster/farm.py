@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from cluster.ingest import IncomingRow, chunks, draft
+from cluster.chunks import chunks
+from cluster.ingest import CHUNK_ROWS, IncomingRow, draft
 from cluster.jobs import Batch, Clip, Job
 from cluster.resolve import Defaults
 from cluster.storage import Storage
@@ -68,7 +69,7 @@ class Farm:
             return known
         if attended and source:
             self.desk.supersede(self.owner, source, batch_id)
-        for chunk in chunks(rows):
+        for chunk in chunks(rows, CHUNK_ROWS):
             drafts = [draft(row, defaults, self._still_size) for row in chunk]
             self._forget_lost_clips([d.content_key for d in drafts if d.content_key])
             self.desk.add(self.owner, batch_id, drafts)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,8 +16,6 @@ from pipeline.problems import BadInputError, Problem
 
 #: Rows committed in one transaction: small enough that the first clips start while the rest is still read.
 CHUNK_ROWS = 64
-
-T = TypeVar("T")
 
 
 class IncomingRow(BaseModel):
@@ -115,10 +112,3 @@ def _facts(incoming: IncomingRow) -> dict[str, Any]:
     if row is not None:
         facts |= {"image": row.image, "prompt": row.prompt, "extra": row.extra}
     return facts
-
-
-def chunks(items: Iterable[T], size: int = CHUNK_ROWS) -> Iterator[list[T]]:
-    """`items` in lists of `size`, the last one shorter."""
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

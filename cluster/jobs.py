@@ -94,6 +94,7 @@ class Job:
     state: JobState
     row: dict[str, Any]
     created_at: int
+    updated_at: int = 0
     still: str | None = None
     spec: ClipSpec | None = None
     content_key: str | None = None
@@ -192,6 +193,8 @@ class Batch:
     counts: BatchCounts
     #: Attempts made for this batch's own jobs; a row that shares a clip made none.
     attempts: int
+    #: Attended, and nobody waits for it any more: nothing is rendered until the same command runs again.
+    abandoned: bool = False
 
     @property
     def done(self) -> bool:
@@ -200,7 +203,9 @@ class Batch:
 
     @property
     def status(self) -> str:
-        """`validating`, `running`, `completed`, `failed` (some rows failed) or `cancelled`."""
+        """`validating`, `running`, `stopped` (abandoned), `completed`, `failed` (some rows failed), `cancelled`."""
+        if not self.done and self.abandoned:
+            return "stopped"
         if not self.sealed:
             return "validating"
         if not self.done:

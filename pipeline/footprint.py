@@ -65,8 +65,13 @@ def footprint(spec: ClipSpec, layout: Layout = RESIDENT) -> Footprint:
 
 def leanest(spec: ClipSpec) -> tuple[Layout, Footprint]:
     """The layout of the family that needs the least memory for `spec`, and that footprint."""
+    return leanest_of(family_named(spec.family), spec.width * spec.height, spec.frames)
+
+
+def leanest_of(family: Family, pixels: int, frames: int) -> tuple[Layout, Footprint]:
+    """The same for any clip of `frames` frames of `pixels` each."""
     return min(
-        ((layout, footprint(spec, layout)) for layout in family_named(spec.family).layouts),
+        ((layout, _footprint(family, pixels, frames, layout)) for layout in family.layouts),
         key=lambda pair: pair[1].peak_bytes,
     )
 

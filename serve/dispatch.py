@@ -55,7 +55,7 @@ class ServePool:
 class DispatcherDeployment:
     """One replica. Renderers call `beat`; the loop runs beside."""
 
-    async def __init__(self, args: dict[str, Any], **handles: DeploymentHandle) -> None:
+    async def __init__(self, args: dict[str, Any], **handles: DeploymentHandle) -> None:  # type: ignore[misc]  # Serve awaits it
         farm = FarmArgs.model_validate(args)
         self._drain_s = farm.drain_s
         database = Database(farm.settings().database_url)

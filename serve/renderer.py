@@ -17,10 +17,10 @@ from cluster.cards import Beat, CardState
 from cluster.dispatcher import Assignment, Event, Verdict
 from cluster.jobs import Ended
 from cluster.storage import Storage
-from serve.cards import CardIdentity, claim, emulated_card, gpu_card
+from serve.cards import claim, emulated_card, gpu_card
 from serve.messages import ACCEPTED, event_to_wire
 from serve.settings import FarmArgs
-from serve.worker import CARD_LOCK, Flight, WeightsPlace, Worker
+from serve.worker import CARD_LOCK, CardIdentity, Flight, WeightsPlace, Worker
 
 log = logging.getLogger("clipmill.renderer")
 
@@ -32,7 +32,7 @@ DEAF_S = 10.0
 class Renderer:
     """Serve calls `run` once per assignment; everything else happens by heartbeat."""
 
-    async def __init__(self, args: dict[str, Any], card_class: str) -> None:
+    async def __init__(self, args: dict[str, Any], card_class: str) -> None:  # type: ignore[misc]  # Serve awaits it
         farm = FarmArgs.model_validate(args)
         settings = farm.settings()
         context = ray_serve.get_replica_context()
@@ -64,9 +64,11 @@ class Renderer:
         yield ACCEPTED
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
-        flight = Flight(
-            Assignment.model_validate(assignment), lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
-        )
+
+        def emit(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        flight = Flight(Assignment.model_validate(assignment), emit)
         self._flights[flight.assignment.attempt_id] = flight
         work = asyncio.create_task(asyncio.to_thread(self._worker.run, flight))
         work.add_done_callback(lambda task: events.put_nowait(task.result()))

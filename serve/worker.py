@@ -111,7 +111,9 @@ class Worker:
             log.exception("attempt %s failed", flight.assignment.attempt_id)
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f" ({Path(last.filename).name}:{last.lineno})"
-            return Ended(outcome=Outcome.ERROR, detail=f"{type(error).__name__}: {error}{where}")
+            detail = f"{type(error).__name__}: {error}{where}"
+            # A full disk knows better than the escalation what to do about it.
+            return Ended(outcome=Outcome.ERROR, detail=detail, problem=getattr(error, "problem", None))
 
     def _run(self, flight: Flight) -> Ended:
         spec = flight.assignment.spec

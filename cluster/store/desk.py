@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cluster.cards import Beat
+from cluster.chunks import chunks
 from cluster.ids import new_id
 from cluster.jobs import Attempt, Batch, BatchCounts, Clip, Draft, Job, JobState
 from cluster.store.database import Database
@@ -241,8 +242,7 @@ class Desk:
     def forget_clips(self, owner: str, clip_ids: Sequence[str]) -> int:
         """Drop clips whose objects are gone from storage; their unread jobs are rendered again. Returns how many."""
         deleted = 0
-        for begin in range(0, len(clip_ids), _MANY):
-            some = clip_ids[begin : begin + _MANY]
+        for some in chunks(clip_ids, _MANY):
             with self._db.write() as c:
                 c.execute(
                     sa.update(jobs)
@@ -293,6 +293,16 @@ class Desk:
             self._require(c, owner, batch_id)
             return [job_from(row) for row in c.execute(query.order_by(jobs.c.number).limit(limit))]
 
+    def clips(self, owner: str, clip_ids: Collection[str]) -> dict[str, Clip]:
+        """The owner's finished clips among `clip_ids`, by id."""
+        query = sa.select(clips).where(clips.c.owner == owner)
+        with self._db.read() as c:
+            return {
+                row.id: clip_from(row)
+                for some in chunks(clip_ids, _MANY)
+                for row in c.execute(query.where(clips.c.id.in_(some)))
+            }
+
     def clips_of(self, owner: str, batch_id: str) -> dict[str, Clip]:
         """Finished clips of a batch by clip id."""
         query = (
@@ -309,8 +319,8 @@ class Desk:
         with self._db.read() as c:
             return [
                 clip_from(row)
-                for begin in range(0, len(content_keys), _MANY)
-                for row in c.execute(query.where(clips.c.content_key.in_(content_keys[begin : begin + _MANY])))
+                for some in chunks(content_keys, _MANY)
+                for row in c.execute(query.where(clips.c.content_key.in_(some)))
             ]
 
     def attempts_of(self, owner: str, batch_id: str) -> list[Attempt]:
@@ -356,6 +366,7 @@ class Desk:
             attended_until=row.attended_until,
             counts=BatchCounts(by_state=by_state),
             attempts=made,
+            abandoned=row.attended_until is not None and row.attended_until < self._db.now(c),
         )
 
 

@@ -37,6 +37,7 @@ def job_from(row: Any) -> Job:
         state=JobState(row.state),
         row=row.row,
         created_at=row.created_at,
+        updated_at=row.updated_at,
         still=row.still,
         spec=ClipSpec.model_validate(row.spec) if row.spec else None,
         content_key=row.content_key,

@@ -217,6 +217,8 @@ def _wait(settings: Settings, url: str | None, port: FarmPort, batch_id: str, *,
         batch = port.batch(batch_id)
         if batch["status"] in _FINAL:
             return batch
+        if batch["status"] == "stopped":
+            fail(Exit.SOME_FAILED, f"nobody renders this batch: run its `clipmill render {batch['source']}` again")
         counts = batch["counts"]
         ended = sum(counts[state] for state in _FINAL)
         if not quiet and ended != said:

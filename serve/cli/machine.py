@@ -10,13 +10,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich import box
 from rich.table import Table
 
-from pipeline.families import FAMILIES
-from pipeline.footprint import memory_model
+from cluster.cards import NOMINAL_BYTES, Fleet, usable_threshold
+from pipeline.clip import Tier
+from pipeline.families import FAMILIES, Family
+from pipeline.footprint import leanest_of, memory_model
 from pipeline.weights import weights_present
 from serve.cards import find_gpus
 from serve.cli.common import (
@@ -60,41 +63,54 @@ def cards(url: Url = None, home: Home = None, as_json: Json = False) -> None:
 def models(home: Home = None, as_json: Json = False) -> None:
     """List the model families: licence, sizes, smallest card, whether weights are here."""
     settings = settings_for(home)
-    listed = [
-        {
-            "name": f.name,
-            "title": f.title,
-            "licence": f.licence,
-            "licence_note": f.licence_note,
-            "stride": f.stride,
-            "frames": str(f.frame_rule),
-            "classes": [c.value for c in f.classes],
-            "weights_bytes": (memory_model(f) or _NoMemory).weights_bytes,
-            "revision": f.revision,
-            "weights_here": weights_present(f, settings.home),
-        }
-        for f in FAMILIES.values()
-    ]
+    families = list(FAMILIES.values())
     if as_json:
-        print_json({"models": listed})
+        print_json({"models": [_model_view(family, settings) for family in families]})
         return
     table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
-    for column in ("model", "what it is", "licence", "sides by", "frames", "weights", "here"):
+    for column in ("model", "what it is", "licence", "sides by", "frames", "weights", "smallest card", "here"):
         table.add_column(column)
-    for row in listed:
-        size = bytes_text(row["weights_bytes"]) if row["weights_bytes"] else "none"
+    for family in families:
+        memory = memory_model(family)
         table.add_row(
-            row["name"], row["title"], row["licence"], str(row["stride"]), row["frames"], size,
-            "yes" if row["weights_here"] else "no",
-        )  # fmt: skip
+            family.name,
+            family.title,
+            family.licence,
+            str(family.stride),
+            str(family.frame_rule),
+            bytes_text(memory.weights_bytes) if memory else "none",
+            _smallest_card(family) or "none is large enough",
+            "yes" if weights_present(family, settings.home) else "no",
+        )
     console.print(table)
-    for row in listed:
-        if row["licence_note"]:
-            console.print(f"  {row['name']}: {row['licence_note']}", style="dim")
+    console.print("  The smallest card is for a standard clip of the family's native class.", style="dim")
+    for family in families:
+        if family.licence_note:
+            console.print(f"  {family.name}: {family.licence_note}", style="dim")
 
 
-class _NoMemory:
-    weights_bytes = 0
+def _model_view(family: Family, settings: Settings) -> dict[str, Any]:
+    memory = memory_model(family)
+    return {
+        "name": family.name,
+        "title": family.title,
+        "licence": family.licence,
+        "licence_note": family.licence_note,
+        "stride": family.stride,
+        "frames": str(family.frame_rule),
+        "classes": [c.value for c in family.classes],
+        "weights_bytes": memory.weights_bytes if memory else 0,
+        "smallest_card": _smallest_card(family),
+        "revision": family.revision,
+        "weights_here": weights_present(family, settings.home),
+    }
+
+
+def _smallest_card(family: Family) -> str | None:
+    if memory_model(family) is None:
+        return "no card needed"
+    needed = leanest_of(family, family.native_class.pixels, family.tiers[Tier.STANDARD].frames)[1].peak_bytes
+    return Fleet(usable_bytes={name: usable_threshold(name) for name in NOMINAL_BYTES}).smallest_class_for(needed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from cluster.contact_sheet import BatchSummary, ResultRow
-from cluster.contact_sheet import State as SheetState
 from cluster.farm import Farm
 from cluster.jobs import Batch, Clip, Job, JobState
 from cluster.results import write_clip, write_sheet
@@ -22,16 +21,20 @@ class ResultsWriter:
         self.out = out
         self._facts = facts
         self._seen: set[str] = set()
+        self._since = 0
         #: Files written by this command.
         self.written = 0
 
     def update(self, batch_id: str) -> int:
         """Write the clips that completed since the last call; returns how many rows they are."""
-        completed = self._farm.desk.jobs(self._farm.owner, batch_id, state=JobState.COMPLETED)
+        desk, owner = self._farm.desk, self._farm.owner
+        completed = desk.jobs(owner, batch_id, state=JobState.COMPLETED, updated_since=self._since)
         new = [job for job in completed if job.id not in self._seen]
         if not new:
             return 0
-        clips = self._farm.clips(batch_id)
+        clips = desk.clips(owner, {job.clip_id for job in new if job.clip_id})
+        # Inclusive next time: the store's clock counts whole seconds.
+        self._since = max(job.updated_at for job in new)
         for job in new:
             row = result_row(job, clips)
             self.written += len(write_clip(self.out, row, self._farm.storage, self._facts))
@@ -63,7 +66,7 @@ def result_row(job: Job, clips: Mapping[str, Clip], shared_with: str | None = No
         id=job.name,
         number=int(job.row.get("number", job.number)),
         prompt=spec.prompt if spec else str(job.row.get("prompt") or ""),
-        state=cast(SheetState, job.state.value),
+        state=job.state.value,
         problem=job.problems[0] if job.problems else None,
         reason=job.reason or "",
         model=spec.family if spec else "",

@@ -112,7 +112,9 @@ def clock_text(seconds: float) -> str:
 
 def problems_table(jobs: list[dict[str, Any]]) -> Table:
     """Failed rows: which, field, why, what to do."""
-    table = Table(title="Rows that failed", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="Rows that failed", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for column in ("row", "id", "field", "what is wrong", "what to do"):
         table.add_column(column, overflow="fold")
     for job in jobs:

@@ -89,7 +89,9 @@ class StoreMachine(RuleBasedStateMachine):
             self.cards += 1
             starts.append((job, card(f"gpu{self.cards}")))
         claims = self.ledger.start(starts, LEASE_S)
-        assert len(claims) == len({(j.owner, j.content_key) for j in chosen}), "one of each equal clip, no more, no less"
+        assert len(claims) == len({(j.owner, j.content_key) for j in chosen}), (
+            "one of each equal clip, no more, no less"
+        )
         for claim in claims:
             assert claim.job.id not in self.final, "a job that ended must never run again"
             self.live[claim.attempt_id] = (claim, self.clock.now + LEASE_S)
@@ -185,7 +187,9 @@ class StoreMachine(RuleBasedStateMachine):
         for outcome, number in ended.items():
             assert self.truth.tally("attempts", outcome=outcome) == number
         states = Counter(j.state for j in self.truth.rows(sa.select(jobs.c.state)))
-        counted = Counter({o: self.truth.tally("clips", outcome=o) for o in ("completed", "shared", "failed", "cancelled")})
+        counted = Counter(
+            {o: self.truth.tally("clips", outcome=o) for o in ("completed", "shared", "failed", "cancelled")}
+        )
         assert counted["completed"] == len(self.published)
         assert counted["completed"] + counted["shared"] == states["completed"]
         assert (counted["failed"], counted["cancelled"]) == (states["failed"], states["cancelled"])

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import threading
-from contextlib import contextmanager
 
 import imageio_ffmpeg
 import numpy as np
@@ -18,6 +17,7 @@ from cluster.dispatcher import Assignment, CardFree, Event, StepDone
 from cluster.jobs import Ended, Outcome
 from cluster.storage import Storage
 from pipeline.problems import BadInputError
+from pipeline.weights import WeightsError
 from serve import worker as worker_module
 from serve.cards import LazyDevice
 from serve.worker import CARD_LOCK, CardIdentity, Flight, WeightsPlace, Worker, is_out_of_memory
@@ -214,18 +214,16 @@ def test_a_missing_still_says_what_to_do(worker):
     assert "submit" not in ended.problem.message, "what to do is said once"
 
 
-def test_missing_weights_say_what_to_do(make_worker, storage):
-    roomy = make_worker(40 * GIB)
+def test_missing_weights_say_what_to_do(worker, storage, monkeypatch):
+    def load_model(*_args, **_options):
+        raise WeightsError("The weights are not there", "/models/x", "Fetch them first.")
 
-    @contextmanager
-    def work():
-        yield
-
-    roomy.device.work = work
-    ended = roomy.run(flight(storage.put_still(still_png()), made=spec("i2vgen-xl")))
+    monkeypatch.setattr(worker_module, "load_model", load_model)
+    ended = worker.run(flight(storage.put_still(still_png())))
     assert ended.outcome is Outcome.INVALID
-    assert ended.problem.field == "model"
-    assert ended.problem.remedy
+    assert (ended.problem.field, ended.problem.remedy) == ("model", "Fetch them first.")
+    assert "/models/x" in ended.problem.message
+    assert not CARD_LOCK.locked()
 
 
 @pytest.fixture
