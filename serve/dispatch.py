@@ -57,7 +57,6 @@ class DispatcherDeployment:
 
     async def __init__(self, args: dict[str, Any], **handles: DeploymentHandle) -> None:  # type: ignore[misc]  # Serve awaits it
         farm = FarmArgs.model_validate(args)
-        self._drain_s = farm.drain_s
         database = Database(farm.settings().database_url)
         await asyncio.to_thread(database.migrate)
         self._dispatcher = Dispatcher(
@@ -77,9 +76,9 @@ class DispatcherDeployment:
         """New work is in the store."""
         self._dispatcher.nudge()
 
-    async def drain(self) -> None:
+    async def drain(self, grace_s: float) -> None:
         """Start nothing more; return when clips in flight have finished or were given back."""
-        await self._dispatcher.stop(self._drain_s)
+        await self._dispatcher.stop(grace_s)
 
     async def check_health(self) -> None:
         """Raise when the loop has ended by a fault: Serve then replaces this replica."""

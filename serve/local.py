@@ -162,8 +162,9 @@ class EmbeddedFarm:
         """Folder of Ray's logs while the farm runs."""
         return self._temp / "session_latest" / "logs" if self._temp else None
 
-    def close(self) -> None:
-        """Let clips in flight finish within the drain time, then end everything this farm started."""
+    def close(self, grace_s: float | None = None) -> None:
+        """Let clips in flight finish within `grace_s` (default: the drain time), then end all this farm started."""
+        grace_s = self._args.drain_s if grace_s is None else grace_s
         import ray
         from ray import serve as ray_serve
 
@@ -172,7 +173,7 @@ class EmbeddedFarm:
             if ray.is_initialized():
                 with contextlib.suppress(Exception):
                     handle = ray_serve.get_deployment_handle("dispatcher", app_name=APP_NAME)
-                    handle.drain.remote().result(timeout_s=self._args.drain_s + 5)
+                    handle.drain.remote(grace_s).result(timeout_s=grace_s + 5)
                 ray.shutdown()
         finally:
             if self._temp:

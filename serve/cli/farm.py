@@ -31,7 +31,7 @@ from serve.cli.common import (
     settings_for,
     telling_errors,
 )
-from serve.cli.render import farm_args
+from serve.cli.render import HASTY_S, farm_args
 from serve.cli.results import ResultsWriter
 from serve.cli.session import first_rows, source_of
 from serve.cli.show import batches_table, problems_table
@@ -71,11 +71,11 @@ def up(
             lock.note(url=url, default_model=args.default_model)
             console.print(f"[bold green]✓[/] the farm is up at [bold]{url}[/] · Ctrl-C ends it · logs in {farm.logs()}")
             stop.wait()
-            console.print("closing: clips in flight may finish, the rest stays queued")
+            console.print("closing: what is not finished stays queued")
         except Exception as error:
             fail(Exit.NO_FARM, f"the farm did not start: {type(error).__name__}: {error}. Try `clipmill doctor`.")
         finally:
-            farm.close()
+            farm.close(HASTY_S if stop.is_set() else 0)
             lock.release()
 
 

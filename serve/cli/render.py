@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +41,8 @@ from serve.views import batch_view, job_view
 
 #: Cards of a machine without a GPU. Two, for two cores.
 DEFAULT_EMULATED = ["c8", "c24"]
+#: Seconds that clips in flight get after Ctrl-C: whoever presses it wants the terminal back.
+HASTY_S = 2.0
 
 
 def choose_model(asked: str) -> tuple[str, str]:
@@ -90,7 +93,11 @@ def render(
             console.print(words, soft_wrap=True)
         with ProgressView(console, silent=as_json) as show:
             session = RenderSession(farm, lock, lambda: EmbeddedFarm(args), writer, show)
-            batch = _run(session, lambda: session.run(manifest, defaults, name=catalog.name, source=source_of(catalog)))
+            batch = _run(
+                session,
+                lambda: session.run(manifest, defaults, name=catalog.name, source=source_of(catalog)),
+                lambda batch: _leave(writer, batch, _cards_text(args)),
+            )
         sheet = writer.sheet(batch, _cards_text(args))
         jobs = [job_view(job) for job in farm.jobs(batch.id)]
         failed = [job for job in jobs if job["state"] == JobState.FAILED]
@@ -131,13 +138,24 @@ def _cards_text(args: FarmArgs) -> str:
     return f"{text} (emulated)" if args.emulate else text
 
 
-def _run(session: RenderSession, work: Callable[[], Batch]) -> Batch:
+def _leave(writer: ResultsWriter, batch_id: str, cards: str) -> None:
+    """Write what there is so far: a night's work that was stopped is still worth looking at."""
+    with suppress(Exception):
+        writer.update(batch_id)
+        writer.sheet(writer.farm.batch(batch_id), cards)
+
+
+def _run(session: RenderSession, work: Callable[[], Batch], leave: Callable[[str], None]) -> Batch:
     previous = signal.signal(signal.SIGTERM, _interrupt)
+    grace_s = None
     try:
         return work()
     except KeyboardInterrupt:
+        grace_s = HASTY_S
         # A second Ctrl-C while clips are given back would leave Ray's processes behind.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if session.batch_id:
+            leave(session.batch_id)
         command = " ".join(shlex.quote(word) for word in ["clipmill", *sys.argv[1:]])
         console.print(
             f"\n[bold]Stopped.[/] What is finished is kept"
@@ -148,7 +166,7 @@ def _run(session: RenderSession, work: Callable[[], Batch]) -> Batch:
     except FarmStartError as error:
         fail(Exit.NO_FARM, str(error))
     finally:
-        session.close()
+        session.close(grace_s)
         signal.signal(signal.SIGTERM, previous)
 
 

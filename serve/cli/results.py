@@ -17,7 +17,7 @@ class ResultsWriter:
     """Writes a batch's results into a folder, each clip once as it completes."""
 
     def __init__(self, farm: Farm, out: Path, facts: Mapping[str, Any]) -> None:
-        self._farm = farm
+        self.farm = farm
         self.out = out
         self._facts = facts
         self._seen: set[str] = set()
@@ -27,7 +27,7 @@ class ResultsWriter:
 
     def update(self, batch_id: str) -> int:
         """Write the clips that completed since the last call; returns how many rows they are."""
-        desk, owner = self._farm.desk, self._farm.owner
+        desk, owner = self.farm.desk, self.farm.owner
         completed = desk.jobs(owner, batch_id, state=JobState.COMPLETED, updated_since=self._since)
         new = [job for job in completed if job.id not in self._seen]
         if not new:
@@ -37,16 +37,16 @@ class ResultsWriter:
         self._since = max(job.updated_at for job in new)
         for job in new:
             row = result_row(job, clips)
-            self.written += len(write_clip(self.out, row, self._farm.storage, self._facts))
+            self.written += len(write_clip(self.out, row, self.farm.storage, self._facts))
             self._seen.add(job.id)
         return len(new)
 
     def sheet(self, batch: Batch, cards: str) -> Path:
         """Write the contact sheet of the batch as it stands."""
-        clips = self._farm.clips(batch.id)
-        jobs = self._farm.jobs(batch.id)
+        clips = self.farm.clips(batch.id)
+        jobs = self.farm.jobs(batch.id)
         makers = {clip.attempt_id: clip.id for clip in clips.values()}
-        own = {attempt.job_id: attempt.id for attempt in self._farm.desk.attempts_of(batch.owner, batch.id)}
+        own = {attempt.job_id: attempt.id for attempt in self.farm.desk.attempts_of(batch.owner, batch.id)}
         first: dict[str, str] = {}
         for job in jobs:
             if job.clip_id and makers.get(own.get(job.id, "")) == job.clip_id:

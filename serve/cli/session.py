@@ -30,8 +30,8 @@ class RunningFarm(Protocol):
         """Return once renderers answer."""
         ...
 
-    def close(self) -> None:
-        """End everything."""
+    def close(self, grace_s: float | None = None) -> None:
+        """End everything, clips in flight after `grace_s`."""
         ...
 
 
@@ -73,6 +73,7 @@ class _Host(threading.Thread):
         self._closing = threading.Event()
         self.up = threading.Event()
         self.error: BaseException | None = None
+        self._grace_s: float | None = None
 
     def run(self) -> None:
         try:
@@ -82,10 +83,11 @@ class _Host(threading.Thread):
         except BaseException as error:
             self.error = error
         finally:
-            self._farm.close()
+            self._farm.close(self._grace_s)
 
-    def close(self) -> None:
+    def close(self, grace_s: float | None) -> None:
         """Close the farm and wait until all of it has ended."""
+        self._grace_s = grace_s
         self._closing.set()
         self.join()
 
@@ -134,10 +136,10 @@ class RenderSession:
             self._show(self._moment(batch, running, rows))
             time.sleep(POLL_S)
 
-    def close(self) -> None:
-        """End the farm, if this session runs it, and let go of the home."""
+    def close(self, grace_s: float | None = None) -> None:
+        """End the farm, if this session runs it, and let go of the home; clips in flight get `grace_s` to finish."""
         if self._host:
-            self._host.close()
+            self._host.close(grace_s)
         self._lock.release()
 
     def _read(self, manifest: Manifest, defaults: Defaults, name: str, source: str) -> None:

@@ -144,6 +144,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(terminal: Terminal) -> 
     assert f"clipmill render {catalog}" in stopped.err
     before = len(completed(terminal))
     assert before < 10
+    assert "row-0.mp4" in (terminal.folder / "out" / "index.html").read_text(), "no sheet of what is done"
     assert terminal.run("render", str(catalog), "--out", "out").code == 0
     assert terminal.rows("SELECT count(*) FROM attempts WHERE outcome = 'completed'") == [(10,)]
 
