@@ -14,6 +14,7 @@ import sqlalchemy.exc
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from cluster.cards import NOMINAL_BYTES
 from cluster.farm import Farm
@@ -40,10 +41,10 @@ class Exit(IntEnum):
 
 
 Home = Annotated[
-    Path | None, typer.Option("--home", help="State and weights of this machine's farm [default: ~/.clipmill].")
+    Path | None, typer.Option("--home", help="State and weights of this machine's farm (default: ~/.clipmill).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Url = Annotated[str | None, typer.Option("--url", help="Address of a farm's gateway [default: this machine's].")]
+Url = Annotated[str | None, typer.Option("--url", help="Address of a farm's gateway (default: this machine's).")]
 Cards = Annotated[
     str | None,
     typer.Option("--cards", help="Emulate these cards on the CPU, such as c8,c24 (a class may be named twice)."),
@@ -107,12 +108,8 @@ def print_json(value: Any) -> None:
 
 def fail(code: Exit, message: str) -> NoReturn:
     """Say what is wrong and end with `code`."""
-    console.print(f"[bold red]error[/] {_escape(message)}", soft_wrap=True)
+    console.print(f"[bold red]error[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(code)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 @contextmanager

@@ -41,13 +41,13 @@ from serve.settings import FarmArgs, Settings
 
 _FINAL = ("completed", "failed", "cancelled")
 
-BatchId = Annotated[str | None, typer.Argument(help="Batch id [default: the newest].")]
+BatchId = Annotated[str | None, typer.Argument(help="Batch id (default: the newest).")]
 
 
 def up(
     config: Annotated[Path | None, typer.Option(help="A ray_config.yaml of your own.")] = None,
     cards: Cards = None,
-    port: Annotated[int | None, typer.Option(help="Port of the gateway [default: 8500].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the gateway (default: 8500).")] = None,
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard, which `ray job submit` needs.")] = False,
     home: Home = None,
 ) -> None:
@@ -106,7 +106,7 @@ def packaged_config() -> Path:
 
 def submit(
     catalog: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file, or a folder of images.")],
-    model: Annotated[str | None, typer.Option(help="Model of rows that name none [default: the farm's].")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of rows that name none (default: the farm's).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt of rows that have none.")] = None,
     resolution_class: Annotated[ResolutionClass, typer.Option("--class")] = ResolutionClass.P512,
@@ -146,7 +146,7 @@ def submit(
 
 
 def status(
-    batch: Annotated[str | None, typer.Argument(help="Batch id [default: list the newest].")] = None,
+    batch: Annotated[str | None, typer.Argument(help="Batch id (default: list the newest).")] = None,
     url: Url = None,
     home: Home = None,
     as_json: Json = False,

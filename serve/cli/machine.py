@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.cards import NOMINAL_BYTES, Fleet, usable_threshold
@@ -134,9 +135,9 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
     else:
         marks = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "broken": "[red]✗[/]"}
         for check in checks:
-            console.print(f"{marks[check.state]} [bold]{check.name}[/]  {check.found}", soft_wrap=True)
+            console.print(f"{marks[check.state]} [bold]{check.name}[/]  {escape(check.found)}", soft_wrap=True)
             if check.remedy:
-                console.print(f"    {check.remedy}", style="dim", soft_wrap=True)
+                console.print(f"    {escape(check.remedy)}", style="dim", soft_wrap=True)
     raise typer.Exit(Exit.SOME_FAILED if any(check.state == "broken" for check in checks) else Exit.DONE)
 
 

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,9 +50,11 @@ def choose_model(asked: str) -> tuple[str, str]:
     """(family, how it was chosen). `auto` is the only name that may end at `camera` unasked, and says so."""
     if asked != "auto":
         return family_named(asked).name, "asked for"
-    if find_gpus():
-        return "i2vgen-xl", "auto: a GPU was found"
-    return "camera", "auto: no GPU was found, so camera moves stand in for a diffusion model"
+    if not find_gpus():
+        return "camera", "auto: no GPU was found, so camera moves stand in for a diffusion model"
+    if not find_spec("torch"):
+        return "camera", "auto: torch is not installed, so camera moves stand in for a diffusion model"
+    return "i2vgen-xl", "auto: a GPU was found"
 
 
 def render(

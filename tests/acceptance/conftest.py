@@ -22,6 +22,10 @@ ROOT = Path(__file__).parents[2]
 LIMIT_S = 240
 
 
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Outcome:
     """How a command ended."""
@@ -56,6 +60,8 @@ class Terminal:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A test run started in the background ignores SIGINT, and so would its children.
+            preexec_fn=_hear_ctrl_c,
         )
         self._started.append(process)
         return process

@@ -1,4 +1,4 @@
-"""Any interleaving of submitting, claiming, losing, finishing and cancelling, against a simple model of what must hold."""
+"""Submitting, claiming, losing, finishing and cancelling in any order, against a simple model of what must hold."""
 
 from __future__ import annotations
 
