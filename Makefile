@@ -13,9 +13,10 @@ TOOLS := $(VENV)/.stamp-tools
 BASE := $(VENV)/.stamp-base
 DEV := $(VENV)/.stamp-dev
 
-# uv does in seconds what takes pip a minute; it does not read PIP_FIND_LINKS by itself.
+# uv does in seconds what takes pip a minute; it does not read PIP_FIND_LINKS by itself. Compiled, because a farm starts
+# a dozen Python processes, and each would compile Ray anew where bytecode is not written: three times the start.
 UV_INSTALL = UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" UV_PYTHON_DOWNLOADS=never \
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -37,6 +37,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.clock = Clock().set_on(self.database)
         self.desk, self.truth = Desk(self.database), Truth(self.database)
         self.cards = 0
+        self.order: dict[str, int] = {}
         #: The model: what runs (attempt -> lease's end), what was published, how jobs ended, what was counted.
         self.live: dict[str, tuple[Claim, float]] = {}
         self.published: dict[tuple[str, str], str] = {}
@@ -59,6 +60,7 @@ class StoreMachine(RuleBasedStateMachine):
         batch_id, _ = self.desk.open_batch(owner, name="catalog")
         self.desk.add(owner, batch_id, [draft(n, key) for n, key in enumerate(keys, start=1)])
         self.desk.seal(owner, batch_id)
+        self.order[batch_id] = len(self.order)
         for job, key in zip(self.desk.jobs(owner, batch_id), keys, strict=True):
             known = (owner, key) in self.published
             assert job.state == ("completed" if known else "queued")
@@ -78,10 +80,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(target=claims, pick=st.randoms(use_true_random=False), most=st.integers(1, 3))
     def claim(self, pick, most: int):
-        offered = self.ledger.waiting(8)
+        # In an order of the test's own, so that a failure can be replayed: ids are random.
+        offered = sorted(self.ledger.waiting(1000), key=lambda j: (self.order[j.batch_id], j.number))
         running = {(c.job.owner, c.job.content_key) for c, _ in self.live.values()}
         queued = self.truth.rows(sa.select(jobs).where(jobs.c.state == "queued"))
-        # Eight of a kind are more keys than there are: whatever may run is offered.
         assert {(j.owner, j.content_key) for j in offered} == {(j.owner, j.content_key) for j in queued} - running
         chosen = pick.sample(offered, min(most, len(offered)))
         starts = []

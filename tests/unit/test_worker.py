@@ -28,7 +28,13 @@ IDENTITY = CardIdentity(card="gpu0", card_class="c8", kind="test")
 
 
 class NeverOpened:
+    """Opening the card's torch side costs seconds: the camera must not, not even when it is closed."""
+
+    def __init__(self) -> None:
+        self.opened = False
+
     def __call__(self):
+        self.opened = True
         raise AssertionError("the card's torch side was opened")
 
 
@@ -40,11 +46,13 @@ def storage(tmp_path):
 @pytest.fixture
 def make_worker(tmp_path, storage):
     def make(usable_bytes: int = 7 * GIB) -> Worker:
-        device = LazyDevice(8 * GIB, usable_bytes, "cpu", NeverOpened())
+        device = LazyDevice(8 * GIB, usable_bytes, "cpu", never)
         weights = WeightsPlace(home=tmp_path, folders={}, offline=True)
         return Worker(IDENTITY, device, storage, weights)
 
-    return make
+    never = NeverOpened()
+    yield make
+    assert not never.opened
 
 
 @pytest.fixture
@@ -237,6 +245,7 @@ def renders(monkeypatch):
             self.real = worker_module.render_frames
 
         def __call__(self, *args):
+            assert not CARD_LOCK.acquire(blocking=False), "it renders without holding the card"
             self.inside += 1
             self.most = max(self.most, self.inside)
             try:
