@@ -1,0 +1,67 @@
+"""How many replicas of each card class the backlog calls for. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cluster.cards import Fleet
+
+#: GPU-seconds assumed for a clip of a kind that was never finished here.
+UNKNOWN_CLIP_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitingKind:
+    """So many waiting jobs of one kind."""
+
+    model: str
+    resolution_class: str
+    #: What a card must hold.
+    needs_bytes: int
+    jobs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassState:
+    """One card class as the dispatcher sees it, and the bounds its configuration sets."""
+
+    backlog_gpu_seconds: float
+    #: Renderers heard of.
+    present: int
+    #: Of these, the ones with a clip on the card or being published.
+    busy: int
+    minimum: int
+    maximum: int
+
+
+def backlog_gpu_seconds(
+    waiting: Iterable[WaitingKind], mean_seconds: Mapping[tuple[str, str], float], fleet: Fleet
+) -> dict[str, float]:
+    """GPU-seconds of waiting work per card class of the fleet; each kind counts for the smallest class that holds it.
+
+    `mean_seconds` is what finished clips of a (model, resolution class) took on the card; a kind not in it counts
+    `UNKNOWN_CLIP_SECONDS` a clip. Kinds that no class holds are left out.
+    """
+    backlog = dict.fromkeys(fleet.usable_bytes, 0.0)
+    for kind in waiting:
+        card_class = fleet.smallest_class_for(kind.needs_bytes)
+        if card_class is not None:
+            mean = mean_seconds.get((kind.model, kind.resolution_class), UNKNOWN_CLIP_SECONDS)
+            backlog[card_class] += kind.jobs * mean
+    return backlog
+
+
+def replicas_wanted(state: ClassState, *, target_s: float) -> int:
+    """Replicas that work the backlog off in about `target_s` seconds, within the class's bounds.
+
+    Never below what is present while any renderer of the class is busy: Serve chooses its victims by node and age,
+    so an idle renderer cannot be named. The last clip of the class lets the class go down.
+    """
+    wanted = math.ceil(state.backlog_gpu_seconds / target_s)
+    if state.backlog_gpu_seconds > 0:
+        wanted = max(wanted, 1)
+    if state.busy:
+        wanted = max(wanted, state.present)
+    return min(max(wanted, state.minimum), state.maximum)
