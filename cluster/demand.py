@@ -56,12 +56,11 @@ def backlog_gpu_seconds(
 def replicas_wanted(state: ClassState, *, target_s: float) -> int:
     """Replicas that work the backlog off in about `target_s` seconds, within the class's bounds.
 
-    Never below what is present while any renderer of the class is busy: Serve chooses its victims by node and age,
-    so an idle renderer cannot be named. The last clip of the class lets the class go down.
+    Never below what is present while the class has any work: Serve chooses its victims by node and age, so the
+    idle renderer of several cannot be named, and a busy one must not be taken. A class goes down when its last
+    clip has ended and none waits.
     """
     wanted = math.ceil(state.backlog_gpu_seconds / target_s)
-    if state.backlog_gpu_seconds > 0:
-        wanted = max(wanted, 1)
-    if state.busy:
-        wanted = max(wanted, state.present)
+    if state.busy or state.backlog_gpu_seconds > 0:
+        wanted = max(wanted, state.present, 1)
     return min(max(wanted, state.minimum), state.maximum)

@@ -201,6 +201,15 @@ class Dispatcher:
         """Attempts in flight."""
         return len(self._state.flights)
 
+    def roster(self) -> dict[str, tuple[int, int]]:
+        """Per card class: renderers heard of, and how many of them have a clip in flight."""
+        busy = {flight.claim.renderer for flight in self._state.flights.values()}
+        counted: dict[str, tuple[int, int]] = {}
+        for uid, seat in self._state.seats.items():
+            present, working = counted.get(seat.beat.card_class, (0, 0))
+            counted[seat.beat.card_class] = (present + 1, working + (uid in busy or bool(seat.beat.steps)))
+        return counted
+
     # -- the loop -------------------------------------------------------------------------------------------
 
     async def run(self) -> None:

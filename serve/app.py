@@ -13,6 +13,9 @@ from serve.gateway.deployment import Gateway
 from serve.renderer import Renderer
 from serve.settings import CardClassArgs, FarmArgs
 
+#: How often Serve looks at the figures it scales by, in seconds.
+_FIGURES = {"metrics_interval_s": 1, "look_back_period_s": 2}
+
 
 def build(args: dict[str, Any]) -> Application:
     """Gateway → dispatcher → one renderer deployment per card class.
@@ -25,19 +28,26 @@ def build(args: dict[str, Any]) -> Application:
         name: _renderer(farm, name, table).bind(plain, name)  # type: ignore[attr-defined]
         for name, table in farm.card_classes.items()
     }
+    control: dict[str, Any] = {"num_cpus": 0}
+    if farm.control_label_selector:
+        control["label_selector"] = dict(farm.control_label_selector)
+    # The policy reads the dispatcher's figures, and Serve collects figures of autoscaled deployments only.
+    one: dict[str, Any] = {"num_replicas": 1}
+    if farm.autoscales:
+        one = {"autoscaling_config": {"min_replicas": 1, "max_replicas": 1, **_FIGURES}}
     dispatcher = ray_serve.deployment(
         name="dispatcher",
-        num_replicas=1,
+        **one,
         max_ongoing_requests=1000,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=control,
         graceful_shutdown_timeout_s=farm.drain_s + 5,
         health_check_period_s=2,
     )(DispatcherDeployment).bind(plain, **renderers)
     if not farm.gateway:
         return dispatcher
-    return ray_serve.deployment(
-        name="gateway", num_replicas=1, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0}
-    )(Gateway).bind(plain, dispatcher)
+    return ray_serve.deployment(name="gateway", num_replicas=1, max_ongoing_requests=100, ray_actor_options=control)(
+        Gateway
+    ).bind(plain, dispatcher)
 
 
 def _renderer(farm: FarmArgs, name: str, table: CardClassArgs) -> object:
@@ -46,9 +56,22 @@ def _renderer(farm: FarmArgs, name: str, table: CardClassArgs) -> object:
         options["resources"] = dict(table.resources)
     if table.label_selector:
         options["label_selector"] = dict(table.label_selector)
+    size: dict[str, Any] = {"num_replicas": table.replicas}
+    if table.max_replicas is not None:
+        size = {
+            "autoscaling_config": {
+                "min_replicas": table.replicas,
+                "max_replicas": table.max_replicas,
+                "initial_replicas": table.replicas,
+                "upscale_delay_s": 0,
+                "downscale_delay_s": farm.idle_s,
+                "downscale_to_zero_delay_s": farm.idle_s,
+                **_FIGURES,
+            }
+        }
     return ray_serve.deployment(
         name=f"renderer-{name}",
-        num_replicas=table.replicas,
+        **size,
         # One clip on the card and one being encoded; the rest is room for short calls.
         max_ongoing_requests=4,
         ray_actor_options=options,

@@ -15,10 +15,13 @@ import ray.exceptions
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cluster.cards import Beat
+from cluster.demand import ClassState, backlog_gpu_seconds, replicas_wanted
 from cluster.dispatcher import Assignment, Dispatcher, Event, RendererDiedError, RendererLostError
 from cluster.store import Database, Ledger
+from cluster.store.backlog import mean_gpu_seconds, waiting_kinds
+from serve.autoscaling import metric_name
 from serve.messages import event_from_wire
-from serve.settings import FarmArgs
+from serve.settings import CardClassArgs, FarmArgs
 
 log = logging.getLogger("clipmill.dispatcher")
 
@@ -57,7 +60,8 @@ class DispatcherDeployment:
 
     async def __init__(self, args: dict[str, Any], **handles: DeploymentHandle) -> None:  # type: ignore[misc]  # Serve awaits it
         farm = FarmArgs.model_validate(args)
-        database = Database(farm.settings().database_url)
+        self._farm = farm
+        self._database = database = Database(farm.settings().database_url)
         await asyncio.to_thread(database.migrate)
         self._dispatcher = Dispatcher(
             Ledger(database),
@@ -67,10 +71,46 @@ class DispatcherDeployment:
             clock=time.monotonic,
         )
         self._loop = asyncio.create_task(self._dispatcher.run())
+        self._wanted: dict[str, float] = {}
+        self._demand = asyncio.create_task(self._watch_demand()) if farm.autoscales else None
 
     async def beat(self, beat: dict[str, Any]) -> dict[str, str]:
         """A renderer's heartbeat; the answer says per attempt whether to go on."""
         return {k: v.value for k, v in self._dispatcher.beat(Beat.model_validate(beat)).items()}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Replicas wanted per card class, as `serve.autoscaling.policy` reads them."""
+        return self._wanted
+
+    async def _watch_demand(self) -> None:
+        fleet = self._farm.fleet()
+        while True:
+            try:
+                waiting = await asyncio.to_thread(waiting_kinds, self._database)
+                means = await asyncio.to_thread(mean_gpu_seconds, self._database) if waiting else {}
+                backlog = backlog_gpu_seconds(waiting, means, fleet)
+                roster = self._dispatcher.roster()
+                self._wanted = {
+                    metric_name(name): float(self._wanted_of(table, backlog[name], roster.get(name, (0, 0))))
+                    for name, table in self._farm.card_classes.items()
+                    if table.max_replicas is not None
+                }
+            except Exception as error:
+                # Keep the last figures: a store that stumbles must not scale the farm to nothing.
+                log.warning("the backlog could not be read: %s", error)
+            await asyncio.sleep(1)
+
+    def _wanted_of(self, table: CardClassArgs, backlog: float, roster: tuple[int, int]) -> int:
+        assert table.max_replicas is not None
+        present, busy = roster
+        state = ClassState(
+            backlog_gpu_seconds=backlog,
+            present=present,
+            busy=busy,
+            minimum=table.replicas,
+            maximum=table.max_replicas,
+        )
+        return replicas_wanted(state, target_s=self._farm.backlog_target_s)
 
     async def nudge(self) -> None:
         """New work is in the store."""

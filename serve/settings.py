@@ -44,8 +44,10 @@ class CardClassArgs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: Renderers, one per GPU.
+    #: Renderers, one per GPU; with `max_replicas`, the least that are kept when there is no work.
     replicas: Annotated[int, Field(ge=0)] = 1
+    #: Not None: the class grows with its backlog up to this many, and goes down when it has no work.
+    max_replicas: Annotated[int | None, Field(ge=1)] = None
     #: Ray label selector of the nodes, such as {"clipmill.io/card-class": "c24"}.
     label_selector: dict[str, str] = Field(default_factory=dict)
     #: GPUs a renderer asks Ray for: 1 on a cluster, 0 on emulated cards.
@@ -75,6 +77,12 @@ class FarmArgs(BaseModel):
     weights: dict[str, str] = Field(default_factory=dict)
     #: Answer HTTP. An embedded `render` needs none.
     gateway: bool = True
+    #: Ray label selector of the node for dispatcher and gateway: they hold the store's credentials, renderers do not.
+    control_label_selector: dict[str, str] = Field(default_factory=dict)
+    #: With autoscaling: seconds in which a class's backlog should be worked off.
+    backlog_target_s: Annotated[float, Field(gt=0)] = 300
+    #: With autoscaling: seconds a class stays up without any work.
+    idle_s: Annotated[float, Field(ge=0)] = 60
     #: Longest clip in seconds; Serve's graceful shutdown waits 1.5 times as long.
     longest_clip_s: float = 1800
     #: Seconds that clips in flight may take to finish when the farm closes.
@@ -88,6 +96,18 @@ class FarmArgs(BaseModel):
         if not self.card_classes:
             raise ValueError("card_classes is empty: name at least one, such as c24")
         return self
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        for name, table in self.card_classes.items():
+            if table.max_replicas is not None and table.max_replicas < table.replicas:
+                raise ValueError(f"{name}: max_replicas {table.max_replicas} is below replicas {table.replicas}")
+        return self
+
+    @property
+    def autoscales(self) -> bool:
+        """Whether any class grows and shrinks with the backlog."""
+        return any(table.max_replicas is not None for table in self.card_classes.values())
 
     def settings(self) -> Settings:
         """The machine's settings with what the farm's arguments say on top."""
