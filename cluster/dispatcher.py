@@ -167,6 +167,10 @@ class Dispatcher:
 
     def beat(self, beat: Beat) -> dict[str, Verdict]:
         """Take a heartbeat; the answer has a verdict for each attempt the renderer named."""
+        if beat.state is CardState.DRAINING and not beat.steps:
+            # Its last words: Serve is taking it away, and it has nothing left to finish.
+            self._state.seats.pop(beat.renderer, None)
+            return {}
         seat = self._state.seats.get(beat.renderer)
         if seat is None:
             seat = self._seat(beat)

@@ -47,7 +47,7 @@ class ServePool:
                 yield event_from_wire(message)
         except ray.exceptions.ActorDiedError as died:
             raise RendererDiedError(f"renderer {assignment.renderer} died") from died
-        except (TimeoutError, StopAsyncIteration, ray.exceptions.RayError) as lost:
+        except (TimeoutError, ConnectionError, StopAsyncIteration, ray.exceptions.RayError) as lost:
             raise RendererLostError(f"renderer {assignment.renderer}: {type(lost).__name__}: {lost}") from lost
         finally:
             # Leaving the loop does not cancel the call; this does, and the renderer stops within a step.

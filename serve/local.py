@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -109,10 +111,18 @@ def gpu_classes() -> dict[str, CardClassArgs]:
 class EmbeddedFarm:
     """Ray and the Serve application on this machine. `start` once, `close` once."""
 
-    def __init__(self, args: FarmArgs, *, port: int | None = None, dashboard: bool = False) -> None:
+    def __init__(
+        self,
+        args: FarmArgs,
+        *,
+        port: int | None = None,
+        dashboard_port: int | None = None,
+        metrics_port: int | None = None,
+    ) -> None:
         self._args = args
+        self._metrics_port = metrics_port
         self._port = port
-        self._dashboard = dashboard
+        self._dashboard_port = dashboard_port
         self._temp: Path | None = None
 
     def start(self) -> None:
@@ -120,7 +130,7 @@ class EmbeddedFarm:
         sweep_left_over()
         # A short path: Ray's sockets live in it, and a socket's path may have 107 characters.
         self._temp = Path(tempfile.mkdtemp(prefix=f"{_TMP_PREFIX}{os.getpid()}-", dir="/tmp"))
-        _prepare_environment(self._temp)
+        _prepare_environment(self._temp, self._args.home)
         import ray
         from ray import serve as ray_serve
         from ray.serve.config import HTTPOptions
@@ -128,6 +138,7 @@ class EmbeddedFarm:
 
         from serve.app import build
 
+        _let_agent_choose_its_port()
         # The terminal belongs to the person: Ray's own words go to its log files.
         for name in ("ray", "ray.serve"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -139,11 +150,14 @@ class EmbeddedFarm:
             address="local",
             num_cpus=max(4, os.cpu_count() or 1),
             resources=resources,
-            include_dashboard=self._dashboard,
+            include_dashboard=self._dashboard_port is not None,
+            dashboard_port=self._dashboard_port,
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=_MIN_OBJECT_STORE_BYTES,
             _temp_dir=str(self._temp),
+            # None: a free one. Renderers' metrics, and those of the machine, are served there.
+            _metrics_export_port=self._metrics_port,
         )
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         location = "HeadOnly" if self._args.gateway else "NoServer"
@@ -180,9 +194,12 @@ class EmbeddedFarm:
                 shutil.rmtree(self._temp, ignore_errors=True)
 
 
-def _prepare_environment(temp: Path) -> None:
+def _prepare_environment(temp: Path, home: str) -> None:
     os.environ.update(
         {
+            # Jobs of `ray job submit` run `clipmill` on this farm's home, from this farm's installation.
+            "CLIPMILL_HOME": home,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             # By reference, a dead dispatcher goes unnoticed by its renderers; by gRPC its calls are cancelled at once.
             "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -191,6 +208,16 @@ def _prepare_environment(temp: Path) -> None:
             "RAY_DEDUP_LOGS": "0",
         }
     )
+
+
+def _let_agent_choose_its_port() -> None:
+    """Without this every Ray on a machine wants port 52365 for its agent, and all but the first take no jobs.
+
+    `ray start` has an option for it, `ray.init` has none.
+    """
+    from ray._private.parameter import RayParams
+
+    RayParams.__init__ = functools.partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)
 
 
 def sweep_left_over() -> None:

@@ -19,6 +19,7 @@ from cluster.jobs import Ended
 from cluster.storage import Storage
 from serve.cards import claim, emulated_card, gpu_card
 from serve.messages import ACCEPTED, event_to_wire
+from serve.render_metrics import RayObserver
 from serve.settings import FarmArgs
 from serve.worker import CARD_LOCK, CardIdentity, Flight, WeightsPlace, Worker
 
@@ -48,6 +49,7 @@ class Renderer:
                 folders={name: Path(folder) for name, folder in farm.weights.items()},
                 offline=settings.offline,
             ),
+            RayObserver(identity),
         )
         self._flights: dict[str, Flight] = {}
         self._dispatcher = ray_serve.get_deployment_handle("dispatcher", app_name=context.app_name)
@@ -88,6 +90,15 @@ class Renderer:
         """Process id, for chaos tests and `doctor`."""
         del want
         return os.getpid()
+
+    async def __del__(self) -> None:
+        # Serve calls this once no clip is in flight. Without a farewell the dispatcher would send this card clips
+        # until its silence is noticed.
+        self._beats.cancel()
+        with suppress(Exception):
+            farewell = self._beat() | {"state": CardState.DRAINING.value, "steps": {}}
+            await asyncio.wait_for(self._dispatcher.beat.remote(farewell), timeout=2)
+        await asyncio.to_thread(self._worker.close)
 
     async def check_health(self) -> None:
         """Raise when the heartbeat has died: Serve then replaces this replica."""

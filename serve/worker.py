@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.dispatcher import Assignment, CardFree, Event, StepDone
 from cluster.jobs import Ended, Objects, Outcome
@@ -22,7 +22,7 @@ from pipeline.families import Family, family_named
 from pipeline.footprint import Footprint, leanest, plan
 from pipeline.layouts import Layout
 from pipeline.models.loading import load_model
-from pipeline.models.model import Frames, Model, Stopped
+from pipeline.models.model import Frames, Model, OnStep, Stopped
 from pipeline.problems import BadInputError, Problem
 from pipeline.render import render_frames, write_clip
 from pipeline.weights import WeightsError
@@ -78,10 +78,38 @@ class Flight:
         self.check()
 
 
+class Observer(Protocol):
+    """Hears what rendering takes. Called in the render's thread; must be quick and must not raise."""
+
+    def step(self, spec: ClipSpec, seconds: float) -> None:
+        """A step took so long. A clip's first step is left out: encoders and decoder of the still share its time."""
+
+    def memory(self, predicted_bytes: int, measured_bytes: int) -> None:
+        """Predicted and measured peak of a clip that was rendered, or that ran out of memory."""
+
+
+class _Nobody:
+    def step(self, spec: ClipSpec, seconds: float) -> None:
+        pass
+
+    def memory(self, predicted_bytes: int, measured_bytes: int) -> None:
+        pass
+
+
 class Worker:
     """Holds a card, keeps one model warm, renders and publishes clips."""
 
-    def __init__(self, identity: CardIdentity, device: Device, storage: Storage, weights: WeightsPlace) -> None:
+    def __init__(
+        self,
+        identity: CardIdentity,
+        device: Device,
+        storage: Storage,
+        weights: WeightsPlace,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._observer: Observer = observer or _Nobody()
+        self._clock = clock
         self.identity = identity
         self.device = device
         self.storage = storage
@@ -195,14 +223,17 @@ class Worker:
                 model = self._load(spec)
                 self.device.reset_peak()
                 flight.on_step(0, spec.steps)
-                frames = render_frames(model, still, spec, layout, flight.on_step)
-                return frames, {**model.describe(), **model.notes(spec)}, self.device.peak_bytes()
+                frames = render_frames(model, still, spec, layout, self._timed(flight))
+                measured_bytes = self.device.peak_bytes()
+                self._observer.memory(predicted.peak_bytes, measured_bytes)
+                return frames, {**model.describe(), **model.notes(spec)}, measured_bytes
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 failure = str(error)
         # Outside the `except`: while the exception lives, its traceback keeps the tensors alive.
         self.device.free_cached()
+        self._observer.memory(predicted.peak_bytes, self.device.peak_bytes())
         step, steps = flight.steps
         stage = "decode" if step >= steps else "denoise" if step else "encode"
         return Ended(
@@ -213,6 +244,19 @@ class Worker:
             predicted_bytes=predicted.peak_bytes,
             usable_bytes=self.device.usable_bytes(),
         )
+
+    def _timed(self, flight: Flight) -> OnStep:
+        last: float | None = None
+
+        def on_step(step: int, steps: int) -> None:
+            nonlocal last
+            now = self._clock()
+            if last is not None:
+                self._observer.step(flight.assignment.spec, now - last)
+            last = now
+            flight.on_step(step, steps)
+
+        return on_step
 
     def _work(self, family: Family | None) -> AbstractContextManager[None]:
         # A family without torch leaves the card's torch side closed: opening it costs seconds and 350 MB.

@@ -207,8 +207,9 @@ class Ledger:
                     detail=_storable(ended.detail)[:2000],
                     measured_bytes=ended.measured_bytes,
                 )
-            )
-            if not fenced.rowcount:
+                .returning(attempts.c.started_at, attempts.c.lease_until)
+            ).one_or_none()
+            if fenced is None:
                 return False
             job = claim.job
             clip_id = self._publish(c, claim, ended, now) if transition.state is JobState.COMPLETED else None
@@ -233,6 +234,9 @@ class Ledger:
                 # The attempt was live, so its job must be running under its fence: anything else is a broken store.
                 raise RuntimeError(f"job {job.id} is not running under fence {claim.fence} of {claim.attempt_id}")
             self._tally(c, claim, ended, transition)
+            self._count(c, "gpu_seconds", claim, card_class=claim.card_class, by=max(0, now - fenced.started_at))
+            if ended.outcome is Outcome.LOST and fenced.lease_until < now:
+                count(self._db, c, "leases_expired")
             return True
 
     def refuse(self, job: Job, reason: Reason, problem: Problem) -> bool:
@@ -258,6 +262,7 @@ class Ledger:
                     resolution_class=job.spec.resolution_class,
                     outcome="failed",
                 )
+                count(self._db, c, "admissions", outcome="refused")
             return bool(moved.rowcount)
 
     def record_cards(self, beats: Iterable[Beat]) -> None:
@@ -338,6 +343,11 @@ class Ledger:
         self._count(c, "attempts", claim, card_class=claim.card_class, outcome=ended.outcome)
         if ended.outcome is Outcome.OOM:
             self._count(c, "oom", claim, card_class=claim.card_class, outcome=ended.stage)
+        admitted = "too_big" if ended.outcome is Outcome.TOO_BIG else "admitted"
+        count(self._db, c, "admissions", card_class=claim.card_class, outcome=admitted)
+        if ended.outcome is Outcome.STOPPED and not transition.state.final:
+            # The only cause there is so far; a cancelled job is no preemption.
+            count(self._db, c, "preemptions", outcome="drain")
         if transition.state.final:
             self._count(c, "clips", claim, outcome=transition.state)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import threading
 import time
@@ -48,7 +50,12 @@ def up(
     config: Annotated[Path | None, typer.Option(help="A ray_config.yaml of your own.")] = None,
     cards: Cards = None,
     port: Annotated[int | None, typer.Option(help="Port of the gateway (default: 8500).")] = None,
-    dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard, which `ray job submit` needs.")] = False,
+    dashboard: Annotated[
+        int | None, typer.Option("--dashboard-port", help="Start Ray's dashboard here; `ray job submit` needs it.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of the renderers' metrics (default: any free one).")
+    ] = None,
     home: Home = None,
 ) -> None:
     """Run a farm on this machine until Ctrl-C: gateway, dispatcher and one renderer per card."""
@@ -61,7 +68,7 @@ def up(
             fail(Exit.NO_FARM, f"a farm runs on {settings.home} already (process {who.get('pid', '?')}). Use that one.")
         chosen = port or configured_port
         url = f"http://127.0.0.1:{chosen}"
-        farm = EmbeddedFarm(args, port=chosen, dashboard=dashboard)
+        farm = EmbeddedFarm(args, port=chosen, dashboard_port=dashboard, metrics_port=metrics_port)
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
@@ -69,6 +76,9 @@ def up(
             with console.status("starting the farm"):
                 farm.start()
             lock.note(url=url, default_model=args.default_model)
+            if dashboard is not None:
+                address = f"http://127.0.0.1:{dashboard}"
+                console.print(f"  jobs: RAY_AUTH_MODE=token ray job submit --address {address} --working-dir . -- …")
             console.print(f"[bold green]✓[/] the farm is up at [bold]{url}[/] · Ctrl-C ends it · logs in {farm.logs()}")
             stop.wait()
             console.print("closing: what is not finished stays queued")
@@ -113,7 +123,10 @@ def submit(
     tier: Annotated[Tier, typer.Option()] = Tier.STANDARD,
     fit: Annotated[Fit, typer.Option()] = Fit.CONTAIN,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
-    key: Annotated[str | None, typer.Option(help="Idempotency key: the same one again hands in nothing.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="The same key again hands in nothing (default: the submission id, within a Ray job)."),
+    ] = None,
     wait_for_end: Annotated[bool, typer.Option("--wait", help="Wait until every row has ended.")] = False,
     url: Url = None,
     home: Home = None,
@@ -137,12 +150,22 @@ def submit(
             overrides,
             name=catalog.name,
             source=source_of(catalog),
-            key=key,
+            key=key or ray_submission_id(),
         )
         if wait_for_end:
             batch = _wait(settings, url, port, batch["id"], quiet=as_json)
         _tell(port, batch, as_json)
     raise typer.Exit(_exit_code(batch, ended=wait_for_end))
+
+
+def ray_submission_id() -> str | None:
+    """The id given to `ray job submit`, when this process is such a job's; Ray hands it over in the environment."""
+    try:
+        config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        found = config["metadata"]["job_submission_id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return f"ray-job-{found}"
 
 
 def status(

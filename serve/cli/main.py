@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from serve.cli import farm, machine
+from serve.cli import farm, machine, manifests
 from serve.cli.render import render
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(farm.cancel)
 app.command()(machine.cards)
 app.command()(machine.models)
 app.command()(machine.doctor)
+app.add_typer(manifests.app, name="manifests")
 
 
 def main() -> None:

@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Self
 
 import sqlalchemy.exc
-from fastapi import FastAPI, Header, Query, Request
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
@@ -25,6 +26,7 @@ from cluster.storage import StorageError
 from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
 from pipeline.clip import Fit, ResolutionClass, Tier
 from pipeline.problems import BadInputError, Problem
+from serve.metrics import exposition
 from serve.views import batch_view, job_view
 
 log = logging.getLogger("clipmill.gateway")
@@ -75,8 +77,17 @@ class NewBatch(BaseModel):
         return self
 
 
-def create_api(farm: Farm, *, default_model: str, nudge: Callable[[], Awaitable[None]]) -> FastAPI:
-    """The ASGI application over `farm`; `nudge` tells the dispatcher that there is new work."""
+def create_api(
+    farm: Farm,
+    *,
+    default_model: str,
+    nudge: Callable[[], Awaitable[None]],
+    registry: CollectorRegistry | None = None,
+) -> FastAPI:
+    """The ASGI application over `farm`; `nudge` tells the dispatcher that there is new work.
+
+    `/metrics` shows `registry`; without one there is no such route.
+    """
     api = FastAPI(title="clipmill", docs_url="/docs", redoc_url=None)
     _explain_errors(api)
 
@@ -98,6 +109,13 @@ def create_api(farm: Farm, *, default_model: str, nudge: Callable[[], Awaitable[
         except sqlalchemy.exc.SQLAlchemyError as error:
             return JSONResponse({"status": "store unreachable", "detail": str(error)}, status_code=503)
         return JSONResponse({"status": "ok", "cards": len(cards)})
+
+    if registry is not None:
+
+        @api.get("/metrics", include_in_schema=False)
+        def metrics(accept: Annotated[str, Header()] = "") -> Response:
+            content, content_type = exposition(registry, accept)
+            return Response(content, headers={"Content-Type": content_type})
 
     @api.get("/v1/cards")
     def cards() -> dict[str, Any]:

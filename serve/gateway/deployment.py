@@ -10,7 +10,9 @@ from ray.serve.handle import DeploymentHandle
 from cluster.farm import Farm
 from cluster.storage import Storage
 from cluster.store import Database, Desk
+from cluster.store.figures import Figures
 from serve.gateway.api import create_api
+from serve.metrics import store_registry
 from serve.settings import FarmArgs
 
 
@@ -24,10 +26,11 @@ class Gateway:
         database = Database(settings.database_url)
         database.migrate()
         self._farm = Farm(Desk(database), Storage(settings.storage_url))
+        self._registry = store_registry(Figures(database, self._args.fleet()))
         self._dispatcher = dispatcher
 
     def __serve_build_asgi_app__(self) -> Any:
         async def nudge() -> None:
             await self._dispatcher.nudge.remote()
 
-        return create_api(self._farm, default_model=self._args.default_model, nudge=nudge)
+        return create_api(self._farm, default_model=self._args.default_model, nudge=nudge, registry=self._registry)

@@ -190,6 +190,37 @@ def test_told_to_stop_while_publishing_it_publishes_nothing(worker, storage):
     assert worker.run(flight(made.assignment.still)).outcome is Outcome.COMPLETED
 
 
+class Watching:
+    """An observer, and a clock that goes on by a second more at every look."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, float]] = []
+        self.peaks: list[tuple[int, int]] = []
+        self.looks = 0
+
+    def clock(self) -> float:
+        self.looks += 1
+        return self.looks * (self.looks + 1) / 2
+
+    def step(self, spec, seconds: float) -> None:
+        self.steps.append((spec.family, seconds))
+
+    def memory(self, predicted_bytes: int, measured_bytes: int) -> None:
+        self.peaks.append((predicted_bytes, measured_bytes))
+
+
+def test_steps_after_the_first_are_timed(make_worker, storage, tmp_path):
+    watching, plain = Watching(), make_worker()
+    weights = WeightsPlace(home=tmp_path, folders={}, offline=True)
+    timed = Worker(IDENTITY, plain.device, storage, weights, watching, watching.clock)
+    made = flight(storage.put_still(still_png()), frames=5)
+    ended = timed.run(made)
+    assert ended.outcome is Outcome.COMPLETED
+    # Seconds 1, 3, 6, 10, 15: the first look only starts the watch.
+    assert watching.steps == [("camera", 2), ("camera", 3), ("camera", 4), ("camera", 5)]
+    assert watching.peaks == [(ended.predicted_bytes, ended.measured_bytes)]
+
+
 def test_a_clip_too_big_for_the_card_is_refused_in_numbers(make_worker, storage):
     small = make_worker(100 * 2**20)
     large_clip = spec("i2vgen-xl", width=1024, height=1024, frames=16)

@@ -1,0 +1,56 @@
+"""What renderers measure, exported by Ray's metrics agent of their node as `ray_clipmill_…`."""
+
+from __future__ import annotations
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from pipeline.clip import ClipSpec
+from serve.worker import CardIdentity
+
+#: Upper bounds in seconds: from camera frames to 1024p on a small card.
+STEP_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_STEP_TAGS = ("model", "resolution_class", "card_class")
+_CARD_TAGS = ("card", "card_class")
+
+
+class RayObserver:
+    """A `serve.worker.Observer` for a process that Ray runs. One per process: Ray's metrics go by name."""
+
+    def __init__(self, identity: CardIdentity) -> None:
+        self._card = {"card": identity.card, "card_class": identity.card_class}
+        self._steps = Histogram(
+            "clipmill_step_seconds",
+            description="Seconds a step took; the sum is rebuilt from buckets: see clipmill_step_seconds_spent.",
+            boundaries=list(STEP_BOUNDS_S),
+            tag_keys=_STEP_TAGS,
+        )
+        self._spent = Counter(
+            "clipmill_step_seconds_spent", description="Exact seconds spent in denoising steps.", tag_keys=_STEP_TAGS
+        )
+        self._predicted = Gauge(
+            "clipmill_vram_predicted_bytes",
+            description="Predicted peak of the clip the card rendered last.",
+            tag_keys=_CARD_TAGS,
+        )
+        self._measured = Gauge(
+            "clipmill_vram_measured_bytes",
+            description="Measured peak of the clip the card rendered last.",
+            tag_keys=_CARD_TAGS,
+        )
+
+    def step(self, spec: ClipSpec, seconds: float) -> None:
+        """See `serve.worker.Observer`."""
+        tags = {
+            "model": spec.family,
+            "resolution_class": spec.resolution_class.value,
+            "card_class": self._card["card_class"],
+        }
+        self._steps.observe(seconds, tags)
+        # Ray refuses to count by 0.
+        if seconds > 0:
+            self._spent.inc(seconds, tags)
+
+    def memory(self, predicted_bytes: int, measured_bytes: int) -> None:
+        """See `serve.worker.Observer`."""
+        self._predicted.set(predicted_bytes, self._card)
+        self._measured.set(measured_bytes, self._card)
