@@ -24,6 +24,8 @@ APP_NAME = "clipmill"
 #: Directory names carry the owner's process id, so that a later start can tell whose are left over.
 _TMP_PREFIX = "clipmill-"
 _MIN_OBJECT_STORE_BYTES = 80 * 2**20
+#: Ray's daemons without which nothing renders, as Ray names them.
+_DAEMONS = ("raylet", "gcs_server")
 
 
 class FarmLock:
@@ -172,6 +174,20 @@ class EmbeddedFarm:
             logging_config=quiet,
         )
 
+    def lost(self) -> str | None:
+        """The name of a Ray daemon that ended by itself, such as `raylet`; None while all this farm needs is there.
+
+        Nothing renders without them, and Ray neither restarts them nor tells: left alone, a command waits for ever
+        (raylet), or is ended by Ray after a minute (gcs_server). Quick; may be called from any thread.
+        """
+        if self._temp is None or "ray" not in sys.modules:
+            return None
+        from ray._private import worker
+
+        if (node := getattr(worker, "_global_node", None)) is None:
+            return None
+        return next((kind for kind, _ in node.dead_processes() if kind in _DAEMONS), None)
+
     def logs(self) -> Path | None:
         """Folder of Ray's logs while the farm runs."""
         return self._temp / "session_latest" / "logs" if self._temp else None
@@ -185,7 +201,10 @@ class EmbeddedFarm:
         try:
             # No `serve.shutdown`: the whole Ray goes, and taking Serve apart first costs seconds.
             if ray.is_initialized():
+                # A farm that lost a daemon answers nothing; asking it would only wait.
                 with contextlib.suppress(Exception):
+                    if self.lost():
+                        raise RuntimeError
                     handle = ray_serve.get_deployment_handle("dispatcher", app_name=APP_NAME)
                     handle.drain.remote(grace_s).result(timeout_s=grace_s + 5)
                 ray.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from cluster.jobs import Batch, JobState
 from cluster.manifest import ManifestError, read_manifest
@@ -34,7 +36,7 @@ from serve.cli.common import (
     telling_errors,
 )
 from serve.cli.results import ResultsWriter
-from serve.cli.session import FarmStartError, RenderSession, first_rows, source_of
+from serve.cli.session import FarmLostError, FarmStartError, RenderSession, first_rows, source_of
 from serve.cli.show import ProgressView, clock_text, problems_table
 from serve.local import EmbeddedFarm, FarmLock, emulated_classes, gpu_classes
 from serve.settings import FarmArgs, Settings
@@ -151,25 +153,31 @@ def _leave(writer: ResultsWriter, batch_id: str, cards: str) -> None:
 def _run(session: RenderSession, work: Callable[[], Batch], leave: Callable[[str], None]) -> Batch:
     previous = signal.signal(signal.SIGTERM, _interrupt)
     grace_s = None
+    code = Exit.NO_FARM
+    again = "Go on with:\n  " + " ".join(shlex.quote(word) for word in ["clipmill", *sys.argv[1:]])
     try:
         return work()
     except KeyboardInterrupt:
         grace_s = HASTY_S
+        code = Exit.INTERRUPTED
         # A second Ctrl-C while clips are given back would leave Ray's processes behind.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if session.batch_id:
             leave(session.batch_id)
-        command = " ".join(shlex.quote(word) for word in ["clipmill", *sys.argv[1:]])
-        console.print(
-            f"\n[bold]Stopped.[/] What is finished is kept"
-            f"{f' (batch {session.batch_id})' if session.batch_id else ''}. Go on with:\n  {command}",
-            soft_wrap=True,
-        )
-        raise typer.Exit(Exit.INTERRUPTED) from None
+        batch = f" (batch {session.batch_id})" if session.batch_id else ""
+        console.print(f"\n[bold]Stopped.[/] What is finished is kept{batch}. {escape(again)}", soft_wrap=True)
+        raise typer.Exit(code) from None
     except FarmStartError as error:
-        fail(Exit.NO_FARM, str(error))
+        fail(code, str(error))
+    except FarmLostError as error:
+        leave(session.batch_id)
+        fail(code, f"{error} {again}")
     finally:
-        session.close(grace_s)
+        if not session.close(grace_s):
+            # The thread that starts Ray cannot be stopped; its daemons end with this process.
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(code)
         signal.signal(signal.SIGTERM, previous)
 
 

@@ -21,6 +21,9 @@ from serve.local import FarmLock
 POLL_S = 0.2
 LOCK_S = 1.0
 ATTEND_S = 4.0
+#: How long a farm may take to close while it is still starting, and after it broke, in seconds.
+STARTING_S = 2.0
+LOST_S = 20.0
 
 
 class RunningFarm(Protocol):
@@ -34,9 +37,17 @@ class RunningFarm(Protocol):
         """End everything, clips in flight after `grace_s`."""
         ...
 
+    def lost(self) -> str | None:
+        """What of it ended by itself, so that nothing renders any more; None while all is well."""
+        ...
+
 
 class FarmStartError(RuntimeError):
     """The embedded farm did not come up."""
+
+
+class FarmLostError(RuntimeError):
+    """The embedded farm came up, or nearly, and broke: a daemon of Ray was killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +96,23 @@ class _Host(threading.Thread):
         finally:
             self._farm.close(self._grace_s)
 
-    def close(self, grace_s: float | None) -> None:
-        """Close the farm and wait until all of it has ended."""
+    def lost(self) -> str | None:
+        """What of the farm ended by itself; None while all is well, or once it is closing."""
+        return None if self._closing.is_set() or self.error else self._farm.lost()
+
+    def close(self, grace_s: float | None) -> bool:
+        """Close the farm and wait until all of it has ended; False where that would take too long.
+
+        Ray's start cannot be interrupted, and may never return. Whoever gets False ends the process: the kernel then
+        ends Ray's daemons.
+        """
+        patience_s = None if self.up.is_set() or self.error else STARTING_S
+        if self.lost():
+            patience_s = LOST_S
         self._grace_s = grace_s
         self._closing.set()
-        self.join()
+        self.join(patience_s)
+        return not self.is_alive()
 
 
 class RenderSession:
@@ -113,7 +136,10 @@ class RenderSession:
         self.batch_id = ""
 
     def run(self, manifest: Manifest, defaults: Defaults, *, name: str, source: str) -> Batch:
-        """Render the manifest; returns the finished batch. Raises `FarmStartError`, and what the store raises."""
+        """Render the manifest; returns the finished batch.
+
+        Raises `FarmStartError`, `FarmLostError`, and what the store raises.
+        """
         threading.Thread(target=self._read, args=(manifest, defaults, name, source), name="ingest", daemon=True).start()
         lock_at = attend_at = 0.0
         rows = len(manifest.rows)
@@ -136,11 +162,15 @@ class RenderSession:
             self._show(self._moment(batch, running, rows))
             time.sleep(POLL_S)
 
-    def close(self, grace_s: float | None = None) -> None:
-        """End the farm, if this session runs it, and let go of the home; clips in flight get `grace_s` to finish."""
-        if self._host:
-            self._host.close(grace_s)
+    def close(self, grace_s: float | None = None) -> bool:
+        """End the farm, if this session runs it, and let go of the home; clips in flight get `grace_s` to finish.
+
+        False where the farm could not be closed in good time: then the process must end, which ends it.
+        """
+        if self._host and not self._host.close(grace_s):
+            return False
         self._lock.release()
+        return True
 
     def _read(self, manifest: Manifest, defaults: Defaults, name: str, source: str) -> None:
         reading = self._reading
@@ -183,6 +213,11 @@ class RenderSession:
                 f"the embedded farm did not start: {type(error).__name__}: {error}. "
                 "`clipmill doctor` looks for what is missing."
             ) from error
+        if self._host and (what := self._host.lost()):
+            raise FarmLostError(
+                f"the embedded farm broke: Ray's {what} was killed (out of memory? `dmesg` says). "
+                "What is finished is kept."
+            )
 
     def _moment(self, batch: Batch | None, running: list[Job], rows: int) -> Moment:
         if self._host:
