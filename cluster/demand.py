@@ -54,13 +54,14 @@ def backlog_gpu_seconds(
 
 
 def replicas_wanted(state: ClassState, *, target_s: float) -> int:
-    """Replicas that work the backlog off in about `target_s` seconds, within the class's bounds.
+    """Replicas that work the backlog off in about `target_s` seconds, within the class's bounds."""
+    return min(max(math.ceil(state.backlog_gpu_seconds / target_s), state.minimum), state.maximum)
 
-    Never below what is present while the class has any work: Serve chooses its victims by node and age, so the
-    idle renderer of several cannot be named, and a busy one must not be taken. A class goes down when its last
-    clip has ended and none waits.
+
+def replicas_kept(state: ClassState) -> int:
+    """Replicas that may not be taken: all that are present while the class has any work.
+
+    Serve chooses its victims by node and age, so the idle renderer of several cannot be named, and a busy one must not
+    be taken. A class goes down when its last clip has ended and none waits.
     """
-    wanted = math.ceil(state.backlog_gpu_seconds / target_s)
-    if state.busy or state.backlog_gpu_seconds > 0:
-        wanted = max(wanted, state.present, 1)
-    return min(max(wanted, state.minimum), state.maximum)
+    return state.present if state.busy or state.backlog_gpu_seconds > 0 else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.cards import GIB, Fleet
 from cluster.jobs import MAX_ATTEMPTS, MAX_RELEASES, Ended, Job, JobState, Outcome, Reason, Transition
-from pipeline.clip import ClipSpec
+from pipeline.clip import ClipSpec, ResolutionClass
 from pipeline.problems import Problem
 
 
@@ -96,8 +96,10 @@ def no_card_fits(spec: ClipSpec, needs_bytes: int, fleet: Fleet) -> Problem:
 
 
 def _smaller(spec: ClipSpec) -> str:
+    smallest = spec.resolution_class is min(ResolutionClass, key=lambda c: c.side)
+    smaller = "" if smallest else f"a class below {spec.resolution_class} or "
     return (
-        f"Choose a class below {spec.resolution_class} or fewer than {spec.frames} frames, or add a card "
+        f"Choose {smaller}fewer than {spec.frames} frames, or add a card "
         "with more memory; `--model camera` needs no card at all."
     )
 

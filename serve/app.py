@@ -59,10 +59,11 @@ def _renderer(farm: FarmArgs, name: str, table: CardClassArgs) -> object:
     size: dict[str, Any] = {"num_replicas": table.replicas}
     if table.max_replicas is not None:
         size = {
+            # No `initial_replicas`: Serve would go back to it whenever the farm's arguments change, dropping every
+            # card. Without it a new deployment begins at `min_replicas`, a changed one goes on as it is.
             "autoscaling_config": {
                 "min_replicas": table.replicas,
                 "max_replicas": table.max_replicas,
-                "initial_replicas": table.replicas,
                 "upscale_delay_s": 0,
                 "downscale_delay_s": farm.idle_s,
                 "downscale_to_zero_delay_s": farm.idle_s,

@@ -14,9 +14,14 @@ from ray.serve.config import AutoscalingContext
 _PREFIX = "renderer-"
 
 
-def metric_name(card_class: str) -> str:
-    """Name of the dispatcher's figure for one card class."""
+def wanted_name(card_class: str) -> str:
+    """Name of the dispatcher's figure for how many replicas a class's backlog calls for."""
     return f"wanted_{card_class}"
+
+
+def kept_name(card_class: str) -> str:
+    """Name of the dispatcher's figure for how many replicas of a class may not be taken."""
+    return f"kept_{card_class}"
 
 
 def policy(
@@ -27,12 +32,15 @@ def policy(
     Where the dispatcher has said nothing (it is starting, or being replaced) a deployment stays as it is: a farm that
     forgot its figures must not drop its cards.
     """
-    wanted = _latest(contexts)
+    figures = _latest(contexts)
     targets: dict[DeploymentID, int] = {}
     for deployment, context in contexts.items():
-        name = deployment.name
-        said = wanted.get(metric_name(name.removeprefix(_PREFIX))) if name.startswith(_PREFIX) else None
-        targets[deployment] = context.target_num_replicas if said is None else int(said)
+        card_class = deployment.name.removeprefix(_PREFIX)
+        wanted = figures.get(wanted_name(card_class)) if deployment.name.startswith(_PREFIX) else None
+        # What is kept never raises the target: a renderer that Serve has told to go is still among them while its
+        # last clip runs, and would be replaced again and again.
+        kept = min(figures.get(kept_name(card_class), 0), context.target_num_replicas)
+        targets[deployment] = context.target_num_replicas if wanted is None else int(max(wanted, kept))
     return targets, {}
 
 

@@ -15,8 +15,12 @@ import pynvml
 from cluster.cards import NOMINAL_BYTES, card_class_of, usable_threshold
 from pipeline.devices import Device
 from pipeline.emulation import emulated_bytes
+from pipeline.weights import WeightsError
 from serve.settings import EMULATED_USABLE_SHARE
 from serve.worker import CardIdentity
+
+#: What to do where a model that needs torch is asked for on an installation without it.
+INSTALL_TORCH = "Install it: pip install 'clipmill[render]' -c constraints.txt; `--model camera` needs none."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +120,16 @@ class LazyDevice:
             self._device.free_cached()
 
     def work(self) -> AbstractContextManager[None]:
-        """Open the card if need be, and count this thread's allocations against it."""
+        """Open the card if need be, and count this thread's allocations against it.
+
+        Raises `WeightsError` where torch is not installed.
+        """
         if self._device is None:
-            self._device = self._open()
+            try:
+                self._device = self._open()
+            except ModuleNotFoundError as error:
+                what = f"This model needs {error.name}, which is not installed"
+                raise WeightsError(what, "this Python environment", INSTALL_TORCH) from error
         return self._device.work()
 
 

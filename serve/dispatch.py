@@ -15,13 +15,13 @@ import ray.exceptions
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cluster.cards import Beat
-from cluster.demand import ClassState, backlog_gpu_seconds, replicas_wanted
+from cluster.demand import ClassState, backlog_gpu_seconds, replicas_kept, replicas_wanted
 from cluster.dispatcher import Assignment, Dispatcher, Event, RendererDiedError, RendererLostError
 from cluster.store import Database, Ledger
 from cluster.store.backlog import mean_gpu_seconds, waiting_kinds
-from serve.autoscaling import metric_name
+from serve.autoscaling import kept_name, wanted_name
 from serve.messages import event_from_wire
-from serve.settings import CardClassArgs, FarmArgs
+from serve.settings import STORE_PATIENCE_S, CardClassArgs, FarmArgs
 
 log = logging.getLogger("clipmill.dispatcher")
 
@@ -62,7 +62,7 @@ class DispatcherDeployment:
         farm = FarmArgs.model_validate(args)
         self._farm = farm
         self._database = database = Database(farm.settings().database_url)
-        await asyncio.to_thread(database.migrate)
+        await asyncio.to_thread(database.migrate, patience_s=STORE_PATIENCE_S)
         self._dispatcher = Dispatcher(
             Ledger(database),
             ServePool(handles),
@@ -71,7 +71,7 @@ class DispatcherDeployment:
             clock=time.monotonic,
         )
         self._loop = asyncio.create_task(self._dispatcher.run())
-        self._wanted: dict[str, float] = {}
+        self._figures: dict[str, float] = {}
         self._demand = asyncio.create_task(self._watch_demand()) if farm.autoscales else None
 
     async def beat(self, beat: dict[str, Any]) -> dict[str, str]:
@@ -79,8 +79,8 @@ class DispatcherDeployment:
         return {k: v.value for k, v in self._dispatcher.beat(Beat.model_validate(beat)).items()}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Replicas wanted per card class, as `serve.autoscaling.policy` reads them."""
-        return self._wanted
+        """Replicas wanted and kept per card class, as `serve.autoscaling.policy` reads them."""
+        return self._figures
 
     async def _watch_demand(self) -> None:
         fleet = self._farm.fleet()
@@ -90,27 +90,17 @@ class DispatcherDeployment:
                 means = await asyncio.to_thread(mean_gpu_seconds, self._database) if waiting else {}
                 backlog = backlog_gpu_seconds(waiting, means, fleet)
                 roster = self._dispatcher.roster()
-                self._wanted = {
-                    metric_name(name): float(self._wanted_of(table, backlog[name], roster.get(name, (0, 0))))
-                    for name, table in self._farm.card_classes.items()
-                    if table.max_replicas is not None
-                }
+                figures: dict[str, float] = {}
+                for name, table in self._farm.card_classes.items():
+                    if table.max_replicas is not None:
+                        state = _state_of(table, table.max_replicas, backlog[name], roster.get(name, (0, 0)))
+                        figures[wanted_name(name)] = replicas_wanted(state, target_s=self._farm.backlog_target_s)
+                        figures[kept_name(name)] = replicas_kept(state)
+                self._figures = figures
             except Exception as error:
                 # Keep the last figures: a store that stumbles must not scale the farm to nothing.
                 log.warning("the backlog could not be read: %s", error)
             await asyncio.sleep(1)
-
-    def _wanted_of(self, table: CardClassArgs, backlog: float, roster: tuple[int, int]) -> int:
-        assert table.max_replicas is not None
-        present, busy = roster
-        state = ClassState(
-            backlog_gpu_seconds=backlog,
-            present=present,
-            busy=busy,
-            minimum=table.replicas,
-            maximum=table.max_replicas,
-        )
-        return replicas_wanted(state, target_s=self._farm.backlog_target_s)
 
     async def nudge(self) -> None:
         """New work is in the store."""
@@ -124,3 +114,8 @@ class DispatcherDeployment:
         """Raise when the loop has ended by a fault: Serve then replaces this replica."""
         if self._loop.done() and (fault := self._loop.exception()):
             raise RuntimeError(f"the dispatcher's loop broke: {fault}") from fault
+
+
+def _state_of(table: CardClassArgs, maximum: int, backlog: float, roster: tuple[int, int]) -> ClassState:
+    present, busy = roster
+    return ClassState(backlog_gpu_seconds=backlog, present=present, busy=busy, minimum=table.replicas, maximum=maximum)

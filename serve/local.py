@@ -126,6 +126,8 @@ class EmbeddedFarm:
         self._port = port
         self._dashboard_port = dashboard_port
         self._temp: Path | None = None
+        #: Ray's own record of the daemons it started.
+        self._node: Any = None
 
     def start(self) -> None:
         """Start Ray and deploy; returns when every renderer answers. Raises what Ray raises."""
@@ -161,6 +163,7 @@ class EmbeddedFarm:
             # None: a free one. Renderers' metrics, and those of the machine, are served there.
             _metrics_export_port=self._metrics_port,
         )
+        self._node = ray._private.worker._global_node
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         location = "HeadOnly" if self._args.gateway else "NoServer"
         ray_serve.start(
@@ -180,13 +183,9 @@ class EmbeddedFarm:
         Nothing renders without them, and Ray neither restarts them nor tells: left alone, a command waits for ever
         (raylet), or is ended by Ray after a minute (gcs_server). Quick; may be called from any thread.
         """
-        if self._temp is None or "ray" not in sys.modules:
+        if self._node is None:
             return None
-        from ray._private import worker
-
-        if (node := getattr(worker, "_global_node", None)) is None:
-            return None
-        return next((kind for kind, _ in node.dead_processes() if kind in _DAEMONS), None)
+        return next((kind for kind, _ in self._node.dead_processes() if kind in _DAEMONS), None)
 
     def logs(self) -> Path | None:
         """Folder of Ray's logs while the farm runs."""
@@ -201,12 +200,11 @@ class EmbeddedFarm:
         try:
             # No `serve.shutdown`: the whole Ray goes, and taking Serve apart first costs seconds.
             if ray.is_initialized():
-                # A farm that lost a daemon answers nothing; asking it would only wait.
-                with contextlib.suppress(Exception):
-                    if self.lost():
-                        raise RuntimeError
-                    handle = ray_serve.get_deployment_handle("dispatcher", app_name=APP_NAME)
-                    handle.drain.remote(grace_s).result(timeout_s=grace_s + 5)
+                # A farm that lost a daemon answers nothing: asking it would only wait.
+                if not self.lost():
+                    with contextlib.suppress(Exception):
+                        handle = ray_serve.get_deployment_handle("dispatcher", app_name=APP_NAME)
+                        handle.drain.remote(grace_s).result(timeout_s=grace_s + 5)
                 ray.shutdown()
         finally:
             if self._temp:

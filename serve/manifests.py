@@ -97,6 +97,10 @@ def check_config(config: Document) -> list[Finding]:
         ServeDeploySchema.model_validate(dict(config))
     except ValidationError as error:
         findings += _refused(error, "", "Serve")
+    except (AttributeError, TypeError) as error:
+        # Serve's own validators trip over a text where a table belongs.
+        finding = Finding(where="applications", message=f"Serve cannot read it: {error}", remedy="Use tables there.")
+        findings.append(finding)
     applications = list(_ours(config))
     if not applications:
         remedy = "Add an application with import_path: serve.app:build."
@@ -119,7 +123,8 @@ def _check_application(application: Document, where: str) -> Iterator[Finding]:
             message="the store's address and password would be handed to every renderer",
             remedy=f"Leave it empty, and give the head {_DATABASE_ENV} from a Secret.",
         )
-    named = (application.get("autoscaling_policy") or {}).get("policy_function")
+    policy = application.get("autoscaling_policy")
+    named = policy.get("policy_function") if isinstance(policy, Mapping) else None
     if args.autoscales and named != "serve.autoscaling:policy":
         yield Finding(
             where=f"{where}.autoscaling_policy",
@@ -127,7 +132,10 @@ def _check_application(application: Document, where: str) -> Iterator[Finding]:
             remedy="Set policy_function: serve.autoscaling:policy there.",
         )
     known = {"dispatcher", "gateway", *(f"renderer-{name}" for name in args.card_classes)}
-    for index, override in enumerate(application.get("deployments") or []):
+    overrides = application.get("deployments")
+    for index, override in enumerate(overrides if isinstance(overrides, list) else []):
+        if not isinstance(override, Mapping):
+            continue  # Serve's own schema has refused it above.
         at = f"{where}.deployments[{index}]"
         name = override.get("name")
         if name not in known:
@@ -219,6 +227,16 @@ def check_cluster(args: FarmArgs, cluster: Document) -> list[Finding]:
         message = "autoscaler v1 knows no label selectors: renderers would wait for ever"
         findings.append(Finding(where=f"{at}.autoscalerOptions", message=message, remedy="Set version: v2."))
     findings += _check_head(args, spec.get("headGroupSpec") or {}, at)
+    if args.control_label_selector:
+        for group in groups:
+            if selects(args.control_label_selector, _labels(group)):
+                findings.append(
+                    Finding(
+                        where=f"{at}, group {group.get('groupName')}, labels",
+                        message="control_label_selector selects these pods too, and they have no store credentials",
+                        remedy="Select by a label that the head alone has.",
+                    )
+                )
     return findings
 
 

@@ -13,12 +13,16 @@ from pipeline.emulation import emulated_bytes
 
 #: Of an emulated card, what a clip may use; the rest stands for drivers and contexts.
 EMULATED_USABLE_SHARE = 0.95
+#: How long dispatcher and gateway wait for a database that starts beside them: Serve gives a deployment up after three
+#: failed constructors, and deploying the same config again does not revive it.
+STORE_PATIENCE_S = 300.0
 
 
 class Settings(BaseSettings):
     """From the environment: `CLIPMILL_HOME`, `CLIPMILL_DATABASE_URL`, `CLIPMILL_STORAGE_URL`, `CLIPMILL_OFFLINE`."""
 
-    model_config = SettingsConfigDict(env_prefix="CLIPMILL_", extra="ignore")
+    # An empty CLIPMILL_HOME would be the folder one happens to stand in.
+    model_config = SettingsConfigDict(env_prefix="CLIPMILL_", env_ignore_empty=True, extra="ignore")
 
     #: State and weights of the embedded farm.
     home: Path = Path("~/.clipmill")
@@ -81,7 +85,8 @@ class FarmArgs(BaseModel):
     control_label_selector: dict[str, str] = Field(default_factory=dict)
     #: With autoscaling: seconds in which a class's backlog should be worked off.
     backlog_target_s: Annotated[float, Field(gt=0)] = 300
-    #: With autoscaling: seconds a class stays up without any work.
+    #: With autoscaling: seconds a class stays up without any work; the last card stays as long again, for Serve goes
+    #: to zero from one only.
     idle_s: Annotated[float, Field(ge=0)] = 60
     #: Longest clip in seconds; Serve's graceful shutdown waits 1.5 times as long.
     longest_clip_s: float = 1800

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from cluster.store.schema import metadata
+
+log = logging.getLogger("clipmill.store")
 
 _BUSY_TIMEOUT_S = 30
 #: Key of PostgreSQL's advisory lock; any constant will do, as long as all writers meet on it.
@@ -86,11 +89,25 @@ class Database:
         """An INSERT that knows ON CONFLICT in this database's dialect."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
-    def migrate(self) -> None:
+    def migrate(self, *, patience_s: float = 0) -> None:
         """Bring the schema to this version. Two processes may call it at once.
 
-        Raises `StoreVersionError` for a database of a newer version.
+        A server that does not answer yet is asked again for `patience_s` seconds. Raises `StoreVersionError` for a
+        database of a newer version, and `sqlalchemy.exc.OperationalError` for one that cannot be reached.
         """
+        if self.is_sqlite and (path := self.engine.url.database):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return self._migrate()
+            except sa.exc.OperationalError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                log.warning("the store does not answer yet: %s", error.orig)
+            time.sleep(1)
+
+    def _migrate(self) -> None:
         scripts = str(resources.files("cluster.store") / "migrations")
         config = Config()
         config.set_main_option("script_location", scripts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -49,7 +50,7 @@ BatchId = Annotated[str | None, typer.Argument(help="Batch id (default: the newe
 def up(
     config: Annotated[Path | None, typer.Option(help="A ray_config.yaml of your own.")] = None,
     cards: Cards = None,
-    port: Annotated[int | None, typer.Option(help="Port of the gateway (default: 8500).")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the gateway (default: 8500).")] = None,
     dashboard: Annotated[
         int | None, typer.Option("--dashboard-port", help="Start Ray's dashboard here; `ray job submit` needs it.")
     ] = None,
@@ -70,23 +71,46 @@ def up(
         url = f"http://127.0.0.1:{chosen}"
         farm = EmbeddedFarm(args, port=chosen, dashboard_port=dashboard, metrics_port=metrics_port)
         stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
+        _require_free(chosen)
+        _obey_signals(stop)
         try:
             with console.status("starting the farm"):
                 farm.start()
+            # Again: Ray has put its own handler of SIGTERM in place, which ends the process with exit code 15.
+            _obey_signals(stop)
             lock.note(url=url, default_model=args.default_model)
             if dashboard is not None:
                 address = f"http://127.0.0.1:{dashboard}"
                 console.print(f"  jobs: RAY_AUTH_MODE=token ray job submit --address {address} --working-dir . -- …")
             console.print(f"[bold green]✓[/] the farm is up at [bold]{url}[/] · Ctrl-C ends it · logs in {farm.logs()}")
-            stop.wait()
-            console.print("closing: what is not finished stays queued")
+            while not (broke := farm.lost()) and not stop.wait(1.0):
+                pass
+            if not broke:
+                console.print("closing: what is not finished stays queued")
         except Exception as error:
             fail(Exit.NO_FARM, f"the farm did not start: {type(error).__name__}: {error}. Try `clipmill doctor`.")
         finally:
             farm.close(HASTY_S if stop.is_set() else 0)
             lock.release()
+        if broke:
+            why = f"the farm broke: Ray's {broke} was killed (out of memory? `dmesg` says)"
+            fail(Exit.NO_FARM, f"{why}. Start it again: what is not finished stays queued.")
+
+
+def _require_free(port: int) -> None:
+    """Exit 3 where somebody listens on the port already. Serve would share it, and requests would go to either."""
+    with socket.socket() as probe:
+        # A port just given up is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            fail(Exit.NO_FARM, f"port {port} cannot be had ({error.strerror}). Choose another with --port.")
+
+
+def _obey_signals(stop: threading.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
 
 
 def _configured(settings: Settings, config: Path | None, cards: str | None) -> tuple[FarmArgs, int]:
@@ -98,7 +122,7 @@ def _configured(settings: Settings, config: Path | None, cards: str | None) -> t
         fail(Exit.USAGE, f"{path} is no Serve config with our table under applications[0].args: {error}")
     here = farm_args(settings, "", cards, None)
     # A config of one's own is followed to the letter; the packaged one takes the cards this machine has.
-    if config is None or cards:
+    if config is None or cards is not None:
         table["card_classes"] = {k: v.model_dump() for k, v in here.card_classes.items()}
         table["emulate"] = here.emulate
     table |= {"home": str(settings.home), "offline": settings.offline, "gateway": True}

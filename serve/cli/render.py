@@ -15,13 +15,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from cluster.jobs import Batch, JobState
+from cluster.jobs import Batch, JobState, Outcome
 from cluster.manifest import ManifestError, read_manifest
 from cluster.resolve import Defaults
 from cluster.results import ResultsError
 from pipeline.clip import Fit, ResolutionClass, Tier
 from pipeline.families import family_named
-from serve.cards import find_gpus
+from pipeline.problems import BadInputError
+from serve.cards import INSTALL_TORCH, find_gpus
 from serve.cli.common import (
     Cards,
     Exit,
@@ -51,7 +52,10 @@ HASTY_S = 2.0
 def choose_model(asked: str) -> tuple[str, str]:
     """(family, how it was chosen). `auto` is the only name that may end at `camera` unasked, and says so."""
     if asked != "auto":
-        return family_named(asked).name, "asked for"
+        family = family_named(asked)
+        if family.needs_torch and not find_spec("torch"):
+            raise BadInputError("model", f"{family.name} needs torch, which is not installed", INSTALL_TORCH)
+        return family.name, "asked for"
     if not find_gpus():
         return "camera", "auto: no GPU was found, so camera moves stand in for a diffusion model"
     if not find_spec("torch"):
@@ -94,7 +98,7 @@ def render(
         facts = {"model_choice": choice, "catalog": catalog.name}
         writer = ResultsWriter(farm, out, facts)
         if not as_json:
-            words = f"[bold]clipmill[/] · {len(manifest.rows)} rows · {family} ({choice}) · cards {_cards_text(args)}"
+            words = f"[bold]clipmill[/] · {_rows(len(manifest.rows))} · {family} ({choice}) · cards {_cards_text(args)}"
             console.print(words, soft_wrap=True)
         with ProgressView(console, silent=as_json) as show:
             session = RenderSession(farm, lock, lambda: EmbeddedFarm(args), writer, show)
@@ -102,6 +106,7 @@ def render(
                 session,
                 lambda: session.run(manifest, defaults, name=catalog.name, source=source_of(catalog)),
                 lambda batch: _leave(writer, batch, _cards_text(args)),
+                show,
             )
         sheet = writer.sheet(batch, _cards_text(args))
         jobs = [job_view(job) for job in farm.jobs(batch.id)]
@@ -109,16 +114,18 @@ def render(
         if as_json:
             print_json({"batch": batch_view(batch), "jobs": jobs, "out": str(out), "sheet": str(sheet)})
         else:
-            _summary(batch, failed, sheet, writer)
+            made = farm.desk.attempts_of(batch.owner, batch.id)
+            rendered = sum(attempt.outcome is Outcome.COMPLETED for attempt in made)
+            _summary(batch, rendered, failed, sheet, writer)
     raise typer.Exit(Exit.SOME_FAILED if batch.status != "completed" else Exit.DONE)
 
 
 def farm_args(settings: Settings, family: str, cards: str | None, weights: Path | None) -> FarmArgs:
     """The embedded farm: emulated cards where asked for or where there is no GPU, else this machine's GPUs."""
-    classes = {} if cards else gpu_classes()
+    classes = gpu_classes() if cards is None else {}
     emulate = not classes
     if emulate:
-        classes = emulated_classes(parse_cards(cards) if cards else DEFAULT_EMULATED)
+        classes = emulated_classes(DEFAULT_EMULATED if cards is None else parse_cards(cards))
     return FarmArgs(
         card_classes=classes,
         emulate=emulate,
@@ -136,6 +143,13 @@ def _prepare_out(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResultsError(f"cannot write to {out}: {error.strerror}", "Name another folder with --out.") from error
+    # Before anything is rendered, not after the first clip.
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise ResultsError(f"{out} may not be written to", "Name another folder with --out, or change its rights.")
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 def _cards_text(args: FarmArgs) -> str:
@@ -150,10 +164,10 @@ def _leave(writer: ResultsWriter, batch_id: str, cards: str) -> None:
         writer.sheet(writer.farm.batch(batch_id), cards)
 
 
-def _run(session: RenderSession, work: Callable[[], Batch], leave: Callable[[str], None]) -> Batch:
+def _run(session: RenderSession, work: Callable[[], Batch], leave: Callable[[str], None], show: ProgressView) -> Batch:
     previous = signal.signal(signal.SIGTERM, _interrupt)
     grace_s = None
-    code = Exit.NO_FARM
+    code: Exit | None = None
     again = "Go on with:\n  " + " ".join(shlex.quote(word) for word in ["clipmill", *sys.argv[1:]])
     try:
         return work()
@@ -168,13 +182,16 @@ def _run(session: RenderSession, work: Callable[[], Batch], leave: Callable[[str
         console.print(f"\n[bold]Stopped.[/] What is finished is kept{batch}. {escape(again)}", soft_wrap=True)
         raise typer.Exit(code) from None
     except FarmStartError as error:
-        fail(code, str(error))
+        fail(Exit.NO_FARM, str(error))
     except FarmLostError as error:
+        code = Exit.NO_FARM
         leave(session.batch_id)
         fail(code, f"{error} {again}")
     finally:
-        if not session.close(grace_s):
+        # Other errors are told further up, so they wait for as long as it takes.
+        if not session.close(grace_s, patient=code is None) and code is not None:
             # The thread that starts Ray cannot be stopped; its daemons end with this process.
+            show.stop()
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             os._exit(code)
@@ -185,7 +202,7 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _summary(batch: Batch, failed: list[dict[str, Any]], sheet: Path, writer: ResultsWriter) -> None:
+def _summary(batch: Batch, rendered: int, failed: list[dict[str, Any]], sheet: Path, writer: ResultsWriter) -> None:
     counts = batch.counts
     done, wall = counts[JobState.COMPLETED], ""
     if batch.attempts:
@@ -197,10 +214,13 @@ def _summary(batch: Batch, failed: list[dict[str, Any]], sheet: Path, writer: Re
     mark = "[bold green]✓[/]" if batch.status == "completed" else "[bold yellow]![/]"
     parts = [f"{done} of {counts.total} clips done{wall}"]
     if failed:
-        parts.append(f"{len(failed)} rows failed")
+        parts.append(f"{_rows(len(failed))} failed")
     if counts[JobState.CANCELLED]:
         parts.append(f"{counts[JobState.CANCELLED]} cancelled")
-    parts.append(f"{batch.attempts} rendered now" if batch.attempts else "nothing had to be rendered")
+    parts.append(f"{rendered} rendered now" if batch.attempts else "nothing had to be rendered")
+    if batch.attempts > rendered:
+        # Crashes, full cards, lost nodes: work that was begun and brought no clip.
+        parts.append("1 attempt" if batch.attempts == 1 else f"{batch.attempts} attempts")
     parts.append(f"{writer.written} files written")
     console.print(f"{mark} " + " · ".join(parts), soft_wrap=True)
     console.print(f"  [bold]{sheet}[/]", soft_wrap=True)

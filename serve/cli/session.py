@@ -21,9 +21,8 @@ from serve.local import FarmLock
 POLL_S = 0.2
 LOCK_S = 1.0
 ATTEND_S = 4.0
-#: How long a farm may take to close while it is still starting, and after it broke, in seconds.
-STARTING_S = 2.0
-LOST_S = 20.0
+#: How long a farm may take to close while it is still starting, or after it broke, in seconds.
+CLOSE_S = 2.0
 
 
 class RunningFarm(Protocol):
@@ -100,15 +99,14 @@ class _Host(threading.Thread):
         """What of the farm ended by itself; None while all is well, or once it is closing."""
         return None if self._closing.is_set() or self.error else self._farm.lost()
 
-    def close(self, grace_s: float | None) -> bool:
+    def close(self, grace_s: float | None, *, patient: bool) -> bool:
         """Close the farm and wait until all of it has ended; False where that would take too long.
 
-        Ray's start cannot be interrupted, and may never return. Whoever gets False ends the process: the kernel then
-        ends Ray's daemons.
+        Ray's start cannot be interrupted and may never return, and a broken Ray goes slowly. Whoever gets False ends
+        the process: the kernel then ends Ray's daemons.
         """
-        patience_s = None if self.up.is_set() or self.error else STARTING_S
-        if self.lost():
-            patience_s = LOST_S
+        starting = not self.up.is_set() and self.error is None
+        patience_s = CLOSE_S if not patient and (starting or self.lost()) else None
         self._grace_s = grace_s
         self._closing.set()
         self.join(patience_s)
@@ -162,12 +160,12 @@ class RenderSession:
             self._show(self._moment(batch, running, rows))
             time.sleep(POLL_S)
 
-    def close(self, grace_s: float | None = None) -> bool:
+    def close(self, grace_s: float | None = None, *, patient: bool = True) -> bool:
         """End the farm, if this session runs it, and let go of the home; clips in flight get `grace_s` to finish.
 
-        False where the farm could not be closed in good time: then the process must end, which ends it.
+        False where that would have taken patience: then the process must end, which ends the farm.
         """
-        if self._host and not self._host.close(grace_s):
+        if self._host and not self._host.close(grace_s, patient=patient):
             return False
         self._lock.release()
         return True

@@ -53,6 +53,10 @@ class ProgressView:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the display off the terminal and give the cursor back; harmless when repeated."""
         if self._live and not self._silent:
             self._live.stop()
 

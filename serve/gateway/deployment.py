@@ -13,7 +13,7 @@ from cluster.store import Database, Desk
 from cluster.store.figures import Figures
 from serve.gateway.api import create_api
 from serve.metrics import store_registry
-from serve.settings import FarmArgs
+from serve.settings import STORE_PATIENCE_S, FarmArgs
 
 
 @ray_serve.ingress()
@@ -24,7 +24,7 @@ class Gateway:
         self._args = FarmArgs.model_validate(args)
         settings = self._args.settings()
         database = Database(settings.database_url)
-        database.migrate()
+        database.migrate(patience_s=STORE_PATIENCE_S)
         self._farm = Farm(Desk(database), Storage(settings.storage_url))
         self._registry = store_registry(Figures(database, self._args.fleet()))
         self._dispatcher = dispatcher

@@ -56,7 +56,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     terminal = Terminal(tmp_path_factory.mktemp("up"))
     farm = Up(terminal)
     yield farm
-    farm.process.send_signal(signal.SIGINT)
+    # As systemd and Kubernetes stop it; Ray has a handler of its own, which must not win.
+    farm.process.send_signal(signal.SIGTERM)
     assert terminal.finish(farm.process).code == 0
     assert not list(Path("/tmp").glob(f"clipmill-{farm.process.pid}-*")), "the farm left its folder behind"
     terminal.close()

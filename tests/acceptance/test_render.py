@@ -10,6 +10,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.encode import decode_mp4, probe_mp4
@@ -145,6 +146,21 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(terminal: Terminal) -> 
     before = len(completed(terminal))
     assert before < 10
     assert "row-0.mp4" in (terminal.folder / "out" / "index.html").read_text(), "no sheet of what is done"
+    assert terminal.run("render", str(catalog), "--out", "out").code == 0
+    assert terminal.rows("SELECT count(*) FROM attempts WHERE outcome = 'completed'") == [(10,)]
+
+
+def test_a_killed_ray_daemon_ends_the_command_with_an_error_and_the_next_one_goes_on(terminal: Terminal) -> None:
+    rows = [{"prompt": f"zoom in {i}", "frames": 40} for i in range(10)]
+    catalog = write_catalog(terminal.folder / "shop", rows)
+    process = terminal.start("render", str(catalog), "--out", "out")
+    terminal.until(lambda: len(completed(terminal)) >= 1, process)
+    (raylet,) = [p.pid for p in psutil.Process(process.pid).children() if p.name() == "raylet"]
+    os.kill(raylet, signal.SIGKILL)
+    broken = terminal.finish(process)
+    assert broken.code == 3, broken.err
+    assert "raylet" in broken.err
+    assert f"clipmill render {catalog}" in broken.err
     assert terminal.run("render", str(catalog), "--out", "out").code == 0
     assert terminal.rows("SELECT count(*) FROM attempts WHERE outcome = 'completed'") == [(10,)]
 

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.cards import Fleet
-from cluster.demand import UNKNOWN_CLIP_SECONDS, ClassState, WaitingKind, backlog_gpu_seconds, replicas_wanted
+from cluster.demand import (
+    UNKNOWN_CLIP_SECONDS,
+    ClassState,
+    WaitingKind,
+    backlog_gpu_seconds,
+    replicas_kept,
+    replicas_wanted,
+)
 
 states = st.builds(
     lambda backlog, present, busy, minimum, more: ClassState(
@@ -27,7 +34,8 @@ def test_within_bounds_and_never_below_what_has_work(state: ClassState, target_s
     wanted = replicas_wanted(state, target_s=target_s)
     assert state.minimum <= wanted <= state.maximum
     if state.busy or state.backlog_gpu_seconds:
-        assert wanted >= min(state.present, state.maximum), "a renderer with work in its class may not be taken"
+        assert replicas_kept(state) >= state.present, "a renderer with work in its class may not be taken"
+    if state.backlog_gpu_seconds:
         assert wanted >= min(1, state.maximum), "work waits and nobody comes"
 
 
@@ -37,6 +45,7 @@ def test_a_class_without_work_goes_down_to_its_minimum(state: ClassState) -> Non
         backlog_gpu_seconds=0, present=state.present, busy=0, minimum=state.minimum, maximum=state.maximum
     )
     assert replicas_wanted(idle, target_s=60) == state.minimum
+    assert replicas_kept(idle) == 0
 
 
 def test_the_backlog_is_worked_off_in_about_the_target_time() -> None:

@@ -105,7 +105,8 @@ def test_out_of_memory_moves_to_the_next_larger_class():
     assert FLEET.smallest_class_for(moved.needs_bytes) == "c24"
     last = after_attempt(job(needs_bytes=GIB), Ended(outcome=Outcome.OOM, usable_bytes=21 * GIB), FLEET)
     assert (last.state, last.reason) == (JobState.FAILED, Reason.OUT_OF_MEMORY)
-    assert "256p" in last.problem.remedy
+    assert "fewer than 8 frames" in last.problem.remedy
+    assert "below" not in last.problem.remedy, "there is no class below 256p"
     assert "8 frames" in last.problem.remedy
 
 

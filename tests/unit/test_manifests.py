@@ -358,3 +358,19 @@ def test_the_check_needs_no_checkout(tmp_path: Path) -> None:
     assert run(app, ["manifests", "check", "--manifests", str(file), "--config", str(tmp_path / "no")]).exit_code == 2
     file.write_text("a: [")
     assert run(app, ["manifests", "check", "--manifests", str(file)]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("deployments", ["renderer-c8"]), ("autoscaling_policy", "serve.autoscaling:policy")]
+)
+def test_tables_of_the_wrong_kind_are_findings_not_faults(config: Config, key: str, value: Any) -> None:
+    config["applications"][0][key] = value
+    assert any(f.where.startswith("applications") for f in check(config, [cluster()]))
+
+
+def test_the_control_label_is_the_heads_alone(config: Config) -> None:
+    made = cluster()
+    made["spec"]["workerGroupSpecs"][0]["labels"]["clipmill.io/role"] = "control"
+    [finding] = check(config, [made])
+    assert "group c8" in finding.where
+    assert "control_label_selector" in finding.message

@@ -1,0 +1,110 @@
+"""What the command line decides by itself, before any farm."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import typer
+
+from cluster.cards import GIB
+from cluster.jobs import Batch, BatchCounts, JobState
+from cluster.results import ResultsError
+from pipeline.problems import BadInputError
+from pipeline.weights import WeightsError
+from serve.cards import LazyDevice
+from serve.cli import farm as farm_module
+from serve.cli import render as render_module
+from serve.cli.common import Exit
+from serve.cli.entry import main
+from serve.cli.render import choose_model, farm_args
+from serve.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path)
+
+
+def test_ctrl_c_while_the_command_is_still_being_imported_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(types.ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "serve.cli.main", Slow("serve.cli.main"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == Exit.INTERRUPTED
+
+
+def test_empty_cards_are_refused_not_replaced(settings: Settings) -> None:
+    with pytest.raises(typer.Exit) as refused:
+        farm_args(settings, "camera", "", None)
+    assert refused.value.exit_code == Exit.USAGE
+
+
+def test_an_empty_variable_is_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMILL_HOME", "")
+    assert Settings().home == Path("~/.clipmill").expanduser()
+
+
+def test_a_model_that_needs_torch_is_refused_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render_module, "find_spec", lambda _name: None)
+    with pytest.raises(BadInputError, match=r"needs torch.*clipmill\[render\]"):
+        choose_model("i2vgen-xl-tiny")
+    assert choose_model("camera") == ("camera", "asked for")
+
+
+def test_a_row_that_needs_torch_says_so_where_it_is_not_installed() -> None:
+    def open_device():
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    with pytest.raises(WeightsError, match="torch") as told:
+        LazyDevice(8 * GIB, 7 * GIB, "cpu", open_device).work()
+    assert "clipmill[render]" in told.value.remedy
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root may write anywhere but on a read-only disk, which a test cannot mount.
+    monkeypatch.setattr(render_module.os, "access", lambda *_: False)
+    with pytest.raises(ResultsError, match="may not be written"):
+        render_module._prepare_out(tmp_path)
+
+
+def test_the_summary_counts_clips_apart_from_attempts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    batch = Batch(
+        id="batch_1",
+        owner="local",
+        name="c.csv",
+        created_at=0,
+        sealed=True,
+        source="",
+        attended_until=None,
+        counts=BatchCounts(by_state={JobState.COMPLETED: 10}),
+        attempts=12,
+    )
+    writer = types.SimpleNamespace(written=30)
+    render_module._summary(batch, 10, [], tmp_path / "index.html", writer)
+    assert "10 rendered now · 12 attempts" in capsys.readouterr().err
+    render_module._summary(dataclasses.replace(batch, attempts=10), 10, [], tmp_path / "index.html", writer)
+    assert "attempts" not in capsys.readouterr().err
+
+
+def test_a_port_somebody_listens_on_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        # As Serve's proxy does: two farms would both listen, and requests would go to either.
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(typer.Exit) as refused:
+            farm_module._require_free(port)
+    assert refused.value.exit_code == Exit.NO_FARM
+    assert f"port {port}" in capsys.readouterr().err
+    farm_module._require_free(port)
