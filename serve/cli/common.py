@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,5 +131,10 @@ def telling_errors() -> Iterator[None]:
         fail(Exit.NO_FARM, str(error))
     except sqlalchemy.exc.OperationalError as error:
         fail(Exit.NO_FARM, f"the store cannot be used: {error.orig}. Check that its disk is writable and not full.")
+    except BrokenPipeError:
+        # `… --json | head`: whoever read the output has seen enough.
+        # Python flushes once more at its end, and must not meet the closed pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(Exit.DONE) from None
     except OSError as error:
         fail(Exit.USAGE, f"{error.strerror or error}: {error.filename or ''}. Check the path, its rights and the disk.")

@@ -219,7 +219,8 @@ class RenderSession:
 
     def _moment(self, batch: Batch | None, running: list[Job], rows: int) -> Moment:
         if self._host:
-            state = "running" if self._host.up.is_set() else "starting"
+            # Serve's last word on its start comes after the first clips.
+            state = "running" if self._host.up.is_set() or running else "starting"
         else:
             state = "shared" if batch and not batch.done else "idle"
         return Moment(batch=batch, running=running, rows_read=self._reading.rows_read, rows=rows, farm=state)
