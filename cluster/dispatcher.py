@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.cards import Beat, Card, CardState, Fleet
 from cluster.escalation import after_attempt, no_card_fits
-from cluster.jobs import Ended, Outcome, Reason
+from cluster.jobs import Ended, Job, Outcome, Reason
 from cluster.placement import Refuse, Snapshot, Start, place
 from cluster.store import Claim, Ledger, StaleEpochError
 from pipeline.clip import ClipSpec
+from pipeline.footprint import leanest
 
 log = logging.getLogger("clipmill.dispatcher")
 T = TypeVar("T")
@@ -261,14 +262,23 @@ class Dispatcher:
         decisions = place(Snapshot(waiting=waiting, cards=cards, fleet=self._fleet))
         for decision in decisions:
             if isinstance(decision, Refuse):
-                spec = decision.job.spec
-                assert spec is not None
-                problem = no_card_fits(spec, decision.job.needs_bytes, self._fleet)
-                await self._store(self._ledger.refuse, decision.job, Reason.NO_CARD_FITS, problem)
+                await self._relax_or_refuse(decision.job)
         starts = [(d.job, d.card) for d in decisions if isinstance(d, Start)]
         if starts:
             for claim in await self._store(self._ledger.start, starts, self._timing.lease_s):
                 self._launch(claim)
+
+    async def _relax_or_refuse(self, job: Job) -> None:
+        # A clip takes its fastest layout wherever the fleet has a card for it, so that the same rows on the same fleet
+        # give the same frames whichever card is free first. Only where none holds that layout is a leaner one allowed.
+        assert job.spec is not None
+        least_bytes = leanest(job.spec)[1].peak_bytes
+        if least_bytes < job.needs_bytes and self._fleet.smallest_class_for(least_bytes):
+            await self._store(self._ledger.relax, job, least_bytes)
+            self._wake.set()
+            return
+        problem = no_card_fits(job.spec, least_bytes, self._fleet)
+        await self._store(self._ledger.refuse, job, Reason.NO_CARD_FITS, problem)
 
     async def _renew(self) -> None:
         now = self._clock()

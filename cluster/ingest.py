@@ -11,7 +11,7 @@ from cluster.jobs import Draft
 from cluster.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
 from cluster.resolve import Defaults, RowProblems, resolve
 from pipeline.clip import content_key
-from pipeline.footprint import leanest
+from pipeline.footprint import footprint
 from pipeline.problems import BadInputError, Problem
 
 #: Rows committed in one transaction: small enough that the first clips start while the rest is still read.
@@ -96,7 +96,7 @@ def draft(incoming: IncomingRow, defaults: Defaults, still_size: Callable[[str],
         still=incoming.still,
         spec=spec,
         content_key=content_key(incoming.still, spec),
-        needs_bytes=leanest(spec)[1].peak_bytes,
+        needs_bytes=footprint(spec).peak_bytes,
         priority=incoming.row.priority or 0,
     )
 

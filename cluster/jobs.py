@@ -76,7 +76,7 @@ class Draft:
     still: str | None = None
     spec: ClipSpec | None = None
     content_key: str | None = None
-    #: Peak bytes in the leanest layout.
+    #: Peak bytes in the fastest layout: the dispatcher lowers it where no card of its fleet holds that.
     needs_bytes: int = 0
     priority: int = 0
     problems: tuple[Problem, ...] = ()

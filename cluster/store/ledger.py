@@ -239,6 +239,16 @@ class Ledger:
                 count(self._db, c, "leases_expired")
             return True
 
+    def relax(self, job: Job, needs_bytes: int) -> None:
+        """Let a waiting job run on smaller cards, in a leaner layout."""
+        with self._db.write() as c:
+            self._guard(c)
+            c.execute(
+                sa.update(jobs)
+                .where(jobs.c.id == job.id, jobs.c.state == JobState.QUEUED.value)
+                .values(needs_bytes=needs_bytes)
+            )
+
     def refuse(self, job: Job, reason: Reason, problem: Problem) -> bool:
         """Fail a waiting job that no card of this farm can hold."""
         with self._db.write() as c:

@@ -26,6 +26,7 @@ from cluster.dispatcher import (
 )
 from cluster.jobs import Ended, Job, JobState, Outcome
 from cluster.store import Database, Desk, Ledger
+from pipeline.footprint import footprint
 from tests.building import FLEET, Clock, Truth, beat, draft, objects, spec
 
 TIMING = Timing(poll_s=0.005, renew_s=1, lease_s=10, silent_s=5)
@@ -262,13 +263,41 @@ async def test_a_card_that_is_not_ready_gets_nothing(farm, state):
 
 
 async def test_a_job_that_fits_nowhere_is_refused_with_numbers(farm):
-    batch_id = farm.submit(draft(1, needs_bytes=30 * GIB, spec=spec("i2vgen-xl", width=1024, height=1024)), draft(2))
+    # 4.64 GiB of weights and, with split guidance, 4 × 5.17 GiB of activations.
+    largest = spec("i2vgen-xl", width=1024, height=1024, frames=64)
+    batch_id = farm.submit(draft(1, needs_bytes=46 * GIB, spec=largest), draft(2))
     job = await farm.reaches(batch_id, JobState.FAILED)
     assert job.reason == "no_card_fits"
-    for number in ("1024×1024", "30.0 GiB", "21.0 GiB"):
+    for number in ("1024×1024", "25.3 GiB", "21.0 GiB"):
         assert number in job.problems[0].message
     assert job.attempts == 0
     assert farm.job(batch_id, 2).state is JobState.QUEUED
+
+
+async def test_a_clip_no_card_holds_in_its_fastest_layout_runs_in_a_leaner_one(farm):
+    # 25.3 GiB with guidance batched, 15.0 GiB split: only the leaner fits the fleet's 21 GiB.
+    clip = spec("i2vgen-xl", width=1024, height=1024, frames=32)
+    batch_id = farm.submit(draft(1, needs_bytes=footprint(clip).peak_bytes, spec=clip))
+    farm.dispatcher.beat(beat("small", usable_bytes=7 * GIB))
+    farm.dispatcher.beat(beat("large", usable_bytes=21 * GIB))
+    call = await farm.called()
+    assert call.assignment.renderer == "renderer-large"
+    call.complete()
+    await farm.reaches(batch_id, JobState.COMPLETED)
+
+
+async def test_a_clip_waits_for_the_card_of_its_fastest_layout_where_there_is_one(farm):
+    # 7.2 GiB batched, 5.9 GiB split: it would fit the idle small card, but with other frames than on the large one.
+    clip = spec("i2vgen-xl", width=512, height=512, frames=16)
+    batch_id = farm.submit(draft(1, needs_bytes=footprint(clip).peak_bytes, spec=clip), draft(2))
+    farm.dispatcher.beat(beat("small", usable_bytes=7 * GIB))
+    other = await farm.called()
+    assert farm.job(batch_id, 1).state is JobState.QUEUED
+    farm.dispatcher.beat(beat("large", usable_bytes=21 * GIB))
+    call = await farm.called(2)
+    assert call.assignment.renderer == "renderer-large"
+    other.complete()
+    call.complete()
 
 
 async def test_a_clip_too_big_for_its_card_goes_to_a_larger_one(farm):
