@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -285,7 +286,10 @@ class Worker:
 
     def _publish(self, flight: Flight, frames: Frames, facts: dict[str, Any]) -> Objects:
         assignment = flight.assignment
-        with tempfile.TemporaryDirectory(prefix="clipmill-", ignore_cleanup_errors=True) as folder:
+        # In the farm's own folder where it has one: what a killed renderer leaves is swept with it.
+        place = os.environ.get("RAY_TMPDIR")
+        place = place if place and Path(place).is_dir() else None
+        with tempfile.TemporaryDirectory(prefix="clip-", dir=place, ignore_cleanup_errors=True) as folder:
             files = write_clip(frames, assignment.spec, Path(folder), facts)
             flight.check()
             # Keyed by attempt: a zombie that publishes after its lease overwrites nothing.
