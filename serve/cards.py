@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -168,10 +168,3 @@ def gpu_card(card: str | None, card_class: str) -> tuple[CardIdentity, Device]:
     identity = CardIdentity(card=gpu.uuid, card_class=card_class, kind=gpu.name)
     usable = min(gpu.total_bytes, usable_threshold(card_class))
     return identity, LazyDevice(gpu.total_bytes, usable, "cuda:0", open_device)
-
-
-def release(lock: IO[str] | None) -> None:
-    """Give a claimed card back."""
-    if lock is not None:
-        with suppress(OSError):
-            lock.close()

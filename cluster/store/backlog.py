@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from cluster.demand import WaitingKind
 from cluster.jobs import JobState, Outcome
 from cluster.store.database import Database
+from cluster.store.rows import is_attended
 from cluster.store.schema import attempts, batches, jobs
 
 #: Finished attempts looked at for the mean: the newest say most of what the next will take.
@@ -21,7 +22,7 @@ def waiting_kinds(database: Database) -> list[WaitingKind]:
             sa.select(jobs.c.family, jobs.c.resolution_class, jobs.c.needs_bytes, sa.func.count().label("number"))
             .join(batches, batches.c.id == jobs.c.batch_id)
             .where(jobs.c.state == JobState.QUEUED.value)
-            .where(sa.or_(batches.c.attended_until.is_(None), batches.c.attended_until >= now))
+            .where(is_attended(now))
             .group_by(jobs.c.family, jobs.c.resolution_class, jobs.c.needs_bytes)
         ).all()
     return [

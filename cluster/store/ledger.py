@@ -12,7 +12,7 @@ from cluster.cards import Beat, Card
 from cluster.ids import new_id
 from cluster.jobs import Ended, Job, JobState, Outcome, Reason, Transition
 from cluster.store.database import Database
-from cluster.store.rows import job_from, objects_value, select_jobs
+from cluster.store.rows import is_attended, job_from, objects_value, select_jobs
 from cluster.store.schema import attempts, batches, cards, clips, dispatcher, jobs
 from cluster.store.tallies import count
 from pipeline.problems import Problem
@@ -76,12 +76,6 @@ class Ledger:
         Taken by kind, so that a thousand large clips waiting for a large card cannot hide a small one.
         Left out: jobs whose clip another job is rendering, and attended batches nobody waits for.
         """
-        running = jobs.alias("running")
-        twin = sa.exists().where(
-            running.c.owner == jobs.c.owner,
-            running.c.content_key == jobs.c.content_key,
-            running.c.state == JobState.RUNNING.value,
-        )
         with self._db.read() as c:
             now = self._db.now(c)
             rank = (
@@ -95,8 +89,8 @@ class Ledger:
             ranked = (
                 sa.select(jobs.c.id, rank)
                 .join(batches, batches.c.id == jobs.c.batch_id)
-                .where(jobs.c.state == JobState.QUEUED.value, ~twin)
-                .where(sa.or_(batches.c.attended_until.is_(None), batches.c.attended_until >= now))
+                .where(jobs.c.state == JobState.QUEUED.value, ~equal_clip_running())
+                .where(is_attended(now))
                 .subquery()
             )
             first = sa.select(ranked.c.id).where(ranked.c.rank <= per_kind)
@@ -109,15 +103,9 @@ class Ledger:
             self._guard(c)
             now = self._db.now(c)
             for job, card in starts:
-                running = jobs.alias("running")
-                twin = sa.exists().where(
-                    running.c.owner == job.owner,
-                    running.c.content_key == job.content_key,
-                    running.c.state == JobState.RUNNING.value,
-                )
                 fence = c.execute(
                     sa.update(jobs)
-                    .where(jobs.c.id == job.id, jobs.c.state == JobState.QUEUED.value, ~twin)
+                    .where(jobs.c.id == job.id, jobs.c.state == JobState.QUEUED.value, ~equal_clip_running())
                     .values(state=JobState.RUNNING.value, fence=jobs.c.fence + 1, updated_at=now)
                     .returning(jobs.c.fence)
                 ).scalar_one_or_none()
@@ -375,6 +363,16 @@ class Ledger:
             outcome=outcome,
             by=by,
         )
+
+
+def equal_clip_running() -> sa.Exists:
+    """Of a row of `jobs`: whether a job of equal content of its owner is being rendered."""
+    running = jobs.alias("running")
+    return sa.exists().where(
+        running.c.owner == jobs.c.owner,
+        running.c.content_key == jobs.c.content_key,
+        running.c.state == JobState.RUNNING.value,
+    )
 
 
 def _storable(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from cluster.jobs import Attempt, Clip, Draft, Job, JobState, Objects, Outcome
-from cluster.store.schema import attempts, clips, jobs
+from cluster.store.schema import attempts, batches, jobs
 from pipeline.clip import ClipSpec
 from pipeline.problems import Problem
 
@@ -24,6 +24,11 @@ def select_jobs() -> sa.Select[Any]:
     """SELECT of whole jobs; `job_from` reads its rows."""
     newest = sa.and_(attempts.c.job_id == jobs.c.id, attempts.c.fence == jobs.c.fence)
     return sa.select(*JOB_COLUMNS).select_from(jobs.outerjoin(attempts, newest))
+
+
+def is_attended(now: int) -> sa.ColumnElement[bool]:
+    """Of a row of `batches`: whether its jobs may start, being detached or waited for by somebody."""
+    return sa.or_(batches.c.attended_until.is_(None), batches.c.attended_until >= now)
 
 
 def job_from(row: Any) -> Job:
@@ -124,6 +129,3 @@ def job_values(
 def objects_value(objects: Objects) -> dict[str, Any]:
     """JSON column value of a clip's objects."""
     return asdict(objects)
-
-
-__all__ = ["attempt_from", "clip_from", "clips", "job_from", "job_values", "objects_value", "select_jobs"]
