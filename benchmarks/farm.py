@@ -52,7 +52,7 @@ def render_one(catalog: str, number: int, folder: str) -> float:
     assert isinstance(row, Row)
     still = read_image_bytes(manifest, row)
     spec = resolve(row, open_still(still).size, Defaults(model="camera"), "")
-    frames = render_frames(CameraModel(), still, spec, RESIDENT, lambda _step, _steps: None)
+    frames = render_frames(CameraModel(), still, spec, RESIDENT, lambda _step, _steps, _snapshot: None)
     target = Path(folder) / row.id
     target.mkdir()
     write_clip(frames, spec, target, {})

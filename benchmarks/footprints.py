@@ -56,7 +56,7 @@ def clip(family: Family, resolution_class: ResolutionClass, frames: int) -> Clip
     )
 
 
-def ignore_step(_done: int, _total: int) -> None:
+def ignore_step(_done: int, _total: int, _snapshot: object) -> None:
     """Progress nobody reads."""
 
 
@@ -78,7 +78,7 @@ def measure(family: Family, model: I2VGenXL, card: HostDevice, still: Image.Imag
         spec = clip(family, resolution_class, frames)
         pixels = spec.width * spec.height
         card.reset_peak()
-        conditions = model.encode(still, spec)
+        conditions = encode(model, still, spec)
         encode.append(activations() / pixels)
         latents = model.denoise(conditions, spec, RESIDENT, ignore_step)
         batched.append(activations() / (pixels * frames))

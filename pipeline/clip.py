@@ -9,7 +9,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 #: Raised whenever the same spec and still would give other pixels; part of every content key.
-RENDERER_VERSION = "1"
+RENDERER_VERSION = "2"
 
 
 class ResolutionClass(StrEnum):
@@ -50,6 +50,57 @@ class Fit(StrEnum):
     STRETCH = "stretch"
 
 
+class Sampler(StrEnum):
+    """Which solver takes the denoising steps."""
+
+    #: Song et al., 2021, arXiv:2010.02502, without added noise.
+    DDIM = "ddim"
+    #: DPM-Solver++ of second order, multistep: Lu et al., 2022, arXiv:2211.01095.
+    DPMPP_2M = "dpmpp-2m"
+    #: Zhao et al., 2023, arXiv:2302.04867.
+    UNIPC = "unipc"
+    #: Karras et al., 2022, arXiv:2206.00364, algorithm 2 without its second-order correction; for flow matching too.
+    EULER = "euler"
+    #: Latent consistency models, for distilled weights: Luo et al., 2023, arXiv:2310.04378. Adds noise every step.
+    LCM = "lcm"
+
+
+class Upscale(StrEnum):
+    """How a smaller rendering becomes the start of a larger one."""
+
+    #: Latents are interpolated: cheap, a little soft.
+    LATENTS = "latents"
+    #: Frames are decoded, enlarged as pictures and encoded again.
+    FRAMES = "frames"
+
+
+class BaseClip(BaseModel):
+    """The smaller rendering of the same still and prompt that a clip starts from; what it does not name is equal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resolution_class: ResolutionClass
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    frames: int = Field(gt=0)
+    fps: int = Field(gt=0, le=120)
+    steps: int = Field(gt=0)
+    guidance: float = Field(ge=1)
+    seed: int = Field(ge=0, lt=2**63)
+    sampler: Sampler
+
+
+class Adapter(BaseModel):
+    """A LoRA (Hu et al., 2021, arXiv:2106.09685) over the denoiser's weights, such as one for few steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    #: SHA-256 (hex) of its safetensors file.
+    sha256: str = Field(min_length=64, max_length=64)
+    scale: float = 1.0
+
+
 class ClipSpec(BaseModel):
     """Everything besides the still that decides a clip's pixels. All values are final: nothing is defaulted later."""
 
@@ -74,6 +125,58 @@ class ClipSpec(BaseModel):
     guidance: float = Field(ge=1)
     seed: int = Field(ge=0, lt=2**63)
     fit: Fit = Fit.CONTAIN
+    #: None for families that do not denoise.
+    sampler: Sampler | None = None
+    #: Frames of one evaluation where a long clip is denoised in overlapping windows; 0: all frames at once.
+    window: int = Field(default=0, ge=0)
+    #: Frames that neighbouring windows share.
+    window_overlap: int = Field(default=0, ge=0)
+    #: Evaluations of the deep layers are reused for this many steps (Ma et al., 2023, arXiv:2312.00858); 1: never.
+    step_cache: int = Field(default=1, ge=1)
+    adapter: Adapter | None = None
+    #: Start from a smaller rendering instead of from noise.
+    base: BaseClip | None = None
+    #: With `base`: the share of the steps that are done on the enlarged rendering.
+    strength: float = Field(default=1.0, gt=0, le=1)
+    #: With `base`: how it is enlarged.
+    upscale: Upscale = Upscale.LATENTS
+
+    @property
+    def base_spec(self) -> ClipSpec | None:
+        """The specification of the smaller rendering, equal to a clip's that was rendered on its own."""
+        if self.base is None:
+            return None
+        alone = {"window": 0, "window_overlap": 0, "base": None, "strength": 1.0, "upscale": Upscale.LATENTS}
+        return self.model_copy(update={**self.base.model_dump(), **alone})
+
+    @property
+    def refined_steps(self) -> int:
+        """Steps done at the clip's own size: all of them, or the last `strength` of them over a `base`."""
+        return self.steps if self.base is None else max(1, round(self.steps * self.strength))
+
+    @property
+    def total_steps(self) -> int:
+        """Steps from start to finish, those of the base included."""
+        return self.refined_steps + (self.base.steps if self.base else 0)
+
+    @property
+    def lossy(self) -> tuple[str, ...]:
+        """Short cuts this clip takes that change the picture, in words; empty for the plain algorithm."""
+        found = []
+        if self.window:
+            found.append(f"windows of {self.window} frames overlapping by {self.window_overlap}")
+        if self.step_cache > 1:
+            found.append(f"deep layers reused for {self.step_cache} steps")
+        if self.adapter:
+            found.append(f"adapter {self.adapter.name} at {self.adapter.scale:g}")
+        if self.sampler is Sampler.LCM:
+            found.append("few-step sampler lcm")
+        if self.base:
+            found.append(
+                f"motion from {self.base.width}×{self.base.height} × {self.base.frames} frames, "
+                f"{self.upscale} enlarged, strength {self.strength:g}"
+            )
+        return tuple(found)
 
     @property
     def size(self) -> tuple[int, int]:

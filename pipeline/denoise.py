@@ -6,13 +6,13 @@ between any two steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from pipeline.models.model import OnStep
+from pipeline.samplers import Scheduler, start_within
 
 #: (latents, timestep) -> the network's prediction, shaped like the latents, guidance applied.
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -20,36 +20,20 @@ Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 #: (latents, timestep, conditions) -> raw prediction of the network; the batch is the first dimension of all three.
 Evaluate = Callable[[torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 
-#: Step index -> further arguments of that scheduler's step, such as DDIM's `eta` and `variance_noise`.
+#: Step index -> further arguments of that scheduler's step, such as LCM's `variance_noise`.
 StepOptions = Callable[[int], Mapping[str, Any]]
 
-
-class Scheduler(Protocol):
-    """What the loop needs of a diffusers scheduler."""
-
-    timesteps: torch.Tensor
-    init_noise_sigma: Any
-
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """Lay out the timesteps of a clip."""
-        ...
-
-    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
-        """Scale the latents as the network expects them."""
-        ...
-
-    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any:
-        """One step of the sampler; the result has `prev_sample`."""
-        ...
+#: Told after every step: (steps done, steps in all) of the scheduler's timesteps. What it raises ends the loop.
+AfterStep = Callable[[int, int], None]
 
 
 @dataclass(kw_only=True)
 class DenoiseState:
     """Where a clip stands between two steps."""
 
-    #: (1, channels, frames, height, width), at least float32 whatever the network computes in.
+    #: (clips, channels, frames, height, width), at least float32 whatever the network computes in.
     latents: torch.Tensor
-    #: Steps done.
+    #: Index of the next timestep; steps before it are done, or skipped where the start was within.
     step_index: int = 0
 
 
@@ -60,10 +44,23 @@ def start(scheduler: Scheduler, noise: torch.Tensor, steps: int) -> DenoiseState
     return DenoiseState(latents=noise * scheduler.init_noise_sigma)
 
 
-def advance(scheduler: Scheduler, predict: Predict, state: DenoiseState, options: Mapping[str, Any]) -> None:
+def refine(scheduler: Scheduler, clean: torch.Tensor, noise: torch.Tensor, steps: int, last: int) -> DenoiseState:
+    """The state from which the last `last` of `steps` are done on `clean` (Meng et al., 2021, arXiv:2108.01073).
+
+    Raises `ValueError` unless 1 ≤ last ≤ steps.
+    """
+    if not 1 <= last <= steps:
+        raise ValueError(f"of {steps} steps the last {last} cannot be done")
+    scheduler.set_timesteps(steps, device="cpu")
+    first = len(scheduler.timesteps) - last
+    return DenoiseState(latents=start_within(scheduler, clean, noise, first), step_index=first)
+
+
+def advance(scheduler: Any, predict: Predict, state: DenoiseState, options: Mapping[str, Any]) -> None:
     """Do one step in place."""
     timestep = scheduler.timesteps[state.step_index]
-    prediction = predict(scheduler.scale_model_input(state.latents, timestep), timestep)
+    scale = getattr(scheduler, "scale_model_input", None)
+    prediction = predict(scale(state.latents, timestep) if scale else state.latents, timestep)
     # The sampler adds small differences of large terms: it runs in the latents' precision, not the network's.
     prediction = prediction.to(state.latents.dtype)
     state.latents = scheduler.step(prediction, timestep, state.latents, **options).prev_sample
@@ -74,13 +71,13 @@ def denoise(
     scheduler: Scheduler,
     predict: Predict,
     state: DenoiseState,
-    on_step: OnStep,
+    after_step: AfterStep,
     step_options: StepOptions = lambda _step: {},
 ) -> torch.Tensor:
     """Run `state` to the last timestep of `scheduler` and return its latents.
 
-    `on_step` is called with (steps done, steps in all) after every step; what it raises ends the loop, with
-    `state` standing at the last finished step.
+    `after_step` is called after every step; what it raises ends the loop, with `state` standing at the last
+    finished step.
     """
     total = len(scheduler.timesteps)
     while state.step_index < total:
@@ -88,15 +85,17 @@ def denoise(
         if state.latents.is_cuda:
             # A step counts when the card has finished it, not when it is queued.
             torch.cuda.synchronize(state.latents.device)
-        on_step(state.step_index, total)
+        after_step(state.step_index, total)
     return state.latents
 
 
 class Guided:
     """Classifier-free guidance (Ho & Salimans, 2022, arXiv:2207.12598, in the form u + s·(c − u)); a `Predict`.
 
-    Every condition tensor has batch 1. Batched, both halves are one evaluation of batch 2; `split` evaluates
-    them one after the other at about half the memory. A scale of 1 or less evaluates the conditional half only.
+    Every condition tensor has as many rows as there are clips. Batched, both halves are one evaluation of twice the
+    rows; `split` evaluates them one after the other at about half the memory. `scale` is a number, or a tensor that
+    spreads over the latents (one per frame, say). Without guidance (a largest scale of 1) the conditional half alone
+    is evaluated.
     """
 
     # An object and not a closure: the frames of a traceback hold their functions, and a function its closure,
@@ -107,21 +106,22 @@ class Guided:
         evaluate: Evaluate,
         unconditional: Mapping[str, torch.Tensor],
         conditional: Mapping[str, torch.Tensor],
-        scale: float,
+        scale: float | torch.Tensor,
         *,
         split: bool,
     ) -> None:
         self._evaluate = evaluate
         self._scale = scale
+        self._guides = float(torch.as_tensor(scale).max()) > 1
         self._halves: tuple[Mapping[str, torch.Tensor], ...] = (unconditional, conditional)
         self._batched: Mapping[str, torch.Tensor] | None = None
-        if scale > 1 and not split:
+        if self._guides and not split:
             self._batched = {name: torch.cat([unconditional[name], conditional[name]]) for name in conditional}
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """The guided prediction, shaped like `latents` (batch 1)."""
+        """The guided prediction, shaped like `latents`."""
         unconditional, conditional = self._halves
-        if self._scale <= 1:
+        if not self._guides:
             return self._evaluate(latents, timestep, conditional)
         if self._batched is not None:
             without, with_ = self._evaluate(torch.cat([latents, latents]), timestep, self._batched).chunk(2)
@@ -129,3 +129,42 @@ class Guided:
             without = self._evaluate(latents, timestep, unconditional)
             with_ = self._evaluate(latents, timestep, conditional)
         return without + self._scale * (with_ - without)
+
+
+def window_spans(frames: int, window: int, overlap: int) -> list[tuple[int, int]]:
+    """(first, end) of windows that cover `frames`, neighbours sharing `overlap` or more; the last ends at the end.
+
+    Raises `ValueError` unless 0 ≤ overlap < window.
+    """
+    if not 0 <= overlap < window:
+        raise ValueError(f"windows of {window} frames cannot share {overlap}")
+    if frames <= window:
+        return [(0, frames)]
+    firsts = list(range(0, frames - window, window - overlap))
+    return [(first, first + window) for first in [*firsts, frames - window]]
+
+
+class Windowed:
+    """One prediction for a long clip from predictions of overlapping windows of its frames; a `Predict`.
+
+    Where windows overlap, their predictions are averaged, the nearer a frame is to a window's middle the more it
+    counts (MultiDiffusion, Bar-Tal et al., 2023, arXiv:2302.08113, along time as in Wang et al., 2023,
+    arXiv:2305.18264). The sampler then steps the whole clip at once, so nothing but the latents is carried.
+    """
+
+    def __init__(self, spans: Sequence[tuple[int, int]], predicts: Sequence[Predict]) -> None:
+        self._spans = list(spans)
+        self._predicts = list(predicts)
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The blended prediction, shaped like `latents` (clips, channels, frames, height, width)."""
+        total = torch.zeros_like(latents)
+        weights = torch.zeros(latents.shape[2], dtype=latents.dtype, device=latents.device)
+        for (first, end), predict in zip(self._spans, self._predicts, strict=True):
+            count = end - first
+            places = torch.arange(count, dtype=latents.dtype, device=latents.device)
+            weight = torch.minimum(places, count - 1 - places) + 1
+            prediction = predict(latents[:, :, first:end], timestep).to(latents.dtype)
+            total[:, :, first:end] += prediction * weight.view(1, 1, -1, 1, 1)
+            weights[first:end] += weight
+        return total / weights.view(1, 1, -1, 1, 1)

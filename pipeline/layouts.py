@@ -6,10 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Layout(BaseModel):
-    """Switches that trade time for memory. Both are exact: the same algebra in another order."""
+    """Switches that trade time for memory. All are exact: the same algebra in another order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: Encode: the encoders are on the card only while they encode, and the denoiser only while they do not.
+    evict_encoders: bool = False
     #: Denoise: run the conditional and unconditional halves of guidance one after the other.
     split_guidance: bool = False
     #: Decode: frames decoded together by the VAE.
@@ -17,7 +19,8 @@ class Layout(BaseModel):
 
     def __str__(self) -> str:
         guidance = "split" if self.split_guidance else "batched"
-        return f"guidance={guidance} decode={self.decode_frames}"
+        encoders = "evicted" if self.evict_encoders else "resident"
+        return f"encoders={encoders} guidance={guidance} decode={self.decode_frames}"
 
 
 #: The fastest layout of every family so far: guidance batched, one frame decoded at a time (the same

@@ -31,12 +31,14 @@ class ClipFiles:
     frames_sha256: str
 
 
-def render_frames(model: Model, still: bytes, spec: ClipSpec, layout: Layout, on_step: OnStep) -> Frames:
-    """Render `spec` from the bytes of a still: (frames, height, width, 3) uint8.
+def render_frames(
+    model: Model, still: bytes, spec: ClipSpec, layout: Layout, on_step: OnStep, resume: bytes | None = None
+) -> Frames:
+    """Render `spec` from the bytes of a still, or go on from a checkpoint: (frames, height, width, 3) uint8.
 
     Raises `BadInputError` for a still that cannot be used, and whatever `Model.render` raises.
     """
-    frames = model.render(open_still(still), spec, layout, on_step)
+    frames = model.render(open_still(still), spec, layout, on_step, resume)
     expected = (spec.frames, spec.height, spec.width, 3)
     if frames.shape != expected:
         raise RuntimeError(f"{spec.family} returned frames of shape {frames.shape}, not {expected}")

@@ -6,20 +6,6 @@ from pathlib import Path
 
 from pipeline.families import Family
 
-#: Components of I2VGen-XL and the file without which each cannot be loaded; networks need safetensors besides.
-COMPONENT_FILES = {
-    "tokenizer": ("tokenizer.json", "vocab.json"),
-    "text_encoder": ("config.json",),
-    "feature_extractor": ("preprocessor_config.json",),
-    "image_encoder": ("config.json",),
-    "vae": ("config.json",),
-    "unet": ("config.json",),
-    "scheduler": ("scheduler_config.json",),
-}
-NETWORKS = ("text_encoder", "image_encoder", "vae", "unet")
-#: The variant fetched from the hub: half the download, and what cards compute in.
-VARIANT = "fp16"
-
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -50,27 +36,29 @@ def cached_folder(family: Family, home: Path) -> Path:
     return weights_root(home) / repo / "snapshots" / family.revision
 
 
-def weight_files(component: Path) -> list[str]:
-    """Names of the safetensors files of one network, the fp16 variant where there is one."""
+def weight_files(component: Path, family: Family) -> list[str]:
+    """Names of the safetensors files of one network, the family's variant where there is one."""
     names = sorted(path.name for path in component.glob("*.safetensors"))
-    return [name for name in names if f".{VARIANT}." in name] or names
+    if not family.variant:
+        return names
+    return [name for name in names if f".{family.variant}." in name] or names
 
 
-def check_components(folder: Path) -> None:
+def check_components(family: Family, folder: Path) -> None:
     """Raise `WeightsError` unless `folder` holds every component, its networks as safetensors."""
     if not folder.is_dir():
         raise WeightsError("There are no weights", str(folder), "Name a folder that holds the model's subfolders.")
-    for component, wanted in COMPONENT_FILES.items():
-        place = folder / component
-        if not any((place / name).is_file() for name in wanted):
+    for component in family.components:
+        place = folder / component.name
+        if not any((place / name).is_file() for name in component.files):
             raise WeightsError(
-                f"The component {component!r} is missing",
-                f"looked for {place / wanted[0]}",
+                f"The component {component.name!r} is missing",
+                f"looked for {place / component.files[0]}",
                 "Copy the whole model, every subfolder of it; an interrupted download goes on when started again.",
             )
-        if component in NETWORKS and not weight_files(place):
+        if component.stage is not None and not weight_files(place, family):
             pickled = sorted(path.name for path in place.iterdir() if path.suffix in _PICKLES)
-            what = f"The component {component!r} has no safetensors weights"
+            what = f"The component {component.name!r} has no safetensors weights"
             remedy = "Fetch the safetensors files."
             if pickled:
                 what += f", only pickles ({', '.join(pickled)})"
@@ -83,7 +71,7 @@ def weights_present(family: Family, home: Path) -> bool:
     if family.repo is None:
         return True
     try:
-        check_components(cached_folder(family, home))
+        check_components(family, cached_folder(family, home))
     except WeightsError:
         return False
     return True

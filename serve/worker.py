@@ -23,7 +23,7 @@ from pipeline.families import Family, family_named
 from pipeline.footprint import Footprint, leanest, plan
 from pipeline.layouts import Layout
 from pipeline.models.loading import load_model
-from pipeline.models.model import Frames, Model, OnStep, Stopped
+from pipeline.models.model import Frames, Model, OnStep, Snapshot, Stopped
 from pipeline.problems import BadInputError, Problem
 from pipeline.render import render_frames, write_clip
 from pipeline.weights import WeightsError
@@ -72,7 +72,7 @@ class Flight:
         if self._stop.is_set():
             raise Stopped
 
-    def on_step(self, step: int, steps: int) -> None:
+    def on_step(self, step: int, steps: int, _snapshot: Snapshot | None = None) -> None:
         """Report a finished step, then obey."""
         self.steps = (step, steps)
         self.emit(StepDone(step=step, steps=steps))
@@ -249,13 +249,13 @@ class Worker:
     def _timed(self, flight: Flight) -> OnStep:
         last: float | None = None
 
-        def on_step(step: int, steps: int) -> None:
+        def on_step(step: int, steps: int, snapshot: Snapshot | None) -> None:
             nonlocal last
             now = self._clock()
             if last is not None:
                 self._observer.step(flight.assignment.spec, now - last)
             last = now
-            flight.on_step(step, steps)
+            flight.on_step(step, steps, snapshot)
 
         return on_step
 

@@ -1,15 +1,17 @@
 """Model families as data: strides, frame rules, native sizes and rates, tiers, licences. No torch here."""
 
-from pipeline.families.family import Family, FrameRule, MemoryModel, TierSettings
+from pipeline.families.family import Component, Family, FrameRule, MemoryModel, Stage, TierSettings
 from pipeline.families.registry import FAMILIES, family_named
 from pipeline.families.sizing import MAX_ASPECT, parse_aspect, size_for
 
 __all__ = [
     "FAMILIES",
     "MAX_ASPECT",
+    "Component",
     "Family",
     "FrameRule",
     "MemoryModel",
+    "Stage",
     "TierSettings",
     "family_named",
     "parse_aspect",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from pipeline.clip import ResolutionClass, Tier
+from pipeline.clip import ResolutionClass, Sampler, Tier
 from pipeline.layouts import RESIDENT, Layout
 
 
@@ -58,6 +59,30 @@ class MemoryModel:
     source: str
 
 
+class Stage(StrEnum):
+    """The three stages of a clip, which are also the three groups of a family's networks."""
+
+    ENCODE = "encode"
+    DENOISE = "denoise"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One subfolder of a family's weights, as diffusers lays them out."""
+
+    name: str
+    #: Python package and class that load it.
+    library: str
+    cls: str
+    #: The stage whose network it is; None for what holds no weights (tokenizer, scheduler).
+    stage: Stage | None = None
+    #: Files without any of which it cannot be loaded; networks need safetensors besides.
+    files: tuple[str, ...] = ("config.json",)
+    #: Whether it stays in float32 where the others compute in half precision.
+    full_precision: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One family of image-to-video models, everything that can be said of it without loading it."""
@@ -87,7 +112,30 @@ class Family:
     layouts: tuple[Layout, ...] = (RESIDENT,)
     #: Whether it needs torch (the `render` extra).
     needs_torch: bool = True
-    #: Whether a clip that stopped can go on from a checkpoint.
+    #: Whether a clip that stopped can go on from a checkpoint; where not, placement never moves it.
     resumable: bool = False
     #: Whether the seed changes the clip.
     uses_seed: bool = True
+    #: Whether the prompt changes the clip.
+    uses_prompt: bool = True
+    #: Solvers it can be sampled with, the default first; empty for a family that does not denoise.
+    samplers: tuple[Sampler, ...] = ()
+    #: Most frames of a clip denoised in overlapping windows; 0 where it has none.
+    max_windowed_frames: int = 0
+    #: Frames per latent frame, the first frame having one of its own; windows are cut at latent frames.
+    frames_per_latent: int = 1
+    #: Pixels per latent pixel, a side.
+    pixels_per_latent: int = 8
+    #: Whether deep layers can be reused across steps (`ClipSpec.step_cache`).
+    step_cacheable: bool = False
+    #: Whether a clip can start from a smaller rendering (`ClipSpec.base`).
+    refinable: bool = False
+    #: The parts of its weights.
+    components: tuple[Component, ...] = ()
+    #: What cards compute in: `float16` or `bfloat16`.
+    half: str = "float16"
+    #: Infix of the weight files fetched from the hub, such as `fp16`; empty where there is none.
+    variant: str = "fp16"
+    #: Whether its licence has to be accepted before the weights are used (not a permissive one).
+    licence_gate: bool = False
+    licence_url: str = ""

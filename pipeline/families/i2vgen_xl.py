@@ -1,7 +1,7 @@
 """I2VGen-XL (Zhang et al., 2023, arXiv:2311.04145) and its tiny random sibling."""
 
-from pipeline.clip import Tier
-from pipeline.families.family import Family, FrameRule, MemoryModel, TierSettings
+from pipeline.clip import Sampler, Tier
+from pipeline.families.family import Component, Family, FrameRule, MemoryModel, Stage, TierSettings
 from pipeline.layouts import RESIDENT, Layout
 
 _TIERS = {
@@ -11,6 +11,22 @@ _TIERS = {
 }
 _LAYOUTS = (RESIDENT, Layout(split_guidance=True))
 _GIB = 2**30
+_SAMPLERS = (Sampler.DDIM, Sampler.DPMPP_2M, Sampler.UNIPC, Sampler.EULER, Sampler.LCM)
+_COMPONENTS = (
+    Component(name="tokenizer", library="transformers", cls="CLIPTokenizer", files=("tokenizer.json", "vocab.json")),
+    Component(
+        name="feature_extractor",
+        library="transformers",
+        cls="CLIPImageProcessorPil",
+        files=("preprocessor_config.json",),
+    ),
+    # Only its settings: the sampler of a clip is chosen by its specification.
+    Component(name="scheduler", library="diffusers", cls="DDIMScheduler", files=("scheduler_config.json",)),
+    Component(name="text_encoder", library="transformers", cls="CLIPTextModel", stage=Stage.ENCODE),
+    Component(name="image_encoder", library="transformers", cls="CLIPVisionModelWithProjection", stage=Stage.ENCODE),
+    Component(name="vae", library="diffusers", cls="AutoencoderKL", stage=Stage.DECODE),
+    Component(name="unet", library="diffusers", cls="I2VGenXLUNet", stage=Stage.DENOISE),
+)
 
 I2VGEN_XL = Family(
     name="i2vgen-xl",
@@ -33,6 +49,12 @@ I2VGEN_XL = Family(
         source="fp16 dry run on fake tensors at 1024×1024×16 frames; CUDA's own share not included",
     ),
     layouts=_LAYOUTS,
+    resumable=True,
+    samplers=_SAMPLERS,
+    max_windowed_frames=512,
+    step_cacheable=True,
+    refinable=True,
+    components=_COMPONENTS,
 )
 
 I2VGEN_XL_TINY = Family(
@@ -49,4 +71,10 @@ I2VGEN_XL_TINY = Family(
     guidance=9.0,
     memory=None,  # measured: see footprints/i2vgen-xl-tiny.json
     layouts=_LAYOUTS,
+    resumable=True,
+    samplers=_SAMPLERS,
+    max_windowed_frames=512,
+    step_cacheable=True,
+    refinable=True,
+    components=_COMPONENTS,
 )

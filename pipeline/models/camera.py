@@ -85,8 +85,13 @@ class Rect:
 class CameraModel:
     """Implements `pipeline.models.model.Model` without weights, on the CPU; `layout` and seed change nothing."""
 
-    def render(self, still: Image.Image, spec: ClipSpec, layout: Layout, on_step: OnStep) -> Frames:
-        """Render one clip: (frames, height, width, 3) uint8. A step is a frame. Raises `Stopped` if `on_step` does."""
+    def render(
+        self, still: Image.Image, spec: ClipSpec, layout: Layout, on_step: OnStep, resume: bytes | None = None
+    ) -> Frames:
+        """Render one clip: (frames, height, width, 3) uint8. A step is a frame. Raises `Stopped` if `on_step` does.
+
+        It gives no snapshots, so `resume` is never one of its own.
+        """
         views, canvas, origin, density = _plan(still.convert("RGB"), spec, read_motion(spec.prompt))
         frames = np.empty((spec.frames, spec.height, spec.width, 3), dtype=np.uint8)
         # Clip pixels -> centred clip coordinates -> (view) plane -> canvas pixels.
@@ -99,7 +104,7 @@ class CameraModel:
                 spec.size, Image.Transform.PERSPECTIVE, coefficients, resample=Image.Resampling.BILINEAR
             )
             frames[i] = np.asarray(frame)
-            on_step(i + 1, spec.frames)
+            on_step(i + 1, spec.frames, None)
         return frames
 
     def notes(self, spec: ClipSpec) -> dict[str, Any]:

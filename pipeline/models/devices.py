@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from pipeline.devices import Device
@@ -175,6 +175,12 @@ class EmulatedDevice:
             tensor.data = tensor.data.clone()
             self._ledger.take(tensor.untyped_storage())
 
+    def let_go(self, module: nn.Module) -> None:
+        """Take a module's parameters and buffers off the card; what others still hold of them stays counted."""
+        with off_card():
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.data = tensor.data.clone()
+
     @contextmanager
     def work(self) -> Iterator[None]:
         """Count this thread's allocations; entering again inside changes nothing."""
@@ -196,9 +202,24 @@ class HostDevice(EmulatedDevice):
         super().__init__(2**62)
 
 
+@contextmanager
+def off_card() -> Iterator[None]:
+    """Inside, what is allocated is host memory that no emulated card counts."""
+    with _disable_current_modes():
+        yield
+
+
 def place(module: nn.Module, device: Device) -> None:
     """Move `module` to the card and count it there. Raises `torch.OutOfMemoryError` where it does not fit."""
     if isinstance(device, EmulatedDevice):
         device.hold(module)
     else:
         module.to(device.torch_device)
+
+
+def displace(module: nn.Module, device: Device) -> None:
+    """Move `module` off the card into host memory."""
+    if isinstance(device, EmulatedDevice):
+        device.let_go(module)
+    else:
+        module.to("cpu")

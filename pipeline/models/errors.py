@@ -15,3 +15,17 @@ class NotFiniteError(RuntimeError):
 
     def __reduce__(self) -> tuple[type[NotFiniteError], tuple[str, int, str]]:
         return type(self), (self.stage, self.first_frame, self.dtype)
+
+
+class BlackOutputError(RuntimeError):
+    """Every pixel of the clip is black: half precision overflowed where the library hides it, or weights are wrong."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        super().__init__(
+            f"decode gave black frames only, computing in {dtype}. "
+            "Try the clip on another card; if it is black there too, lower the guidance or check the weights."
+        )
+
+    def __reduce__(self) -> tuple[type[BlackOutputError], tuple[str]]:
+        return type(self), (self.dtype,)

@@ -15,8 +15,12 @@ from pipeline.layouts import Layout
 #: (frames, height, width, 3) uint8 RGB.
 Frames = NDArray[np.uint8]
 
-#: Called after every step with (steps done, steps in all). Raises `Stopped` to end the clip within that step.
-OnStep = Callable[[int, int], None]
+#: The clip as it stands after the step just done, as the bytes of a checkpoint (see `pipeline.checkpoint`).
+Snapshot = Callable[[], bytes]
+
+#: Called after every step with (steps done, steps in all, snapshot). The snapshot is None where the clip cannot be
+#: left here; it is good during the call only. Raises `Stopped` to end the clip within that step.
+OnStep = Callable[[int, int, Snapshot | None], None]
 
 #: Called while weights load, with a short text for people.
 OnLoad = Callable[[str], None]
@@ -29,13 +33,16 @@ class Stopped(Exception):  # noqa: N818 - a verdict, not an error
 class Model(Protocol):
     """A loaded model: renders clips one at a time."""
 
-    def render(self, still: Image.Image, spec: ClipSpec, layout: Layout, on_step: OnStep) -> Frames:
-        """Render one clip.
+    def render(
+        self, still: Image.Image, spec: ClipSpec, layout: Layout, on_step: OnStep, resume: bytes | None = None
+    ) -> Frames:
+        """Render one clip, from the checkpoint `resume` where one is given.
 
         `still` is an upright RGB picture of any size; the model fits it to `spec.size` by `spec.fit`.
         Returns (frames, height, width, 3) uint8. The result depends on nothing but the arguments and the
         weights: never on a global random state. Raises `Stopped` if `on_step` does, `torch.OutOfMemoryError`
-        when the card is full.
+        when the card is full, `pipeline.checkpoint.CheckpointError` before the first step where `resume` is not a
+        checkpoint of this clip.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A small random I2VGen-XL, made at run time: the same code paths, a thousandth of the work.
+"""Small random networks, made at run time; here I2VGen-XL's: the same code paths, a thousandth of the work.
 
 It exists to prove plumbing, memory and arithmetic on a CPU. Three levels without attention over a lowest one
 with it keep 1024p within a few seconds a step, and activations of denoising far above those of decoding.
@@ -6,6 +6,7 @@ with it keep 1024p within a few seconds a step, and activations of denoising far
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import shutil
@@ -26,16 +27,24 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from pipeline.families import Family
 from pipeline.noise import noise
-from pipeline.weights import VARIANT
 
 _WIDTH = 16
 _MAX_TOKENS = 77
 _PICTURE_SIDE = 32
 
 
-def make_tiny(folder: Path) -> None:
-    """Write the small network into `folder`, in the layout of the real one. Does nothing where it exists.
+#: Engine -> module and function that writes a small network of its kind into a folder.
+_WRITERS = {
+    "i2vgen-xl": ("pipeline.models.tiny", "write_i2vgen_xl"),
+    "svd": ("pipeline.models.tiny_svd", "write"),
+    "wan": ("pipeline.models.tiny_wan", "write"),
+}
+
+
+def make_tiny(family: Family, folder: Path) -> None:
+    """Write the family's small network into `folder`, in the layout of the real one. Does nothing where it exists.
 
     The weights are the same on every machine and leave global random states as they were. The folder appears
     complete or not at all, also when two processes make it at once.
@@ -45,7 +54,8 @@ def make_tiny(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write(building)
+        module, function = _WRITERS[family.engine]
+        getattr(importlib.import_module(module), function)(building)
         building.chmod(0o755)
         try:
             os.replace(building, folder)  # noqa: PTH105 - Path.replace reads as if it could merge folders
@@ -56,7 +66,8 @@ def make_tiny(folder: Path) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _write(folder: Path) -> None:
+def write_i2vgen_xl(folder: Path) -> None:
+    """A small I2VGen-XL."""
     tokenizer = _tokenizer()
     # Constructors draw from the global generator; every value they draw is replaced below.
     with torch.random.fork_rng(devices=[]):
@@ -111,9 +122,9 @@ def _write(folder: Path) -> None:
             ),
         }
     for name, network in networks.items():
-        _fill(name, network)
+        fill(name, network)
         half: Any = network.half()
-        half.save_pretrained(folder / name, variant=VARIANT, safe_serialization=True)
+        half.save_pretrained(folder / name, variant="fp16", safe_serialization=True)
     tokenizer.save_pretrained(folder / "tokenizer")
     CLIPImageProcessorPil(
         size={"shortest_edge": _PICTURE_SIDE}, crop_size={"height": _PICTURE_SIDE, "width": _PICTURE_SIDE}
@@ -129,7 +140,7 @@ def _write(folder: Path) -> None:
     ).save_pretrained(folder / "scheduler")
 
 
-def _fill(component: str, network: nn.Module) -> None:
+def fill(component: str, network: nn.Module) -> None:
     """Random weights of the size that keeps activations near 1, by parameter name."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -27,12 +27,14 @@ from pipeline.clip import ClipSpec, ResolutionClass
 from pipeline.families import FAMILIES, family_named
 from pipeline.footprint import footprint, leanest, plan
 from pipeline.layouts import RESIDENT, Layout
+from pipeline.models.diffusion import Halves
 from pipeline.models.devices import EmulatedDevice, HostDevice
 from pipeline.models.errors import NotFiniteError
 from pipeline.models.i2vgen_xl import I2VGenXL
 from pipeline.models.loading import load_model
 from pipeline.models.model import Stopped
 from pipeline.models.tiny import make_tiny
+from pipeline.stills import fit_still
 from pipeline.weights import WeightsError, built_folder, cached_folder, weights_present
 
 TINY = family_named("i2vgen-xl-tiny")
@@ -63,7 +65,7 @@ def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(values)
 
 
-def no_step(_done: int, _total: int) -> None:
+def no_step(_done: int, _total: int, _snapshot: Any = None) -> None:
     pass
 
 
@@ -74,10 +76,15 @@ def load(home: Path, device: Any = None, **changes: Any) -> I2VGenXL:
     return model
 
 
+def encode(model: I2VGenXL, still: Image.Image, spec: ClipSpec) -> Halves:
+    with model.device.work(), torch.no_grad():
+        return model.condition(fit_still(still, spec.size, spec.fit), spec)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    make_tiny(built_folder(TINY, folder))
+    make_tiny(TINY, built_folder(TINY, folder))
     return folder
 
 
@@ -92,7 +99,7 @@ def exact(home: Path) -> I2VGenXL:
     loaded = load(home)
     for network in loaded.parts.networks:
         network.double()
-    return I2VGenXL(loaded.parts, HostDevice(), {})
+    return I2VGenXL(TINY, loaded.parts, HostDevice(), {})
 
 
 # --- the same algebra as diffusers -----------------------------------------------------------------
@@ -128,14 +135,14 @@ def test_equal_to_the_stock_pipeline(
             num_frames=spec.frames,
             num_inference_steps=spec.steps,
             guidance_scale=guidance,
-            latents=exact._first_noise(spec),
+            latents=exact.first_noise(spec),
             prompt_embeds=positive,
             negative_prompt_embeds=negative,
             output_type=output_type,
         ).frames
 
     for layout in (RESIDENT, SPLIT):
-        ours = exact.denoise(exact.encode(still, spec), spec, layout, no_step)
+        ours = exact.denoise(encode(exact, still, spec), spec, layout, no_step)
         assert (ours - run("latent")).abs().max() <= 1e-10
         frames = exact.decode(ours, Layout(decode_frames=2))
         theirs = np.stack([np.asarray(frame) for frame in run("pil")[0]])
@@ -162,7 +169,7 @@ def test_prompts_are_the_last_but_one_layer_under_the_final_norm(exact: I2VGenXL
 
 def test_layouts_are_the_same_algebra(exact: I2VGenXL) -> None:
     spec, still = spec_of(64, 64, frames=4), picture(80, 60)
-    conditions = exact.encode(still, spec)
+    conditions = encode(exact, still, spec)
     batched = exact.denoise(conditions, spec, RESIDENT, no_step)
     split = exact.denoise(conditions, spec, SPLIT, no_step)
     assert (batched - split).abs().max() <= 1e-10
@@ -203,7 +210,7 @@ def test_every_argument_matters(model: I2VGenXL, change: dict[str, Any]) -> None
 def test_the_weights_are_the_same_wherever_they_are_made(home: Path, tmp_path: Path) -> None:
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    make_tiny(tmp_path / "again")
+    make_tiny(TINY, tmp_path / "again")
     assert torch.equal(torch.get_rng_state(), before)
     files = sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*.safetensors"))
     assert len(files) == 4
@@ -270,7 +277,7 @@ def test_a_cancelled_clip_holds_nothing(home: Path) -> None:
     weights = card.used_bytes()
     seen = []
 
-    def stop_at_two(done: int, total: int) -> None:
+    def stop_at_two(done: int, total: int, _snapshot: Any) -> None:
         seen.append((done, total))
         if done == 2:
             raise Stopped("cancelled")

@@ -1,0 +1,569 @@
+"""What every denoising family shares: three stages, checkpoints, caches, refinement, and leaving nothing behind.
+
+A family brings its networks' arithmetic (`DiffusionModel`'s abstract methods); the loop, and with it progress,
+cancelling, resuming and moving networks on and off the card, is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from pipeline import checkpoint as checkpoints
+from pipeline.caches import TensorCache, cache_key, digest
+from pipeline.checkpoint import Checkpoint, CheckpointError
+from pipeline.clip import RENDERER_VERSION, ClipSpec, Upscale
+from pipeline.denoise import DenoiseState, Guided, Predict, Windowed, denoise, refine, start, window_spans
+from pipeline.devices import Device
+from pipeline.families import Family, Stage
+from pipeline.layouts import Layout
+from pipeline.models.devices import displace, place
+from pipeline.models.errors import BlackOutputError, NotFiniteError
+from pipeline.models.model import Frames, OnStep, Snapshot
+from pipeline.noise import clip_noise
+from pipeline.samplers import adds_noise, give_state, make_scheduler, take_state
+from pipeline.stills import fit_still
+
+#: Latents up to this size are kept on the shelf when a clip is done, so that a larger one can start from them.
+KEPT_LATENTS_BYTES = 2 * 2**20
+
+Conditions = Mapping[str, torch.Tensor]
+
+
+class Parts(SimpleNamespace):
+    """The components of a loaded model by name, networks in evaluation mode, and the stage each network serves."""
+
+    stages: Mapping[str, Stage]
+
+    def of(self, stage: Stage) -> list[torch.nn.Module]:
+        """The networks of one stage."""
+        return [getattr(self, name) for name, its in self.stages.items() if its is stage]
+
+    @property
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        """The components that hold weights."""
+        return tuple(getattr(self, name) for name in self.stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves:
+    """What denoising is conditioned on: arguments of the network for each half of guidance, one row a clip."""
+
+    unconditional: Conditions
+    conditional: Conditions
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Phase:
+    """One run of the loop: the base rendering of a clip, or the clip itself."""
+
+    index: int
+    spec: ClipSpec
+    #: Steps done here; fewer than the spec's where it starts from enlarged latents.
+    steps: int
+    #: Steps of the phases before.
+    before: int
+
+
+class DiffusionModel(ABC):
+    """A loaded model of one family; see `pipeline.models.model.Model`."""
+
+    def __init__(
+        self, family: Family, parts: Parts, device: Device, origin: Mapping[str, str], cache: TensorCache | None = None
+    ) -> None:
+        """`parts` may lie on the host: each stage's networks are put on the card when first needed."""
+        self.family = family
+        self._parts: Parts | None = parts
+        self._device = device
+        self._origin = dict(origin)
+        self.cache = cache or TensorCache()
+        self._dtype: torch.dtype = next(iter(parts.of(Stage.DENOISE)[0].parameters())).dtype
+        self._placed: set[Stage] = set()
+        self._evicting = False
+
+    # -- what a family brings -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def condition(self, picture: Image.Image, spec: ClipSpec) -> Halves:
+        """Encode prompt and picture (fitted to `spec.size`), through `self.cache`; tensors on the card, batch 1.
+
+        Call `self.encoders()` around whatever needs the encoders (or the VAE's), so that they are on the card.
+        """
+
+    @abstractmethod
+    def latent_shape(self, spec: ClipSpec) -> tuple[int, int, int, int]:
+        """(channels, frames, height, width) of the clip's latents."""
+
+    @abstractmethod
+    def evaluate(self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """The network's raw prediction, shaped like `latents` (rows, channels, frames, height, width)."""
+
+    @abstractmethod
+    def decode_chunks(self, latents: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
+        """Decode (1, channels, frames, height, width) to chunks of (frames, 3, height, width) in -1…1, in order."""
+
+    @abstractmethod
+    def encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Latents of a clip's pixels, (1, 3, frames, height, width) in -1…1, as `decode_chunks` would take them."""
+
+    def guidance(self, spec: ClipSpec) -> float | torch.Tensor:
+        """Scale of guidance: a number, or one for each latent frame, shaped to spread over latents."""
+        return spec.guidance
+
+    def cut(self, conditions: Conditions, first: int, end: int) -> Conditions:
+        """The conditions of a window of latent frames `first … end`."""
+        raise NotImplementedError(f"{self.family.name} has no windows")
+
+    def settle(self, latents: torch.Tensor, conditions: Halves) -> torch.Tensor:
+        """The finished latents after the last step; a family that pins some of them does so here."""
+        return latents
+
+    def notes(self, spec: ClipSpec) -> dict[str, Any]:
+        """What the provenance of one clip should say beyond its spec."""
+        return {}
+
+    @contextmanager
+    def stepping(self, spec: ClipSpec) -> Iterator[None]:
+        """Around the loop of one phase: where a family hooks its network for that time."""
+        yield
+
+    # -- Model ----------------------------------------------------------------------------------------------
+
+    @property
+    def parts(self) -> Parts:
+        """The components; raises `RuntimeError` after `unload`."""
+        if self._parts is None:
+            raise RuntimeError(f"This {self.family.title} was unloaded; load it again to render")
+        return self._parts
+
+    @property
+    def device(self) -> Device:
+        """The card."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser computes in."""
+        return self._dtype
+
+    def render(
+        self, still: Image.Image, spec: ClipSpec, layout: Layout, on_step: OnStep, resume: bytes | None = None
+    ) -> Frames:
+        """Render one clip; see `Model.render`. Raises `NotFiniteError` or `BlackOutputError` for a failed decode."""
+        with self._leaving_nothing(), self._device.work(), torch.no_grad():
+            self._evicting = layout.evict_encoders
+            latents = self._denoise_phases(still, spec, layout, on_step, resume)
+            return self.decode(latents, layout)
+
+    def render_batch(
+        self, stills: Sequence[Image.Image], specs: Sequence[ClipSpec], layout: Layout, on_step: OnStep
+    ) -> list[Frames]:
+        """Render several clips in one evaluation a step; each equals its single render to rounding.
+
+        The specifications may differ in prompts, seed, fps and guidance only, and have no base, cache or windows;
+        raises `ValueError` otherwise. The batch cannot be resumed: `on_step` gets no snapshot.
+        """
+        one = {"prompt": "", "negative_prompt": "", "seed": 0, "fps": 1, "guidance": 1.0}
+        if len({spec.model_copy(update=one) for spec in specs}) != 1 or specs[0].base or specs[0].window:
+            raise ValueError("clips of one batch share size, frames, steps and sampler, and have no base or windows")
+        with self._leaving_nothing(), self._device.work(), torch.no_grad():
+            self._evicting = layout.evict_encoders
+            singles = [
+                self.condition(fit_still(still, spec.size, spec.fit), spec)
+                for still, spec in zip(stills, specs, strict=True)
+            ]
+            halves = Halves(
+                unconditional=_rows([single.unconditional for single in singles]),
+                conditional=_rows([single.conditional for single in singles]),
+            )
+            scales = [torch.as_tensor(self.guidance(spec), device=self._device.torch_device) for spec in specs]
+            scale = torch.cat([s.reshape(1, 1, -1, 1, 1).double() for s in scales])
+            self._ready(Stage.DENOISE, layout)
+            scheduler = self.scheduler_of(specs[0])
+            predict = Guided(
+                self.evaluate,
+                halves.unconditional,
+                halves.conditional,
+                scale.to(self._latents_dtype),
+                split=layout.split_guidance,
+            )
+            noise = torch.cat([self._noise(spec, "latents", 0) for spec in specs])
+            state = start(scheduler, noise, specs[0].steps)
+
+            def variance(step: int) -> Mapping[str, Any]:
+                return {"variance_noise": torch.cat([self._noise(spec, "variance", step + 1) for spec in specs])}
+
+            options = variance if specs[0].sampler and adds_noise(specs[0].sampler) else lambda _step: {}
+            latents = denoise(scheduler, predict, state, lambda done, total: on_step(done, total, None), options)
+            latents = self.settle(latents, halves)
+            return [self.decode(latents[row : row + 1], layout) for row in range(len(specs))]
+
+    def describe(self) -> dict[str, Any]:
+        """Revision as loaded, dtype and library versions."""
+        return {
+            **self._origin,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def unload(self) -> None:
+        """Free the weights; the model cannot render afterwards."""
+        if self._parts is None:
+            return
+        for network in self._parts.networks:
+            # Frees the storages now, whoever else still refers to the module.
+            network.to("meta")
+        self._parts = None
+        self._placed.clear()
+        self._device.free_cached()
+
+    # -- stages ---------------------------------------------------------------------------------------------
+
+    def denoise(self, halves: Halves, spec: ClipSpec, layout: Layout, on_step: OnStep) -> torch.Tensor:
+        """The middle stage alone, from noise: (1, *latent_shape) latents of the finished clip."""
+        with self._device.work(), torch.no_grad():
+            self._ready(Stage.DENOISE, layout)
+            scheduler = self.scheduler_of(spec)
+            state = start(scheduler, self.first_noise(spec), spec.steps)
+            with self.stepping(spec):
+                latents = denoise(
+                    scheduler,
+                    self._predict(halves, spec, layout),
+                    state,
+                    lambda done, total: on_step(done, total, None),
+                    self._step_options(spec),
+                )
+            return self.settle(latents, halves)
+
+    def decode(self, latents: torch.Tensor, layout: Layout) -> Frames:
+        """Last stage: (frames, height, width, 3) uint8 of (1, channels, frames, height, width) latents.
+
+        Half precision overflows in some decoders, so a result that is not finite, or all black, is decoded once more
+        in float32. Raises `NotFiniteError` or `BlackOutputError` where that does not help.
+        """
+        with self._device.work(), torch.no_grad():
+            self._ready(Stage.DECODE, layout)
+            networks = self.parts.of(Stage.DECODE)
+            half = any(network.dtype in (torch.float16, torch.bfloat16) for network in networks)
+            if half:
+                try:
+                    return self._decode(latents, layout)
+                except (NotFiniteError, BlackOutputError):
+                    pass  # outside the handler, so that the failed attempt's tensors are gone
+                with _widened(networks):
+                    return self._decode(latents, layout)
+            return self._decode(latents, layout)
+
+    def _decode(self, latents: torch.Tensor, layout: Layout) -> Frames:
+        chunks: list[Frames] = []
+        for decoded in self.decode_chunks(latents, layout):
+            if not bool(torch.isfinite(decoded).all()):
+                first = sum(len(chunk) for chunk in chunks)
+                raise NotFiniteError("decode", first, str(self.parts.of(Stage.DECODE)[0].dtype).removeprefix("torch."))
+            pixels = decoded.float().mul_(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+            chunks.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+            del decoded, pixels
+        frames: Frames = np.concatenate(chunks)
+        if not frames.any():
+            raise BlackOutputError(str(self.parts.of(Stage.DECODE)[0].dtype).removeprefix("torch."))
+        return frames
+
+    def scheduler_of(self, spec: ClipSpec) -> Any:
+        """A fresh scheduler for `spec`."""
+        sampler = spec.sampler or self.family.samplers[0]
+        return make_scheduler(sampler, self.parts.scheduler.config)
+
+    def first_noise(self, spec: ClipSpec) -> torch.Tensor:
+        """(1, *latent_shape): the standard normal noise a clip starts from."""
+        return self._noise(spec, "latents", 0)
+
+    def identity(self, spec: ClipSpec) -> dict[str, Any]:
+        """What a checkpoint of this clip must be of."""
+        dumped = spec.model_dump_json()
+        return {
+            "family": self.family.name,
+            "revision": spec.revision,
+            "renderer": RENDERER_VERSION,
+            "shape": list(self.latent_shape(spec)),
+            "sampler": str(spec.sampler or self.family.samplers[0]),
+            "specification": hashlib.sha256(dumped.encode()).hexdigest(),
+        }
+
+    def to_card(self, tensors: Mapping[str, torch.Tensor]) -> Conditions:
+        """Copies on the card of what the cache holds on the host."""
+        return {name: tensor.to(self._device.torch_device, copy=True) for name, tensor in tensors.items()}
+
+    # -- networks on the card -------------------------------------------------------------------------------
+
+    @contextmanager
+    def encoders(self) -> Iterator[None]:
+        """The encoders and the VAE are on the card inside."""
+        if self._evicting:
+            # What the encoders need may be all there is: the denoiser must not be beside them.
+            self._take_off(Stage.DENOISE)
+        self._put(Stage.ENCODE)
+        self._put(Stage.DECODE)
+        yield
+
+    def _ready(self, stage: Stage, layout: Layout) -> None:
+        if layout.evict_encoders:
+            self._take_off(Stage.ENCODE)
+        self._put(stage)
+
+    def _put(self, stage: Stage) -> None:
+        if stage in self._placed:
+            return
+        for network in self.parts.of(stage):
+            place(network, self._device)
+        self._placed.add(stage)
+
+    def _take_off(self, stage: Stage) -> None:
+        if stage not in self._placed:
+            return
+        for network in self.parts.of(stage):
+            displace(network, self._device)
+        self._placed.discard(stage)
+        self._device.free_cached()
+
+    # -- the loop -------------------------------------------------------------------------------------------
+
+    def _denoise_phases(
+        self, still: Image.Image, spec: ClipSpec, layout: Layout, on_step: OnStep, resume: bytes | None
+    ) -> torch.Tensor:
+        checkpoint = checkpoints.parse(resume) if resume is not None else None
+        if checkpoint is not None:
+            checkpoints.check(checkpoint, self.identity(self._phases(spec)[checkpoint.phase].spec))
+        latents: torch.Tensor | None = None
+        phases = self._phases(spec)
+        for phase in phases:
+            if checkpoint is not None and phase.index < checkpoint.phase:
+                continue
+            picture = fit_still(still, phase.spec.size, phase.spec.fit)
+            key = self._latents_key(picture, phase.spec)
+            if len(phases) > 1 and phase.index == 0 and checkpoint is None and (kept := self.cache.get(key)):
+                latents = kept["latents"].to(self._device.torch_device)
+            else:
+                latents = self._run_phase(phase, picture, latents, spec, layout, on_step, checkpoint)
+                if latents.nbytes <= KEPT_LATENTS_BYTES and self.family.refinable:
+                    self.cache.put(key, {"latents": latents})
+            checkpoint = None
+            if phase.index + 1 < len(phases):
+                latents = self._enlarge(latents, phase.spec, phases[phase.index + 1].spec, layout)
+        assert latents is not None
+        return latents
+
+    def _phases(self, spec: ClipSpec) -> list[_Phase]:
+        base = spec.base_spec
+        if base is None:
+            return [_Phase(index=0, spec=spec, steps=spec.steps, before=0)]
+        return [
+            _Phase(index=0, spec=base, steps=base.steps, before=0),
+            _Phase(index=1, spec=spec, steps=spec.refined_steps, before=base.steps),
+        ]
+
+    def _run_phase(
+        self,
+        phase: _Phase,
+        picture: Image.Image,
+        clean: torch.Tensor | None,
+        spec: ClipSpec,
+        layout: Layout,
+        on_step: OnStep,
+        checkpoint: Checkpoint | None,
+    ) -> torch.Tensor:
+        halves = self.condition(picture, phase.spec)
+        named = digest({f"u.{n}": t for n, t in halves.unconditional.items()}) + digest(
+            {f"c.{n}": t for n, t in halves.conditional.items()}
+        )
+        conditions = hashlib.sha256(named.encode()).hexdigest()
+        self._ready(Stage.DENOISE, layout)
+        scheduler = self.scheduler_of(phase.spec)
+        if checkpoint is not None:
+            state = self._resume(scheduler, phase, checkpoint, conditions)
+        elif clean is None:
+            state = start(scheduler, self.first_noise(phase.spec), phase.spec.steps)
+        else:
+            noise = self._noise(phase.spec, "refine", 0)
+            state = refine(scheduler, clean.to(noise.dtype), noise, phase.spec.steps, phase.steps)
+        skipped = len(scheduler.timesteps) - phase.steps
+
+        def snapshot() -> bytes:
+            return checkpoints.dump(
+                Checkpoint(
+                    identity=self.identity(phase.spec),
+                    phase=phase.index,
+                    step_index=state.step_index,
+                    done=phase.before + state.step_index - skipped,
+                    latents=state.latents,
+                    scheduler=take_state(scheduler, phase.spec.steps),
+                    conditions=conditions,
+                    made={**self.describe(), "layout": layout.model_dump(mode="json")},
+                )
+            )
+
+        def after_step(done: int, _total: int) -> None:
+            # Deep layers kept from an earlier step do not travel: leave only where the next step renews them.
+            whole = done % phase.spec.step_cache == 0
+            taken: Snapshot | None = snapshot if self.family.resumable and whole else None
+            on_step(phase.before + done - skipped, spec.total_steps, taken)
+
+        predict = self._predict(halves, phase.spec, layout)
+        with self.stepping(phase.spec):
+            latents = denoise(scheduler, predict, state, after_step, self._step_options(phase.spec))
+        return self.settle(latents, halves)
+
+    def _resume(self, scheduler: Any, phase: _Phase, checkpoint: Checkpoint, conditions: str) -> DenoiseState:
+        if checkpoint.conditions != conditions:
+            raise CheckpointError("a checkpoint under other conditions", checkpoint.conditions[:12], conditions[:12])
+        try:
+            give_state(scheduler, phase.spec.steps, checkpoint.scheduler, self._device.torch_device)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+        latents = checkpoint.latents.to(self._device.torch_device, copy=True)
+        if latents.dtype != self._latents_dtype:
+            raise CheckpointError("a checkpoint of another precision", str(latents.dtype), str(self._latents_dtype))
+        return DenoiseState(latents=latents, step_index=checkpoint.step_index)
+
+    def _predict(self, halves: Halves, spec: ClipSpec, layout: Layout) -> Predict:
+        scale = self.guidance(spec)
+
+        def guided(unconditional: Conditions, conditional: Conditions, scale: float | torch.Tensor) -> Guided:
+            return Guided(self.evaluate, unconditional, conditional, scale, split=layout.split_guidance)
+
+        if not spec.window:
+            return guided(halves.unconditional, halves.conditional, scale)
+        per_latent = self.family.frames_per_latent
+        spans = window_spans(
+            self.latent_shape(spec)[1],
+            (spec.window - 1) // per_latent + 1,
+            spec.window_overlap // per_latent,
+        )
+
+        def within(first: int, end: int) -> float | torch.Tensor:
+            return scale[:, :, first:end] if isinstance(scale, torch.Tensor) and scale.ndim == 5 else scale
+
+        return Windowed(
+            spans,
+            [
+                guided(
+                    self.cut(halves.unconditional, first, end),
+                    self.cut(halves.conditional, first, end),
+                    within(first, end),
+                )
+                for first, end in spans
+            ],
+        )
+
+    def _step_options(self, spec: ClipSpec) -> Callable[[int], Mapping[str, Any]]:
+        if spec.sampler is None or not adds_noise(spec.sampler):
+            return lambda _step: {}
+        return lambda step: {"variance_noise": self._noise(spec, "variance", step + 1)}
+
+    @property
+    def _latents_dtype(self) -> torch.dtype:
+        return torch.promote_types(self._dtype, torch.float32)
+
+    def _noise(self, spec: ClipSpec, purpose: str, step: int) -> torch.Tensor:
+        channels, frames, height, width = self.latent_shape(spec)
+        by_frame = torch.from_numpy(clip_noise(spec.seed, purpose, frames, (channels, height, width), step))
+        return by_frame.transpose(0, 1).unsqueeze(0).to(device=self._device.torch_device, dtype=self._latents_dtype)
+
+    def _latents_key(self, picture: Image.Image, spec: ClipSpec) -> str:
+        return cache_key(
+            "latents",
+            picture=picture_sha256(picture),
+            spec=spec.model_dump(mode="json"),
+            dtype=str(self._dtype),
+            renderer=RENDERER_VERSION,
+        )
+
+    def _enlarge(self, latents: torch.Tensor, small: ClipSpec, large: ClipSpec, layout: Layout) -> torch.Tensor:
+        """Latents of the small rendering at the large one's size and frame count."""
+        _, frames, height, width = self.latent_shape(large)
+        if large.upscale is Upscale.LATENTS:
+            # Ends of the clip stay its ends, so time is aligned at corners; pixels are areas, so space is not.
+            timed = _along_time(latents, frames)
+            flat = timed.transpose(1, 2).flatten(0, 1)
+            sized = torch.nn.functional.interpolate(flat, size=(height, width), mode="bicubic", align_corners=False)
+            return sized.unflatten(0, (latents.shape[0], frames)).transpose(1, 2).contiguous()
+        pictures = self.decode(latents, layout)
+        enlarged = np.stack(
+            [np.asarray(Image.fromarray(p).resize(large.size, Image.Resampling.LANCZOS)) for p in pictures]
+        )
+        pixels = torch.from_numpy(enlarged).permute(3, 0, 1, 2).unsqueeze(0).float()
+        pixels = _along_time(pixels, large.frames) / 127.5 - 1.0
+        with self.encoders():
+            return self.encode_frames(pixels.to(self._device.torch_device)).to(self._latents_dtype)
+
+    @contextmanager
+    def _leaving_nothing(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            # Whoever handles the error holds its traceback, whose frames hold activations: release them here.
+            clear_frames(error)
+            if isinstance(error, torch.OutOfMemoryError):
+                self._device.free_cached()
+            raise
+
+
+def picture_sha256(picture: Image.Image) -> str:
+    """SHA-256 (hex) of a picture's size and RGB bytes."""
+    return hashlib.sha256(f"{picture.size}".encode() + picture.convert("RGB").tobytes()).hexdigest()
+
+
+def clear_frames(error: BaseException | None) -> None:
+    """Drop the locals of every finished frame that `error`, its cause and its context hold."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def unit_floats(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(1, 3, height, width) float32 in 0…1."""
+    array = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0
+    return np.ascontiguousarray(array.transpose(2, 0, 1)[None])
+
+
+def _rows(singles: Sequence[Conditions]) -> Conditions:
+    return {name: torch.cat([single[name] for single in singles]) for name in singles[0]}
+
+
+def _along_time(clip: torch.Tensor, frames: int) -> torch.Tensor:
+    """(rows, channels, frames', height, width) with another frame count, linearly, ends kept."""
+    count = clip.shape[2]
+    if count == frames:
+        return clip
+    places = torch.linspace(0, count - 1, frames, dtype=torch.float64)
+    below = places.floor().long().clamp(max=count - 1)
+    above = (below + 1).clamp(max=count - 1)
+    share = (places - below).to(device=clip.device, dtype=clip.dtype).view(1, 1, -1, 1, 1)
+    return clip[:, :, below] * (1 - share) + clip[:, :, above] * share
+
+
+@contextmanager
+def _widened(networks: Sequence[torch.nn.Module]) -> Iterator[None]:
+    before = [network.dtype for network in networks]
+    try:
+        for network in networks:
+            network.float()
+        yield
+    finally:
+        for network, dtype in zip(networks, before, strict=True):
+            network.to(dtype)  # type: ignore[arg-type]
