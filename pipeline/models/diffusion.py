@@ -29,6 +29,7 @@ from pipeline.denoise import DenoiseState, Guided, Predict, Windowed, denoise, r
 from pipeline.devices import Device
 from pipeline.families import Family, Stage
 from pipeline.layouts import Layout
+from pipeline.models.chunking import chunk_feed_forward
 from pipeline.models.devices import displace, place
 from pipeline.models.errors import BlackOutputError, NotFiniteError
 from pipeline.models.model import Frames, OnStep, Snapshot
@@ -77,6 +78,59 @@ class _Phase:
     before: int
 
 
+class _Run:
+    """Reports the steps of one phase and gives snapshots of it.
+
+    An object that is emptied at the end, not a closure: whoever keeps a snapshot function must not keep latents.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: DiffusionModel,
+        phase: _Phase,
+        spec: ClipSpec,
+        layout: Layout,
+        on_step: OnStep,
+        scheduler: Any,
+        state: DenoiseState,
+        conditions: str,
+    ) -> None:
+        self._model, self._phase, self._spec, self._layout = model, phase, spec, layout
+        self._on_step = on_step
+        self._scheduler, self._conditions = scheduler, conditions
+        self._state: DenoiseState | None = state
+        self._skipped = len(scheduler.timesteps) - phase.steps
+
+    def _done(self, step_index: int) -> int:
+        return self._phase.before + step_index - self._skipped
+
+    def after_step(self, done: int, _total: int) -> None:
+        # Deep layers kept from an earlier step do not travel: leave only where the next step renews them.
+        whole = (done - self._skipped) % self._phase.spec.step_cache == 0
+        taken: Snapshot | None = self.snapshot if self._model.family.resumable and whole else None
+        self._on_step(self._done(done), self._spec.total_steps, taken)
+
+    def snapshot(self) -> bytes:
+        if self._state is None:
+            raise RuntimeError("a snapshot is taken while its step is reported, not later")
+        return checkpoints.dump(
+            Checkpoint(
+                identity=self._model.identity(self._spec),
+                phase=self._phase.index,
+                step_index=self._state.step_index,
+                done=self._done(self._state.step_index),
+                latents=self._state.latents,
+                scheduler=take_state(self._scheduler, self._phase.spec.steps),
+                conditions=self._conditions,
+                made={**self._model.describe(), "layout": self._layout.model_dump(mode="json")},
+            )
+        )
+
+    def release(self) -> None:
+        self._state = self._scheduler = None
+
+
 class DiffusionModel(ABC):
     """A loaded model of one family; see `pipeline.models.model.Model`."""
 
@@ -89,7 +143,8 @@ class DiffusionModel(ABC):
         self._device = device
         self._origin = dict(origin)
         self.cache = cache or TensorCache()
-        self._dtype: torch.dtype = next(iter(parts.of(Stage.DENOISE)[0].parameters())).dtype
+        # The network's own word: some classes keep a few parameters, the first of all among them, in float32.
+        self._dtype: torch.dtype = parts.of(Stage.DENOISE)[0].dtype
         self._placed: set[Stage] = set()
         self._evicting = False
 
@@ -264,7 +319,7 @@ class DiffusionModel(ABC):
                     return self._decode(latents, layout)
                 except (NotFiniteError, BlackOutputError):
                     pass  # outside the handler, so that the failed attempt's tensors are gone
-                with _widened(networks):
+                with widened(networks):
                     return self._decode(latents, layout)
             return self._decode(latents, layout)
 
@@ -275,7 +330,8 @@ class DiffusionModel(ABC):
                 first = sum(len(chunk) for chunk in chunks)
                 raise NotFiniteError("decode", first, str(self.parts.of(Stage.DECODE)[0].dtype).removeprefix("torch."))
             pixels = decoded.float().mul_(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
-            chunks.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+            # A copy: on an emulated card the array would share, and so keep, the tensor's memory.
+            chunks.append(np.array(pixels.permute(0, 2, 3, 1).cpu()))
             del decoded, pixels
         frames: Frames = np.concatenate(chunks)
         if not frames.any():
@@ -322,6 +378,8 @@ class DiffusionModel(ABC):
     def _ready(self, stage: Stage, layout: Layout) -> None:
         if layout.evict_encoders:
             self._take_off(Stage.ENCODE)
+        if stage is Stage.DENOISE:
+            chunk_feed_forward(self.parts.of(stage), layout.chunk_feed_forward)
         self._put(stage)
 
     def _put(self, stage: Stage) -> None:
@@ -344,11 +402,12 @@ class DiffusionModel(ABC):
     def _denoise_phases(
         self, still: Image.Image, spec: ClipSpec, layout: Layout, on_step: OnStep, resume: bytes | None
     ) -> torch.Tensor:
+        phases = self._phases(spec)
         checkpoint = checkpoints.parse(resume) if resume is not None else None
         if checkpoint is not None:
-            checkpoints.check(checkpoint, self.identity(self._phases(spec)[checkpoint.phase].spec))
+            # By the whole clip, also in its base phase: the specification decides every phase.
+            checkpoints.check(checkpoint, self.identity(spec))
         latents: torch.Tensor | None = None
-        phases = self._phases(spec)
         for phase in phases:
             if checkpoint is not None and phase.index < checkpoint.phase:
                 continue
@@ -399,31 +458,22 @@ class DiffusionModel(ABC):
         else:
             noise = self._noise(phase.spec, "refine", 0)
             state = refine(scheduler, clean.to(noise.dtype), noise, phase.spec.steps, phase.steps)
-        skipped = len(scheduler.timesteps) - phase.steps
-
-        def snapshot() -> bytes:
-            return checkpoints.dump(
-                Checkpoint(
-                    identity=self.identity(phase.spec),
-                    phase=phase.index,
-                    step_index=state.step_index,
-                    done=phase.before + state.step_index - skipped,
-                    latents=state.latents,
-                    scheduler=take_state(scheduler, phase.spec.steps),
-                    conditions=conditions,
-                    made={**self.describe(), "layout": layout.model_dump(mode="json")},
-                )
-            )
-
-        def after_step(done: int, _total: int) -> None:
-            # Deep layers kept from an earlier step do not travel: leave only where the next step renews them.
-            whole = done % phase.spec.step_cache == 0
-            taken: Snapshot | None = snapshot if self.family.resumable and whole else None
-            on_step(phase.before + done - skipped, spec.total_steps, taken)
-
+        run = _Run(
+            model=self,
+            phase=phase,
+            spec=spec,
+            layout=layout,
+            on_step=on_step,
+            scheduler=scheduler,
+            state=state,
+            conditions=conditions,
+        )
         predict = self._predict(halves, phase.spec, layout)
-        with self.stepping(phase.spec):
-            latents = denoise(scheduler, predict, state, after_step, self._step_options(phase.spec))
+        try:
+            with self.stepping(phase.spec):
+                latents = denoise(scheduler, predict, state, run.after_step, self._step_options(phase.spec))
+        finally:
+            run.release()
         return self.settle(latents, halves)
 
     def _resume(self, scheduler: Any, phase: _Phase, checkpoint: Checkpoint, conditions: str) -> DenoiseState:
@@ -558,7 +608,8 @@ def _along_time(clip: torch.Tensor, frames: int) -> torch.Tensor:
 
 
 @contextmanager
-def _widened(networks: Sequence[torch.nn.Module]) -> Iterator[None]:
+def widened(networks: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Inside, `networks` compute in float32; afterwards in what they did before."""
     before = [network.dtype for network in networks]
     try:
         for network in networks:

@@ -27,8 +27,8 @@ from pipeline.clip import ClipSpec, ResolutionClass
 from pipeline.families import FAMILIES, family_named
 from pipeline.footprint import footprint, leanest, plan
 from pipeline.layouts import RESIDENT, Layout
-from pipeline.models.diffusion import Halves
 from pipeline.models.devices import EmulatedDevice, HostDevice
+from pipeline.models.diffusion import Halves
 from pipeline.models.errors import NotFiniteError
 from pipeline.models.i2vgen_xl import I2VGenXL
 from pipeline.models.loading import load_model
@@ -228,6 +228,7 @@ def test_prediction_agrees_with_measurement(home: Path, width: int, height: int,
     """At sizes that the coefficients were not fitted to; weights taken off, or they would hide an error."""
     card = HostDevice()
     loaded = load(home, card)
+    loaded.render(picture(99, 99), spec_of(steps=1), layout, no_step)
     weights = card.used_bytes()
     assert weights == sum(t.numel() * t.element_size() for n in loaded.parts.networks for t in _tensors(n))
     card.reset_peak()
@@ -262,6 +263,7 @@ def test_emulated_cards_refuse_and_fit_as_their_docstring_says() -> None:
 def test_a_full_card_ends_the_clip_and_keeps_the_weights(home: Path, layout: Layout) -> None:
     card = EmulatedDevice(emulation.emulated_bytes(8 * GIB))
     loaded = load(home, card)
+    loaded.render(picture(64, 64), spec_of(steps=1), RESIDENT, no_step)
     weights = card.used_bytes()
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate") as kept:
         loaded.render(picture(64, 64), emulation.largest_clip(), layout, no_step)
@@ -274,6 +276,7 @@ def test_a_full_card_ends_the_clip_and_keeps_the_weights(home: Path, layout: Lay
 def test_a_cancelled_clip_holds_nothing(home: Path) -> None:
     card = HostDevice()
     loaded = load(home, card)
+    loaded.render(picture(64, 64), spec_of(steps=1), RESIDENT, no_step)
     weights = card.used_bytes()
     seen = []
 
@@ -331,7 +334,7 @@ def test_a_download_that_fails_is_a_weights_error(tmp_path: Path, monkeypatch: p
     def refuse(*_arguments: Any, **_options: Any) -> str:
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     with pytest.raises(WeightsError, match=r"could not be fetched: ConnectionError: no route.*Check the network"):
         load(tmp_path, family=family_named("i2vgen-xl"), offline=False)
 
@@ -401,10 +404,11 @@ def test_two_makers_at_once_leave_one_whole_folder(tmp_path: Path, monkeypatch: 
         both_written.wait()
         replace_folder(source, target)
 
-    monkeypatch.setattr("pipeline.models.tiny._write", lambda building: (building / "weights").write_text("all"))
+    writer = "pipeline.models.tiny.write_i2vgen_xl"
+    monkeypatch.setattr(writer, lambda building: (building / "weights").write_text("all"))
     monkeypatch.setattr("pipeline.models.tiny.os.replace", together)
     with ThreadPoolExecutor(2) as makers:
-        for maker in [makers.submit(make_tiny, folder) for _ in range(2)]:
+        for maker in [makers.submit(make_tiny, TINY, folder) for _ in range(2)]:
             maker.result()
     assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
     assert (folder / "weights").read_text() == "all"
