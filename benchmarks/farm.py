@@ -51,7 +51,7 @@ def render_one(catalog: str, number: int, folder: str) -> float:
     row = manifest.rows[number]
     assert isinstance(row, Row)
     still = read_image_bytes(manifest, row)
-    spec = resolve(row, open_still(still).size, Defaults(model="camera"), "")
+    spec = resolve(row, open_still(still).size, Defaults(model="camera"), "").spec
     frames = render_frames(CameraModel(), still, spec, RESIDENT, lambda _step, _steps, _snapshot: None)
     target = Path(folder) / row.id
     target.mkdir()

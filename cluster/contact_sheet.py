@@ -50,6 +50,12 @@ class ResultRow:
     image: str = ""
     #: The manifest's columns that the farm does not know.
     extra: Mapping[str, object] = field(default_factory=dict)
+    #: What the row asked for and did not get, with what it got instead and why.
+    adjusted: tuple[str, ...] = ()
+    #: What else its writer should know.
+    notes: tuple[str, ...] = ()
+    #: Short cuts that change the picture; empty for the plain algorithm.
+    lossy: tuple[str, ...] = ()
     video_key: str | None = None
     poster_key: str | None = None
     provenance_key: str | None = None
@@ -155,6 +161,7 @@ def _tile(row: ResultRow) -> dict[str, object]:
         "field": row.problem.field if row.problem else "",
         "message": row.problem.message if row.problem else _why(row),
         "remedy": row.problem.remedy if row.problem else "",
+        "lossy": "; ".join(row.lossy),
         "facts": _facts(row),
     }
 
@@ -186,6 +193,9 @@ def _facts(row: ResultRow) -> list[tuple[str, str]]:
         ("Frames", frames),
         ("Seed", "" if row.seed is None else str(row.seed)),
         ("Model", row.model),
+        ("Lossy", "; ".join(row.lossy)),
+        ("Adjusted", "; ".join(row.adjusted)),
+        ("Note", "; ".join(row.notes)),
         ("Attempts", str(row.attempts) if row.attempts > 1 else ""),
         ("Same clip as", row.shared_with or ""),
     ]

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -16,14 +16,20 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.cards import Beat, Card, CardState, Fleet
 from cluster.escalation import after_attempt, no_card_fits
-from cluster.jobs import Ended, Job, Outcome, Reason
+from cluster.jobs import Checkpoint, Ended, Job, Outcome, Reason, checkpoints_of
+from cluster.leftovers import Leftovers
 from cluster.placement import Refuse, Snapshot, Start, place
-from cluster.store import Claim, Ledger, StaleEpochError
+from cluster.storage import Storage
+from cluster.store import Claim, Ledger, StaleEpochError, Stretch
 from pipeline.clip import ClipSpec
+from pipeline.families import FAMILIES
 from pipeline.footprint import leanest
 
 log = logging.getLogger("clipmill.dispatcher")
 T = TypeVar("T")
+
+#: How long the checkpoints of the last clips may hold up a farm that closes, in seconds.
+_LAST_SWEEP_S = 1.0
 
 
 class Assignment(BaseModel):
@@ -41,11 +47,15 @@ class Assignment(BaseModel):
     content_key: str
     #: Goes into the provenance.
     row: dict[str, Any]
+    #: Go on from here; begin anew where it cannot be used.
+    resume: Checkpoint | None = None
+    #: Who did the steps up to there, oldest first. Goes into the provenance.
+    done: tuple[Stretch, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone:
-    """A step finished; 0 of n says the weights are there and the first step begins."""
+    """A step finished; 0 of n (m of n where it goes on) says the weights are there and the first step begins."""
 
     step: int
     steps: int
@@ -56,7 +66,22 @@ class CardFree:
     """The frames are off the card: it can take the next clip while this one is encoded."""
 
 
-Event = StepDone | CardFree | Ended
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """The clip can go on from here."""
+
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFailed:
+    """The clip goes on, but what is done since the last checkpoint is lost if its renderer is."""
+
+    step: int
+    detail: str
+
+
+Event = StepDone | CardFree | CheckpointSaved | CheckpointFailed | Ended
 
 
 class RendererPool(Protocol):
@@ -83,6 +108,8 @@ class Verdict(StrEnum):
     """Answer to a beat, per attempt."""
 
     GO_ON = "go_on"
+    #: Save a checkpoint, then stop: another attempt will go on from it.
+    CHECKPOINT = "checkpoint"
     #: Stop and give the job back: it is not (or no longer) this renderer's.
     STOP = "stop"
     CANCEL = "cancel"
@@ -113,6 +140,14 @@ class _Flight:
     stop: Outcome | None = None
     #: Its ending is being written: too late to interrupt.
     ending: bool = False
+    #: The step it goes on from; 0 where it begins anew, or turned out to.
+    resumed_step: int = 0
+    #: Its newest checkpoint, and the newest that the store knows of.
+    checkpoint: Checkpoint | None = None
+    recorded: Checkpoint | None = None
+    #: Why it was told to save a checkpoint and stop, and when patience with it ends; empty while it may go on.
+    leaving: str = ""
+    leave_by: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +161,10 @@ class Timing:
     lease_s: int = 10
     #: A renderer that was not heard for this long gets no new clip.
     silent_s: float = 5.0
+    #: A clip told to save a checkpoint and stop is stopped without one after this: a decode cannot be left.
+    preempt_s: float = 30.0
+    #: The same when the farm closes: a beat, a step and a write, within what the closing side waits for.
+    farewell_s: float = 4.0
 
 
 @dataclass
@@ -146,7 +185,9 @@ class Dispatcher:
         holder: str,
         clock: Callable[[], float],
         timing: Timing | None = None,
+        storage: Storage | None = None,
     ) -> None:
+        """`storage`: where checkpoints lie that nobody needs any more; None: they are left there."""
         self._ledger = ledger
         self._pool = pool
         self._fleet = fleet
@@ -161,6 +202,8 @@ class Dispatcher:
         self._ended = asyncio.Event()
         self._ended.set()
         self._renewed_at = 0.0
+        self._leftovers = Leftovers(ledger, storage, self._store)
+        self._sweeping: asyncio.Task[None] | None = None
         # One thread: store calls stay in order and never block the beats.
         self._store_thread = ThreadPoolExecutor(1, thread_name_prefix="store")
 
@@ -184,8 +227,25 @@ class Dispatcher:
                 verdicts[attempt_id] = Verdict.STOP
                 continue
             flight.steps = max(flight.steps, steps)
-            verdicts[attempt_id] = Verdict.CANCEL if flight.cancelled else Verdict.GO_ON
+            leaving = Verdict.CHECKPOINT if flight.leaving else Verdict.GO_ON
+            verdicts[attempt_id] = Verdict.CANCEL if flight.cancelled else leaving
         return verdicts
+
+    def preempt(self, job_id: str, cause: str = "preempt") -> bool:
+        """Have a running job's clip saved and stopped; the job then waits for a card again, at no attempt's cost.
+
+        False where there is nothing to stop: it does not run, is being published, or its family cannot be resumed.
+        """
+        flight = next((f for f in self._state.flights.values() if f.claim.job.id == job_id), None)
+        return flight is not None and self._ask_to_leave(flight, cause, self._timing.preempt_s)
+
+    def _ask_to_leave(self, flight: _Flight, cause: str, patience_s: float) -> bool:
+        spec = flight.claim.job.spec
+        resumable = spec is not None and spec.family in FAMILIES and FAMILIES[spec.family].resumable
+        if not resumable or not flight.holds_card or flight.cancelled or flight.stop or flight.ending:
+            return False
+        flight.leaving, flight.leave_by = cause, self._clock() + patience_s
+        return True
 
     def _seat(self, beat: Beat) -> _Seat:
         # One card has one living renderer: whoever had it before is dead, though nothing may have said so.
@@ -223,7 +283,9 @@ class Dispatcher:
         try:
             for claim in await self._store(self._ledger.take_office, self._holder):
                 # Their streams died with the dispatcher that held them; the fence keeps any zombie out.
-                await self._end(claim, Ended(outcome=Outcome.LOST, detail="the dispatcher was replaced"))
+                detail = "the dispatcher was replaced"
+                await self._end(claim, Ended(outcome=Outcome.LOST, detail=detail, resumed_step=claim.resumed_step))
+            self._sweeping = asyncio.create_task(self._leftovers.sweep(thorough=True))
             while not self._leaving:
                 await self._turn()
                 with contextlib.suppress(TimeoutError):
@@ -238,13 +300,24 @@ class Dispatcher:
     async def stop(self, grace_s: float) -> None:
         """Start nothing more; let clips in flight finish for `grace_s`, then give them back to the queue.
 
-        Leases are renewed until the last clip has ended. Returns when `run` has.
+        Those that can go on elsewhere save a checkpoint first, within `Timing.farewell_s`. Leases are renewed until the
+        last clip has ended. Returns when `run` has.
         """
         self._stopping = True
         self._wake.set()
         deadline = self._clock() + grace_s
         while (tasks := self._tasks()) and self._clock() < deadline:
             await asyncio.wait(tasks, timeout=max(0.0, deadline - self._clock()), return_when=asyncio.FIRST_COMPLETED)
+        patience_s, now = self._timing.farewell_s, self._clock()
+        told = [
+            flight.task
+            for flight in self._state.flights.values()
+            if flight.task
+            and self._is_heard(flight.claim.renderer, now)
+            and self._ask_to_leave(flight, "drain", patience_s)
+        ]
+        if told:
+            await asyncio.wait(told, timeout=patience_s)
         self._leaving = True
         self._wake.set()
         await self._ended.wait()
@@ -287,7 +360,19 @@ class Dispatcher:
             for attempt_id, flight in self._state.flights.items()
             if self._is_heard(flight.claim.renderer, now)
         }
-        renewal = await self._store(self._ledger.renew, heard, self._timing.lease_s)
+        unrecorded = {
+            attempt_id: flight.checkpoint
+            for attempt_id, flight in self._state.flights.items()
+            if flight.checkpoint and flight.checkpoint != flight.recorded
+        }
+        renewal = await self._store(self._ledger.renew, heard, self._timing.lease_s, unrecorded)
+        for attempt_id, checkpoint in unrecorded.items():
+            if flight := self._state.flights.get(attempt_id):
+                flight.recorded = checkpoint
+        self._leftovers.discard(*renewal.superseded)
+        for flight in self._state.flights.values():
+            if flight.leaving and now > flight.leave_by:
+                self._interrupt(flight, Outcome.STOPPED)
         for attempt_id in renewal.cancelled:
             if flight := self._state.flights.get(attempt_id):
                 flight.cancelled = True
@@ -297,11 +382,14 @@ class Dispatcher:
             if flight:
                 self._interrupt(flight, Outcome.LOST)
             else:
-                await self._end(claim, Ended(outcome=Outcome.LOST, detail="its lease ran out"))
+                detail = "its lease ran out"
+                await self._end(claim, Ended(outcome=Outcome.LOST, detail=detail, resumed_step=claim.resumed_step))
         silent = [uid for uid, seat in self._state.seats.items() if now - seat.heard_at > self._timing.lease_s]
         for uid in silent:
             del self._state.seats[uid]
         await self._store(self._ledger.record_cards, [seat.beat for seat in self._state.seats.values()])
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.create_task(self._leftovers.sweep())
 
     def _is_heard(self, renderer: str, now: float) -> bool:
         seat = self._state.seats.get(renderer)
@@ -332,8 +420,11 @@ class Dispatcher:
         seat = self._state.seats.get(claim.renderer)
         if seat:
             seat.rendering = claim.attempt_id
-        steps = (0, claim.job.spec.steps if claim.job.spec else 0)
-        flight = self._state.flights[claim.attempt_id] = _Flight(claim=claim, steps=steps)
+        flight = self._state.flights[claim.attempt_id] = _Flight(
+            claim=claim,
+            steps=(claim.resumed_step, claim.job.spec.total_steps if claim.job.spec else 0),
+            resumed_step=claim.resumed_step,
+        )
         flight.task = asyncio.create_task(self._fly(flight))
 
     async def _fly(self, flight: _Flight) -> None:
@@ -355,6 +446,10 @@ class Dispatcher:
             log.exception("attempt %s broke in the dispatcher", claim.attempt_id)
             ended = Ended(outcome=Outcome.ERROR, detail=f"{type(error).__name__}: {error}")
         flight.ending = True
+        if ended.outcome is Outcome.STOPPED:
+            ended = replace(ended, cause=flight.leaving or "drain")
+        own = ended.checkpoint if _is_own(claim, ended.checkpoint) else None
+        ended = replace(ended, resumed_step=flight.resumed_step, checkpoint=own or flight.checkpoint)
         try:
             await self._end(claim, ended)
         except StaleEpochError:
@@ -382,6 +477,8 @@ class Dispatcher:
             spec=job.spec,
             content_key=job.content_key,
             row=job.row,
+            resume=claim.resume,
+            done=claim.done,
         )
         stream = self._pool.render(assignment)
         try:
@@ -390,9 +487,21 @@ class Dispatcher:
                     case Ended():
                         return event
                     case CardFree():
+                        # Its frames are there: stopping it would gain nothing.
+                        flight.leaving = ""
                         self._free(flight)
                     case StepDone():
+                        if event.step < flight.resumed_step:
+                            # The checkpoint was refused.
+                            flight.resumed_step, flight.steps = 0, (event.step, event.steps)
                         flight.steps = max(flight.steps, (event.step, event.steps))
+                    case CheckpointSaved():
+                        if _is_own(claim, event.checkpoint):
+                            flight.checkpoint = event.checkpoint
+                    case CheckpointFailed():
+                        log.warning(
+                            "attempt %s has no checkpoint at step %d: %s", claim.attempt_id, event.step, event.detail
+                        )
         finally:
             if hasattr(stream, "aclose"):
                 await stream.aclose()
@@ -416,11 +525,22 @@ class Dispatcher:
         transition = after_attempt(job, ended, self._fleet)
         if not await self._store(self._ledger.finish, claim, ended, transition):
             log.warning("attempt %s ended twice; the second ending (%s) is void", claim.attempt_id, ended.outcome)
+        elif not transition.state.final:
+            # The objects of a job that has ended are swept by its prefix.
+            known = {checkpoint.key for checkpoint in (job.checkpoint, ended.checkpoint) if checkpoint}
+            if transition.keeps_checkpoint and (kept := ended.checkpoint or job.checkpoint):
+                known.discard(kept.key)
+            self._leftovers.discard(*known)
 
     async def _close(self) -> None:
         for flight in list(self._state.flights.values()):
             self._interrupt(flight, Outcome.STOPPED)
         await asyncio.gather(*self._tasks(), return_exceptions=True)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._leftovers.sweep(), _LAST_SWEEP_S)
+        self._leftovers.close()
         self._store_thread.shutdown(wait=False)
 
     def _tasks(self) -> list[asyncio.Task[None]]:
@@ -431,3 +551,8 @@ class Dispatcher:
         future = loop.run_in_executor(self._store_thread, partial(call, *args))
         # A cancelled flight must not abandon a store call half way.
         return await asyncio.shield(future)
+
+
+def _is_own(claim: Claim, checkpoint: Checkpoint | None) -> bool:
+    # What is recorded is deleted one day: no renderer may name anything but what it put aside itself.
+    return checkpoint is not None and checkpoint.key.startswith(f"{checkpoints_of(claim.job.id)}/{claim.attempt_id}/")

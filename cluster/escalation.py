@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cluster.cards import GIB, Fleet
 from cluster.jobs import MAX_ATTEMPTS, MAX_RELEASES, Ended, Job, JobState, Outcome, Reason, Transition
 from pipeline.clip import ClipSpec, ResolutionClass
@@ -14,6 +16,13 @@ def after_attempt(job: Job, ended: Ended, fleet: Fleet) -> Transition:
     Always ends: crashes and errors are counted against `MAX_ATTEMPTS`, everything else against `MAX_RELEASES`.
     Memory outcomes raise `needs_bytes` strictly besides, so most of them end at the largest card.
     """
+    transition = _after(job, ended, fleet)
+    # A checkpoint may be what kills its renderers: whoever went on from one and failed is followed by a fresh start.
+    suspect = ended.resumed_step > 0 and ended.outcome in (Outcome.ERROR, Outcome.CRASHED)
+    return replace(transition, keeps_checkpoint=transition.state is JobState.QUEUED and not suspect)
+
+
+def _after(job: Job, ended: Ended, fleet: Fleet) -> Transition:
     if ended.outcome is Outcome.COMPLETED:
         return Transition(state=JobState.COMPLETED, costs_attempt=True)
     if job.cancel_requested:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from cluster.chunks import chunks
@@ -25,6 +25,8 @@ class Farm:
     desk: Desk
     storage: Storage
     owner: str = "local"
+    #: Families whose licence is accepted, asked at every submission.
+    accepted: Callable[[], Collection[str]] = frozenset
 
     def put_still(self, data: bytes) -> str:
         """Check a still, store it under its SHA-256 and return that. Raises `BadInputError`."""
@@ -69,8 +71,9 @@ class Farm:
             return known
         if attended and source:
             self.desk.supersede(self.owner, source, batch_id)
+        accepted = self.accepted()
         for chunk in chunks(rows, CHUNK_ROWS):
-            drafts = [draft(row, defaults, self._still_size) for row in chunk]
+            drafts = [draft(row, defaults, self._still_size, accepted) for row in chunk]
             self._forget_lost_clips([d.content_key for d in drafts if d.content_key])
             self.desk.add(self.owner, batch_id, drafts)
             if attended:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +11,8 @@ from cluster.jobs import Draft
 from cluster.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
 from cluster.resolve import Defaults, RowProblems, resolve
 from pipeline.clip import content_key
+from pipeline.families import family_named
+from pipeline.families.licences import licence_problem
 from pipeline.footprint import footprint
 from pipeline.problems import BadInputError, Problem
 
@@ -71,8 +73,16 @@ def _hand_in(manifest: Manifest, row: Row, put_still: PutStill) -> str | Problem
         return error.problem
 
 
-def draft(incoming: IncomingRow, defaults: Defaults, still_size: Callable[[str], tuple[int, int] | None]) -> Draft:
-    """The job a row becomes. `still_size` gives the upright size of a still handed in before, by its SHA-256."""
+def draft(
+    incoming: IncomingRow,
+    defaults: Defaults,
+    still_size: Callable[[str], tuple[int, int] | None],
+    accepted: Collection[str] = (),
+) -> Draft:
+    """The job a row becomes. `still_size` gives the upright size of a still handed in before, by its SHA-256.
+
+    `accepted`: families whose licence is accepted, of those that ask for it.
+    """
     if incoming.problems or incoming.row is None or incoming.still is None:
         return _failed(incoming, incoming.problems)
     # Rows of the API have not been through a manifest's reader.
@@ -86,13 +96,17 @@ def draft(incoming: IncomingRow, defaults: Defaults, still_size: Callable[[str],
         )
         return _failed(incoming, (missing,))
     try:
-        spec = resolve(incoming.row, size, defaults, incoming.still)
+        resolved = resolve(incoming.row, size, defaults, incoming.still)
     except RowProblems as error:
         return _failed(incoming, error.problems)
+    spec = resolved.spec
+    if problem := licence_problem(family_named(spec.family), accepted):
+        return _failed(incoming, (problem,))
+    told = {"adjusted": list(resolved.adjusted), "notes": list(resolved.notes)}
     return Draft(
         number=incoming.position,
         name=incoming.name,
-        row=_facts(incoming),
+        row=_facts(incoming) | {name: texts for name, texts in told.items() if texts},
         still=incoming.still,
         spec=spec,
         content_key=content_key(incoming.still, spec),
@@ -106,7 +120,7 @@ def _failed(incoming: IncomingRow, problems: tuple[Problem, ...]) -> Draft:
 
 
 def _facts(incoming: IncomingRow) -> dict[str, Any]:
-    """What the person wrote, for results and provenance."""
+    """What the person wrote, for results and provenance; `draft` adds what became of it."""
     row = incoming.row
     facts: dict[str, Any] = {"number": incoming.number, "line": incoming.line}
     if row is not None:

@@ -15,6 +15,16 @@ MAX_ATTEMPTS = 3
 MAX_RELEASES = 25
 
 
+def checkpoints_of(job_id: str) -> str:
+    """Storage prefix of everything that attempts of a job put aside."""
+    return f"checkpoints/{job_id}"
+
+
+def checkpoint_key(job_id: str, attempt_id: str, step: int) -> str:
+    """Storage key of a checkpoint; named under its attempt, so that a zombie overwrites nothing."""
+    return f"{checkpoints_of(job_id)}/{attempt_id}/{step}"
+
+
 class JobState(StrEnum):
     """Where a job is in its life."""
 
@@ -82,6 +92,14 @@ class Draft:
     problems: tuple[Problem, ...] = ()
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A clip between two steps, in storage under `key`; `step` steps are done."""
+
+    key: str
+    step: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One row (times a candidate) of a batch."""
@@ -109,9 +127,11 @@ class Job:
     releases: int = 0
     cancel_requested: bool = False
     clip_id: str | None = None
-    #: Last finished step of the running attempt, and steps in all.
+    #: Last finished step of the newest attempt (of a waiting job: the step it will go on from), and steps in all.
     step: int = 0
     steps: int = 0
+    #: Where its next attempt goes on; None: it begins anew.
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +174,12 @@ class Attempt:
     ended_at: int | None = None
     measured_bytes: int = 0
     detail: str = ""
+    #: Last finished step and steps in all.
+    step: int = 0
+    steps: int = 0
+    #: The step it went on from, out of the checkpoint of the attempt `resumed_from`; 0 and None: from the beginning.
+    resumed_step: int = 0
+    resumed_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +257,12 @@ class Ended:
     predicted_bytes: int = 0
     #: Stage that ran out of memory.
     stage: str = ""
+    #: The newest checkpoint of this attempt that is in storage.
+    checkpoint: Checkpoint | None = None
+    #: The step it went on from; 0: it began anew.
+    resumed_step: int = 0
+    #: Of `STOPPED`: why, such as `drain` or `preempt`.
+    cause: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,3 +276,5 @@ class Transition:
     costs_attempt: bool = False
     #: New floor for `Job.needs_bytes`.
     needs_bytes: int | None = None
+    #: Whether the next attempt may go on from a checkpoint.
+    keeps_checkpoint: bool = False

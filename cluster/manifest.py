@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from cluster.beside import read_beside
 from cluster.tables import ManifestError, Record, read_records, unreadable
-from pipeline.clip import Fit, ResolutionClass, Tier
-from pipeline.families import family_named, parse_aspect
+from pipeline.clip import Fit, ResolutionClass, Sampler, Tier, Upscale
+from pipeline.families import FAMILIES, family_named, parse_aspect
 from pipeline.problems import BadInputError, Problem
 
 __all__ = [
@@ -73,6 +73,19 @@ class Row(BaseModel):
     priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     after: str | None = None
     fit: Fit | None = None
+    sampler: Sampler | None = None
+    #: Frames denoised at once, of a clip that has more; 0: all of them.
+    window: int | None = None
+    window_overlap: int | None = None
+    #: Steps for which the deep layers are reused; 1: none.
+    step_cache: int | None = None
+    #: Smaller class in which the motion is made before it is enlarged.
+    motion_class: ResolutionClass | None = None
+    #: Whether the clip starts from the one this row would have at tier draft.
+    from_draft: bool | None = None
+    #: With `motion_class` or `from_draft`: share of the steps done on the enlarged clip.
+    strength: float | None = None
+    upscale: Upscale | None = None
     #: Columns the farm does not know, for the provenance.
     extra: dict[str, JsonValue] = Field(default_factory=dict)
 
@@ -111,11 +124,12 @@ class Manifest:
         return [row for row in self.rows if isinstance(row, BadRow)]
 
 
-def read_manifest(path: str | PathLike[str], *, prompt: str | None = None) -> Manifest:
+def read_manifest(path: str | PathLike[str], *, prompt: str | None = None, model: str | None = None) -> Manifest:
     """All rows of a CSV (comma, semicolon or tab), JSONL or Parquet file, or of a folder of images.
 
-    `prompt` serves every row that has none of its own; a folder needs it. A row asking for several
-    candidates becomes that many rows, with ids `<id>-c1`, `<id>-c2` and so on.
+    `prompt` serves every row that has none of its own; a folder needs it, unless `model` (the one of rows that name
+    none, where it is known) does not read prompts. A row asking for several candidates becomes that many rows, with
+    ids `<id>-c1`, `<id>-c2` and so on.
 
     Raises `ManifestError` where the manifest as a whole cannot be read.
     """
@@ -123,12 +137,12 @@ def read_manifest(path: str | PathLike[str], *, prompt: str | None = None) -> Ma
     records = read_records(path)
     is_folder = path.is_dir()
     prompt = prompt.strip() if prompt else None
-    if is_folder and not prompt:
+    if is_folder and not prompt and _reads_prompts(model):
         raise ManifestError(path, "a folder of images says nothing of their prompt", "Give one for all with --prompt.")
     rows: list[RowRead] = []
     numbers: dict[str, int] = {}
     for record in records:
-        rows.extend(_read_row(record, prompt, numbers))
+        rows.extend(_read_row(record, prompt, model, numbers))
     # The parent of the path as given: a manifest that is itself a link (a mounted ConfigMap) lies where it is named.
     return Manifest(root=(path if is_folder else path.parent).resolve(), rows=rows)
 
@@ -201,6 +215,16 @@ def _aspect(field: str, value: object) -> str:
     return text
 
 
+def _yes_no(field: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    try:
+        return words[_text(field, value).lower()]
+    except KeyError:
+        raise BadInputError(field, f"{_show(value)} is neither yes nor no", "Write true or false.") from None
+
+
 _READERS: dict[str, Callable[[str, object], object]] = {
     "image": _text,
     "prompt": _text,
@@ -218,6 +242,14 @@ _READERS: dict[str, Callable[[str, object], object]] = {
     "priority": partial(_whole, minimum=-MAX_PRIORITY, maximum=MAX_PRIORITY),
     "after": _text,
     "fit": partial(_choice, Fit),
+    "sampler": partial(_choice, Sampler),
+    "window": partial(_whole, minimum=0, maximum=100_000),
+    "window_overlap": partial(_whole, minimum=0, maximum=100_000),
+    "step_cache": partial(_whole, minimum=1, maximum=1000),
+    "motion_class": partial(_choice, ResolutionClass),
+    "from_draft": _yes_no,
+    "strength": _number,
+    "upscale": partial(_choice, Upscale),
 }
 
 
@@ -295,7 +327,12 @@ def _claim(name: str, count: int, number: int, numbers: dict[str, int]) -> list[
     return names
 
 
-def _read_row(record: Record, prompt: str | None, numbers: dict[str, int]) -> list[RowRead]:
+def _reads_prompts(model: str | None) -> bool:
+    family = FAMILIES.get(model or "")
+    return family is None or family.uses_prompt
+
+
+def _read_row(record: Record, prompt: str | None, model: str | None, numbers: dict[str, int]) -> list[RowRead]:
     """The rows one record asks for, or its one bad row. `numbers` holds the ids met so far and grows."""
     problems = list(record.problems)
     fields, extra = _fields(record, problems)
@@ -306,7 +343,7 @@ def _read_row(record: Record, prompt: str | None, numbers: dict[str, int]) -> li
     if "row" not in told:
         if "image" not in told | fields.keys():
             problems.append(BadInputError("image", "the row names no image", "Write its path.").problem)
-        if "prompt" not in told | fields.keys():
+        if "prompt" not in told | fields.keys() and _reads_prompts(fields.get("model") or model):
             remedy = "Say what moves, or give one prompt for all with --prompt."
             problems.append(BadInputError("prompt", "the prompt is empty", remedy).problem)
     name = fields.pop("id", "") or _stem(fields.get("image", ""))

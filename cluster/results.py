@@ -67,7 +67,8 @@ def write_clip(
         if key is not None:
             jobs.append((row.id + suffix, key, _copier(storage, key)))
     if row.provenance_key is not None:
-        on_top = {**(extra_provenance or {}), "row": facts}
+        # An equal row may have asked otherwise: what was adjusted is this row's own.
+        on_top = {**(extra_provenance or {}), "row": facts, "adjusted": list(row.adjusted)}
         source = hashlib.sha256(_json([row.provenance_key, on_top])).hexdigest()
         jobs.append((f"{row.id}.json", source, _merger(storage, row.provenance_key, on_top)))
 
@@ -101,6 +102,8 @@ def _row_facts(row: ResultRow) -> dict[str, object]:
     facts: dict[str, object] = {"id": row.id, "number": row.number, "image": row.image, "prompt": row.prompt}
     if row.shared_with is not None:
         facts["shared_with"] = row.shared_with
+    if row.notes:
+        facts["notes"] = list(row.notes)
     return facts | {"extra": dict(row.extra)}
 
 

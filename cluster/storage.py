@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -16,6 +17,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.problems import BadInputError, Problem
+
+log = logging.getLogger("clipmill.storage")
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_@=+,~-][A-Za-z0-9._@=+,~-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -114,6 +117,22 @@ class Storage:
         with self._telling(key, "deleted"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(path)
 
+    def delete_under(self, prefix: str) -> None:
+        """Remove every object whose key starts with `prefix` and a slash. Raises `StorageError`."""
+        path = self._path(prefix)
+        with self._telling(prefix, "deleted"), contextlib.suppress(FileNotFoundError):
+            self._fs.rm(path, recursive=True)
+
+    def names_under(self, prefix: str) -> list[str]:
+        """The next segment of every key that starts with `prefix` and a slash, sorted. Raises `StorageError`."""
+        path = self._path(prefix)
+        with self._telling(prefix, "listed"):
+            try:
+                found = self._fs.ls(path, detail=False)
+            except FileNotFoundError:
+                return []
+        return sorted({str(name).rstrip("/").rsplit("/", 1)[-1] for name in found})
+
     @staticmethod
     def still_key(sha256: str) -> str:
         """Where the still with this SHA-256 (64 lower-case hex digits) lies."""
@@ -184,6 +203,30 @@ class Storage:
     def _unknown(self, key: str, done: str, error: Exception) -> StorageError:
         message = f"{key!r} could not be {done} ({self.url}): {type(error).__name__}: {error}"
         return StorageError(key, message, "Check that the storage is reachable and writable, then retry.")
+
+
+class StorageShelf:
+    """What renderers share under `cache/`, as `pipeline.caches.Shelf`: a storage that fails is a miss."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def get(self, key: str) -> bytes | None:
+        """The object, or None where there is none or it cannot be read."""
+        try:
+            return self._storage.get_bytes(f"cache/{key}")
+        except MissingObjectError:
+            return None
+        except (StorageError, ValueError) as error:
+            log.warning("the shared cache could not be read: %s", error)
+            return None
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep the object if possible; what is there already stays."""
+        try:
+            self._storage.put_bytes(f"cache/{key}", data)
+        except (StorageError, ValueError) as error:
+            log.warning("the shared cache could not be written: %s", error)
 
 
 @contextlib.contextmanager

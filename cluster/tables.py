@@ -24,6 +24,7 @@ COLUMNS = frozenset(
     (
         *("id", "image", "prompt", "negative_prompt", "model", "resolution_class", "aspect", "tier"),
         *("frames", "fps", "steps", "guidance", "seed", "candidates", "priority", "after", "fit"),
+        *("sampler", "window", "window_overlap", "step_cache", "motion_class", "from_draft", "strength", "upscale"),
     )
 )
 #: What makes a file in a folder a row; HEIC is refused later, with a remedy, rather than passed over in silence.

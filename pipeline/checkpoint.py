@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from pipeline.models.devices import off_card
 from pipeline.samplers import SchedulerState
 
 VERSION = 1
@@ -59,6 +60,11 @@ class Checkpoint:
 
 def dump(checkpoint: Checkpoint) -> bytes:
     """The checkpoint as bytes; tensors are copied from the card."""
+    with off_card():
+        return _dump(checkpoint)
+
+
+def _dump(checkpoint: Checkpoint) -> bytes:
     tensors = {"latents": checkpoint.latents.detach().to("cpu").contiguous()}
     tensors |= {f"scheduler.{name}": tensor for name, tensor in checkpoint.scheduler.tensors.items()}
     document = {
@@ -93,7 +99,8 @@ def parse(data: bytes) -> Checkpoint:
     try:
         (header_bytes,) = struct.unpack_from("<Q", body)
         document = json.loads(json.loads(body[8 : 8 + header_bytes])["__metadata__"]["checkpoint"])
-        tensors = load(body)
+        with off_card():
+            tensors = load(body)
     except (SafetensorError, ValueError, KeyError, struct.error) as error:
         raise CheckpointError(f"the checkpoint cannot be read ({error})") from error
     if document.get("version") != VERSION:

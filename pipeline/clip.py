@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 #: Raised whenever the same spec and still would give other pixels; part of every content key.
 RENDERER_VERSION = "2"
 
+#: The prompt of a clip whose family reads none.
+NO_PROMPT = "(none)"
+
 
 class ResolutionClass(StrEnum):
     """A pixel budget of side², shared by all aspect ratios of the class."""
@@ -37,6 +40,8 @@ class Tier(StrEnum):
     DRAFT = "draft"
     STANDARD = "standard"
     HIGH = "high"
+    #: A draft's frames in few steps, with distilled weights that the farm's configuration names.
+    FAST = "fast"
 
 
 class Fit(StrEnum):

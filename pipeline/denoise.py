@@ -41,7 +41,8 @@ def start(scheduler: Scheduler, noise: torch.Tensor, steps: int) -> DenoiseState
     """The state before the first step of `steps`; `noise` is standard normal."""
     # Kept on the CPU: the scheduler looks its tables up by timestep, which on a card would wait for it every step.
     scheduler.set_timesteps(steps, device="cpu")
-    return DenoiseState(latents=noise * scheduler.init_noise_sigma)
+    # Flow matching starts from the noise as it is, and its schedulers do not say so.
+    return DenoiseState(latents=noise * getattr(scheduler, "init_noise_sigma", 1.0))
 
 
 def refine(scheduler: Scheduler, clean: torch.Tensor, noise: torch.Tensor, steps: int, last: int) -> DenoiseState:
@@ -152,19 +153,20 @@ class Windowed:
     arXiv:2305.18264). The sampler then steps the whole clip at once, so nothing but the latents is carried.
     """
 
-    def __init__(self, spans: Sequence[tuple[int, int]], predicts: Sequence[Predict]) -> None:
+    def __init__(self, spans: Sequence[tuple[int, int]], predict_of: Callable[[int, int], Predict]) -> None:
+        """`predict_of(first, end)` gives the prediction of one window; it is asked anew for every window and step."""
         self._spans = list(spans)
-        self._predicts = list(predicts)
+        self._predict_of = predict_of
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """The blended prediction, shaped like `latents` (clips, channels, frames, height, width)."""
         total = torch.zeros_like(latents)
         weights = torch.zeros(latents.shape[2], dtype=latents.dtype, device=latents.device)
-        for (first, end), predict in zip(self._spans, self._predicts, strict=True):
+        for first, end in self._spans:
             count = end - first
             places = torch.arange(count, dtype=latents.dtype, device=latents.device)
             weight = torch.minimum(places, count - 1 - places) + 1
-            prediction = predict(latents[:, :, first:end], timestep).to(latents.dtype)
+            prediction = self._predict_of(first, end)(latents[:, :, first:end], timestep).to(latents.dtype)
             total[:, :, first:end] += prediction * weight.view(1, 1, -1, 1, 1)
             weights[first:end] += weight
         return total / weights.view(1, 1, -1, 1, 1)

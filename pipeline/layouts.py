@@ -12,15 +12,27 @@ class Layout(BaseModel):
 
     #: Encode: the encoders are on the card only while they encode, and the denoiser only while they do not.
     evict_encoders: bool = False
+    #: Decode: the denoiser is off the card meanwhile.
+    evict_denoiser: bool = False
     #: Denoise: run the conditional and unconditional halves of guidance one after the other.
     split_guidance: bool = False
-    #: Decode: frames decoded together by the VAE.
+    #: Denoise: parts that feed-forward layers do their tokens in, one after the other; 1: all at once.
+    chunk_feed_forward: int = Field(default=1, ge=1)
+    #: Decode: frames decoded together by the VAE, where the family's decoder leaves the choice.
     decode_frames: int = Field(default=1, ge=1)
+
+    @property
+    def denoise_switches(self) -> str:
+        """The switches that change what a denoising step takes, such as `batched` or `split ff8`."""
+        guidance = "split" if self.split_guidance else "batched"
+        return guidance + (f" ff{self.chunk_feed_forward}" if self.chunk_feed_forward > 1 else "")
 
     def __str__(self) -> str:
         guidance = "split" if self.split_guidance else "batched"
         encoders = "evicted" if self.evict_encoders else "resident"
-        return f"encoders={encoders} guidance={guidance} decode={self.decode_frames}"
+        chunks = f" feed-forward={self.chunk_feed_forward}" if self.chunk_feed_forward > 1 else ""
+        denoiser = " denoiser=evicted" if self.evict_denoiser else ""
+        return f"encoders={encoders} guidance={guidance}{chunks}{denoiser} decode={self.decode_frames}"
 
 
 #: The fastest layout of every family so far: guidance batched, one frame decoded at a time (the same

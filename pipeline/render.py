@@ -63,6 +63,7 @@ def write_clip(frames: Frames, spec: ClipSpec, folder: Path, facts: Mapping[str,
     family = family_named(spec.family)
     provenance = {
         "spec": spec.model_dump(mode="json"),
+        "lossy": list(spec.lossy),
         "family": {
             "name": family.name,
             "title": family.title,

@@ -23,6 +23,7 @@ from diffusers import (
 )
 
 from pipeline.clip import Sampler
+from pipeline.models.devices import off_card
 
 
 class Scheduler(Protocol):
@@ -129,6 +130,11 @@ class SchedulerState:
 
 def take_state(scheduler: Any, steps: int) -> SchedulerState:
     """The state of a scheduler that was laid out for `steps`; its tensors are copies on the CPU."""
+    with off_card():
+        return _take_state(scheduler, steps)
+
+
+def _take_state(scheduler: Any, steps: int) -> SchedulerState:
     fresh = _fresh(scheduler, steps)
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from cluster.cards import Beat
 from cluster.demand import ClassState, backlog_gpu_seconds, replicas_kept, replicas_wanted
 from cluster.dispatcher import Assignment, Dispatcher, Event, RendererDiedError, RendererLostError
+from cluster.storage import Storage
 from cluster.store import Database, Ledger
 from cluster.store.backlog import mean_gpu_seconds, waiting_kinds
 from serve.autoscaling import kept_name, wanted_name
@@ -69,6 +70,7 @@ class DispatcherDeployment:
             farm.fleet(),
             holder=f"{socket.gethostname()}:{os.getpid()}",
             clock=time.monotonic,
+            storage=Storage(farm.settings().storage_url),
         )
         self._loop = asyncio.create_task(self._dispatcher.run())
         self._figures: dict[str, float] = {}
@@ -105,6 +107,10 @@ class DispatcherDeployment:
     async def nudge(self) -> None:
         """New work is in the store."""
         self._dispatcher.nudge()
+
+    async def preempt(self, job_id: str) -> bool:
+        """Have a running job save a checkpoint and make room; False where there is nothing to stop."""
+        return self._dispatcher.preempt(job_id)
 
     async def drain(self, grace_s: float) -> None:
         """Start nothing more; return when clips in flight have finished or were given back."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from cluster.dispatcher import CardFree, Event, StepDone
-from cluster.jobs import Ended, Objects, Outcome
+from cluster.dispatcher import CardFree, CheckpointFailed, CheckpointSaved, Event, StepDone
+from cluster.jobs import Checkpoint, Ended, Objects, Outcome
 from pipeline.problems import Problem
 
 #: First message of every stream: the renderer has the assignment.
@@ -20,6 +20,10 @@ def event_to_wire(event: Event) -> dict[str, Any]:
             return {"event": "step", "step": event.step, "steps": event.steps}
         case CardFree():
             return {"event": "card_free"}
+        case CheckpointSaved():
+            return {"event": "checkpoint", **asdict(event.checkpoint)}
+        case CheckpointFailed():
+            return {"event": "checkpoint_failed", "step": event.step, "detail": event.detail}
         case Ended():
             body = asdict(event)
             body["outcome"] = event.outcome.value
@@ -35,9 +39,14 @@ def event_from_wire(message: dict[str, Any]) -> Event:
             return StepDone(**body)
         case "card_free":
             return CardFree()
+        case "checkpoint":
+            return CheckpointSaved(Checkpoint(**body))
+        case "checkpoint_failed":
+            return CheckpointFailed(**body)
         case "ended":
             body["outcome"] = Outcome(body["outcome"])
             body["problem"] = Problem.model_validate(body["problem"]) if body["problem"] else None
+            body["checkpoint"] = Checkpoint(**body["checkpoint"]) if body["checkpoint"] else None
             body["objects"] = Objects(**body["objects"]) if body["objects"] else None
             return Ended(**body)
         case other:

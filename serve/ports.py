@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import httpx
 
 from cluster.farm import Farm
+from cluster.few_step import FewStep
 from cluster.ingest import IncomingRow
 from cluster.resolve import Defaults
 from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
@@ -66,9 +67,10 @@ class FarmPort(Protocol):
 class LocalPort:
     """The farm of a home folder, through its store."""
 
-    def __init__(self, farm: Farm, default_model: str) -> None:
+    def __init__(self, farm: Farm, default_model: str, few_step: Mapping[str, FewStep] | None = None) -> None:
         self.farm = farm
         self._default_model = default_model
+        self._few_step = few_step or {}
 
     def put_still(self, data: bytes) -> str:
         """See `FarmPort`."""
@@ -84,9 +86,9 @@ class LocalPort:
         key: str | None,
     ) -> View:
         """See `FarmPort`."""
-        given = Defaults(**({"model": self._default_model} | overrides))
+        given = Defaults(**({"model": self._default_model, "few_step": self._few_step} | overrides))
         rows = list(rows)
-        fingerprint = _fingerprint(rows, given.model_dump(mode="json"))
+        fingerprint = _fingerprint(rows, given.model_dump(mode="json", exclude={"few_step"}))
         batch = self.farm.submit(rows, given, name=name, source=source, idempotency_key=key, fingerprint=fingerprint)
         return batch_view(batch)
 

@@ -18,6 +18,7 @@ from cluster.dispatcher import Assignment, Event, Verdict
 from cluster.jobs import Ended
 from cluster.storage import Storage
 from serve.cards import claim, emulated_card, gpu_card
+from serve.checkpoints import CheckpointEvery
 from serve.messages import ACCEPTED, event_to_wire
 from serve.render_metrics import RayObserver
 from serve.settings import FarmArgs
@@ -48,8 +49,12 @@ class Renderer:
                 home=settings.home,
                 folders={name: Path(folder) for name, folder in farm.weights.items()},
                 offline=settings.offline,
+                mirror=settings.mirror,
+                accepted=frozenset(settings.accept_licenses),
+                adapters={sha256: Path(file) for sha256, file in farm.adapters.items()},
             ),
             RayObserver(identity),
+            every=CheckpointEvery(steps=farm.checkpoint_steps, seconds=farm.checkpoint_s),
         )
         self._flights: dict[str, Flight] = {}
         self._dispatcher = ray_serve.get_deployment_handle("dispatcher", app_name=context.app_name)
@@ -95,6 +100,8 @@ class Renderer:
         # Serve calls this once no clip is in flight. Without a farewell the dispatcher would send this card clips
         # until its silence is noticed.
         self._beats.cancel()
+        for flight in self._flights.values():
+            flight.stop(checkpoint=True)
         with suppress(Exception):
             farewell = self._beat() | {"state": CardState.DRAINING.value, "steps": {}}
             await asyncio.wait_for(self._dispatcher.beat.remote(farewell), timeout=2)
@@ -114,12 +121,12 @@ class Renderer:
                 for attempt_id, verdict in verdicts.items():
                     flight = self._flights.get(attempt_id)
                     if flight and verdict != Verdict.GO_ON:
-                        flight.stop()
+                        flight.stop(checkpoint=verdict == Verdict.CHECKPOINT)
             except Exception as error:
                 log.warning("no answer from the dispatcher: %s", error)
                 if time.monotonic() - self._heard_at > DEAF_S:
                     for flight in self._flights.values():
-                        flight.stop()
+                        flight.stop(checkpoint=True)
             await asyncio.sleep(max(0.0, BEAT_S - (time.monotonic() - began)))
 
     def _beat(self) -> dict[str, Any]:

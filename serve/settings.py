@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cluster.cards import NOMINAL_BYTES, Fleet, usable_threshold
+from cluster.few_step import FewStep, check_few_step
 from pipeline.emulation import emulated_bytes
+from pipeline.families import FAMILIES
+from pipeline.families.licences import remembered_acceptances
 
 #: Of an emulated card, what a clip may use; the rest stands for drivers and contexts.
 EMULATED_USABLE_SHARE = 0.95
@@ -32,8 +35,17 @@ class Settings(BaseSettings):
     storage_url: str = ""
     #: Never ask a hub for weights.
     offline: bool = False
+    #: Address that answers as the hub does, and is asked instead of it.
+    mirror: str = ""
+    #: Families whose licence was read and accepted; in the environment with commas between them.
+    accept_licenses: Annotated[tuple[str, ...], NoDecode] = ()
     #: The farm a client speaks to; default: the one running on this machine.
     url: str = ""
+
+    @field_validator("accept_licenses", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -41,6 +53,10 @@ class Settings(BaseSettings):
         self.database_url = self.database_url or f"sqlite:///{self.home / 'clipmill.db'}"
         self.storage_url = self.storage_url or str(self.home / "storage")
         return self
+
+    def accepted(self) -> frozenset[str]:
+        """Families whose licence is accepted: by these settings, or on the command line of this home earlier."""
+        return frozenset(self.accept_licenses) | remembered_acceptances(FAMILIES.values(), self.home)
 
 
 class CardClassArgs(BaseModel):
@@ -75,10 +91,16 @@ class FarmArgs(BaseModel):
     database_url: str = ""
     storage_url: str = ""
     offline: bool = False
+    #: Address that answers as the hub does, and is asked for weights instead of it.
+    mirror: str = ""
+    #: Families whose licence was read and accepted; rows of other families with such a licence are refused.
+    accept_licenses: tuple[str, ...] = ()
     #: Family of rows that name none. Never `camera` by default: a farm does not swap a diffusion job for it.
     default_model: str = "i2vgen-xl"
     #: A local folder of weights per family.
     weights: dict[str, str] = Field(default_factory=dict)
+    #: What tier `fast` means, by family.
+    few_step: dict[str, FewStep] = Field(default_factory=dict)
     #: Answer HTTP. An embedded `render` needs none.
     gateway: bool = True
     #: Ray label selector of the node for dispatcher and gateway: they hold the store's credentials, renderers do not.
@@ -90,6 +112,10 @@ class FarmArgs(BaseModel):
     idle_s: Annotated[float, Field(ge=0)] = 60
     #: Longest clip in seconds; Serve's graceful shutdown waits 1.5 times as long.
     longest_clip_s: float = 1800
+    #: A clip is saved after so many steps or seconds, whichever comes first. A checkpoint has 0.5 MB (I2VGen-XL, 512p)
+    #: to 85 MB (Wan2.2-5B); it is copied and hashed between two steps, and written beside them.
+    checkpoint_steps: Annotated[int, Field(ge=1)] = 10
+    checkpoint_s: Annotated[float, Field(gt=0)] = 30
     #: Seconds that clips in flight may take to finish when the farm closes.
     drain_s: float = 20
 
@@ -103,11 +129,22 @@ class FarmArgs(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _few_steps(self) -> Self:
+        for name, few in self.few_step.items():
+            check_few_step(name, few)
+        return self
+
+    @model_validator(mode="after")
     def _bounds(self) -> Self:
         for name, table in self.card_classes.items():
             if table.max_replicas is not None and table.max_replicas < table.replicas:
                 raise ValueError(f"{name}: max_replicas {table.max_replicas} is below replicas {table.replicas}")
         return self
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Paths of the adapters that clips may name, by SHA-256."""
+        return {few.sha256: few.adapter for few in self.few_step.values()}
 
     @property
     def autoscales(self) -> bool:
@@ -120,6 +157,10 @@ class FarmArgs(BaseModel):
         # Only where it says something: a False would override CLIPMILL_OFFLINE on the renderer's own machine.
         if self.offline:
             given["offline"] = True
+        if self.mirror:
+            given["mirror"] = self.mirror
+        if self.accept_licenses:
+            given["accept_licenses"] = self.accept_licenses
         if self.home:
             given["home"] = Path(self.home)
         if self.database_url:

@@ -41,5 +41,8 @@ def job_view(job: Job) -> dict[str, Any]:
         "attempts": job.attempts,
         "releases": job.releases,
         "clip_id": job.clip_id,
+        "lossy": list(job.spec.lossy) if job.spec else [],
+        "adjusted": job.row.get("adjusted") or [],
+        "notes": job.row.get("notes") or [],
         "row": job.row,
     }

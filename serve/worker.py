@@ -8,15 +8,15 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.dispatcher import Assignment, CardFree, Event, StepDone
 from cluster.jobs import Ended, Objects, Outcome
-from cluster.storage import MissingObjectError, Storage
+from cluster.storage import MissingObjectError, Storage, StorageError, StorageShelf
 from pipeline.clip import ClipSpec
 from pipeline.devices import Device
 from pipeline.families import Family, family_named
@@ -27,6 +27,10 @@ from pipeline.models.model import Frames, Model, OnStep, Snapshot, Stopped
 from pipeline.problems import BadInputError, Problem
 from pipeline.render import render_frames, write_clip
 from pipeline.weights import WeightsError
+from serve.checkpoints import CheckpointEvery, Keeper
+
+if TYPE_CHECKING:
+    from pipeline.caches import TensorCache
 
 log = logging.getLogger("clipmill.renderer")
 
@@ -52,6 +56,12 @@ class WeightsPlace:
     #: A local folder per family.
     folders: dict[str, Path]
     offline: bool
+    #: Address asked instead of the hub; empty for the hub.
+    mirror: str = ""
+    #: Families whose licence was accepted in the farm's configuration.
+    accepted: frozenset[str] = frozenset()
+    #: Safetensors of the adapters that clips may name, by SHA-256.
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Flight:
@@ -60,23 +70,36 @@ class Flight:
     def __init__(self, assignment: Assignment, emit: Callable[[Event], None]) -> None:
         self.assignment = assignment
         self.emit = emit
-        self.steps = (0, assignment.spec.steps)
+        self.steps = (assignment.resume.step if assignment.resume else 0, assignment.spec.total_steps)
+        #: Why it begins anew although there was a checkpoint; empty where it does not.
+        self.refused = ""
         self._stop = threading.Event()
+        self._leave = threading.Event()
 
-    def stop(self) -> None:
-        """Stop within a step."""
-        self._stop.set()
+    def stop(self, *, checkpoint: bool = False) -> None:
+        """Stop within a step; with `checkpoint`, save the clip first, or finish it where its frames are there."""
+        (self._leave if checkpoint else self._stop).set()
 
-    def check(self) -> None:
-        """Raise `Stopped` once told to stop."""
-        if self._stop.is_set():
+    @property
+    def leaving(self) -> bool:
+        """Whether it was told to save a checkpoint and stop."""
+        return self._leave.is_set()
+
+    def check(self, *, before: bool = False) -> None:
+        """Raise `Stopped` once told to stop; `before` the first step there is nothing to save either."""
+        if self._stop.is_set() or (before and self.leaving):
             raise Stopped
 
-    def on_step(self, step: int, steps: int, _snapshot: Snapshot | None = None) -> None:
-        """Report a finished step, then obey."""
+    def report(self, step: int, steps: int) -> None:
+        """Tell of a finished step."""
         self.steps = (step, steps)
         self.emit(StepDone(step=step, steps=steps))
-        self.check()
+
+    def begin_anew(self, reason: str) -> None:
+        """The checkpoint cannot be used: all steps are still to be done."""
+        log.warning("attempt %s begins anew: %s", self.assignment.attempt_id, reason)
+        self.refused = reason
+        self.steps = (0, self.assignment.spec.total_steps)
 
 
 class Observer(Protocol):
@@ -108,7 +131,9 @@ class Worker:
         weights: WeightsPlace,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        every: CheckpointEvery | None = None,
     ) -> None:
+        self._every = every or CheckpointEvery()
         self._observer: Observer = observer or _Nobody()
         self._clock = clock
         self.identity = identity
@@ -117,6 +142,8 @@ class Worker:
         self._weights = weights
         self._family: Family | None = None
         self._model: Model | None = None
+        # Outlives every model: what one clip encoded serves the next after a swap there and back.
+        self._cache: TensorCache | None = None
         # At most one clip is being encoded beside the one on the card: frames of more would fill the host's memory.
         self._publishing = threading.BoundedSemaphore(1)
 
@@ -127,10 +154,17 @@ class Worker:
 
     def run(self, flight: Flight) -> Ended:
         """Render and publish one clip, in the calling thread. Never raises."""
+        keeper = Keeper(self.storage, flight.assignment, flight.emit, self._every, self._clock)
+        ended = self._end(flight, keeper)
+        keeper.close()
+        return replace(ended, checkpoint=keeper.newest)
+
+    def _end(self, flight: Flight, keeper: Keeper) -> Ended:
         try:
-            return self._run(flight)
+            return self._run(flight, keeper)
         except Stopped:
-            return Ended(outcome=Outcome.STOPPED, detail="told to stop")
+            lost = f"; the checkpoint is missing: {keeper.fault}" if flight.leaving and keeper.fault else ""
+            return Ended(outcome=Outcome.STOPPED, detail=f"told to stop{lost}")
         except BadInputError as error:
             return Ended(outcome=Outcome.INVALID, detail=str(error), problem=error.problem)
         except (MissingObjectError, WeightsError) as error:
@@ -144,9 +178,10 @@ class Worker:
             # A full disk knows better than the escalation what to do about it.
             return Ended(outcome=Outcome.ERROR, detail=detail, problem=getattr(error, "problem", None))
 
-    def _run(self, flight: Flight) -> Ended:
+    def _run(self, flight: Flight, keeper: Keeper) -> Ended:
         spec = flight.assignment.spec
         still = self.storage.get_still(flight.assignment.still)
+        resume = self._fetch(flight)
         self._take_card(flight)
         holds_slot = False
         try:
@@ -155,19 +190,21 @@ class Worker:
             if planned is None:
                 return self._refuse(spec)
             layout, predicted = planned
-            rendered = self._render(flight, still, layout, predicted)
+            rendered = self._render(flight, keeper, still, layout, predicted, resume)
             if isinstance(rendered, Ended):
                 return rendered
             frames, model_facts, measured_bytes = rendered
             facts = {
                 "content_key": flight.assignment.content_key,
                 "still_sha256": flight.assignment.still,
+                "adjusted": flight.assignment.row.get("adjusted") or [],
                 "model": model_facts,
                 "layout": layout.model_dump(mode="json"),
                 "card": {**self.identity.__dict__, "usable_bytes": self.device.usable_bytes()},
                 "memory": {"predicted_bytes": predicted.peak_bytes, "measured_bytes": measured_bytes},
                 "attempt": flight.assignment.attempt_id,
                 "render_seconds": round(time.monotonic() - began, 3),
+                **_resumption(flight, resume),
             }
             while not (holds_slot := self._publishing.acquire(timeout=0.1)):
                 flight.check()
@@ -188,11 +225,21 @@ class Worker:
             usable_bytes=self.device.usable_bytes(),
         )
 
+    def _fetch(self, flight: Flight) -> bytes | None:
+        checkpoint = flight.assignment.resume
+        if checkpoint is None:
+            return None
+        try:
+            return self.storage.get_bytes(checkpoint.key)
+        except (StorageError, ValueError) as error:
+            flight.begin_anew(str(error))
+            return None
+
     def _take_card(self, flight: Flight) -> None:
         while not CARD_LOCK.acquire(timeout=0.1):
-            flight.check()
+            flight.check(before=True)
         try:
-            flight.check()
+            flight.check(before=True)
         except Stopped:
             CARD_LOCK.release()
             raise
@@ -215,7 +262,13 @@ class Worker:
         )
 
     def _render(
-        self, flight: Flight, still: bytes, layout: Layout, predicted: Footprint
+        self,
+        flight: Flight,
+        keeper: Keeper,
+        still: bytes,
+        layout: Layout,
+        predicted: Footprint,
+        resume: bytes | None,
     ) -> tuple[Frames, dict[str, Any], int] | Ended:
         spec = flight.assignment.spec
         failure: str | None = None
@@ -223,8 +276,7 @@ class Worker:
             try:
                 model = self._load(spec)
                 self.device.reset_peak()
-                flight.on_step(0, spec.steps)
-                frames = render_frames(model, still, spec, layout, self._timed(flight))
+                frames = self._frames(model, flight, keeper, still, layout, resume)
                 measured_bytes = self.device.peak_bytes()
                 self._observer.memory(predicted.peak_bytes, measured_bytes)
                 return frames, {**model.describe(), **model.notes(spec)}, measured_bytes
@@ -236,7 +288,10 @@ class Worker:
         self.device.free_cached()
         self._observer.memory(predicted.peak_bytes, self.device.peak_bytes())
         step, steps = flight.steps
-        stage = "decode" if step >= steps else "denoise" if step else "encode"
+        first = flight.assignment.resume.step if flight.assignment.resume and not flight.refused else 0
+        stage = "decode" if step >= steps else "denoise" if step > first else "encode"
+        if stage == "decode":
+            keeper.save_final()
         return Ended(
             outcome=Outcome.OOM,
             stage=stage,
@@ -246,8 +301,31 @@ class Worker:
             usable_bytes=self.device.usable_bytes(),
         )
 
-    def _timed(self, flight: Flight) -> OnStep:
+    def _frames(
+        self, model: Model, flight: Flight, keeper: Keeper, still: bytes, layout: Layout, resume: bytes | None
+    ) -> Frames:
+        spec = flight.assignment.spec
+        if resume is not None:
+            try:
+                self._first_step(flight)
+                return render_frames(model, still, spec, layout, self._on_step(flight, keeper), resume)
+            except Exception as error:
+                if not _is_refusal(error):
+                    raise
+                flight.begin_anew(str(error))
+        # Outside the `except`, whose error may hold what is on the card.
+        keeper.begin_anew()
+        self._first_step(flight)
+        return render_frames(model, still, spec, layout, self._on_step(flight, keeper))
+
+    @staticmethod
+    def _first_step(flight: Flight) -> None:
+        flight.report(*flight.steps)
+        flight.check(before=True)
+
+    def _on_step(self, flight: Flight, keeper: Keeper) -> OnStep:
         last: float | None = None
+        resumable = family_named(flight.assignment.spec.family).resumable
 
         def on_step(step: int, steps: int, snapshot: Snapshot | None) -> None:
             nonlocal last
@@ -255,7 +333,14 @@ class Worker:
             if last is not None:
                 self._observer.step(flight.assignment.spec, now - last)
             last = now
-            flight.on_step(step, steps, snapshot)
+            flight.report(step, steps)
+            flight.check()
+            # Where a clip cannot be left at this very step, it can a few steps on.
+            if flight.leaving and (snapshot is not None or not resumable):
+                if snapshot is not None:
+                    keeper.save_now(step, snapshot)
+                raise Stopped
+            keeper.after_step(step, steps, snapshot)
 
         return on_step
 
@@ -273,9 +358,20 @@ class Worker:
                 home=self._weights.home,
                 offline=self._weights.offline,
                 on_load=log.info,
+                mirror=self._weights.mirror,
+                accepted=self._weights.accepted,
+                adapters=self._weights.adapters,
+                cache=self._shared_cache() if family.needs_torch else None,
             )
             self._family = family
         return self._model
+
+    def _shared_cache(self) -> TensorCache:
+        if self._cache is None:
+            from pipeline.caches import TensorCache
+
+            self._cache = TensorCache(shelf=StorageShelf(self.storage))
+        return self._cache
 
     def _unload(self) -> None:
         if self._model is not None:
@@ -315,6 +411,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     # cuBLAS and cuDNN report a failed allocation as a plain RuntimeError.
     marks = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION")
     return isinstance(error, RuntimeError) and any(mark in text for mark in marks)
+
+
+def _is_refusal(error: Exception) -> bool:
+    # Imported here: it needs torch, and only what ran on torch can have raised it.
+    from pipeline.checkpoint import CheckpointError
+
+    return isinstance(error, CheckpointError)
+
+
+def _resumption(flight: Flight, resume: bytes | None) -> dict[str, Any]:
+    """What the provenance says of steps that other attempts did."""
+    if flight.refused:
+        return {"resume_refused": flight.refused}
+    if resume is None:
+        return {}
+    from pipeline.checkpoint import parse
+
+    stretches = [asdict(stretch) for stretch in flight.assignment.done]
+    if stretches:
+        stretches[-1]["made"] = dict(parse(resume).made)
+    return {"resumed": stretches}
 
 
 def _explain(error: MissingObjectError | WeightsError) -> Problem:

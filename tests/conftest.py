@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+# Before torch is imported anywhere: its threads wait busily for each other, and several test processes on few cores
+# then take many times longer than the work itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from cluster.store import Database, Desk, Ledger
 from tests.building import Clock, Truth
 

@@ -2,6 +2,6 @@
 
 from cluster.store.database import Database
 from cluster.store.desk import Desk
-from cluster.store.ledger import Claim, Ledger, StaleEpochError
+from cluster.store.ledger import Claim, Ledger, StaleEpochError, Stretch
 
-__all__ = ["Claim", "Database", "Desk", "Ledger", "StaleEpochError"]
+__all__ = ["Claim", "Database", "Desk", "Ledger", "StaleEpochError", "Stretch"]

@@ -248,7 +248,13 @@ class Desk:
                     sa.update(jobs)
                     .where(jobs.c.owner == owner, jobs.c.clip_id.in_(some))
                     .values(
-                        state=JobState.QUEUED.value, clip_id=None, attempts=0, releases=0, updated_at=self._db.now(c)
+                        state=JobState.QUEUED.value,
+                        clip_id=None,
+                        attempts=0,
+                        releases=0,
+                        checkpoint_key=None,
+                        checkpoint_step=None,
+                        updated_at=self._db.now(c),
                     )
                 )
                 deleted += c.execute(sa.delete(clips).where(clips.c.owner == owner, clips.c.id.in_(some))).rowcount

@@ -9,17 +9,32 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cluster.cards import Beat, Card
+from cluster.chunks import chunks
 from cluster.ids import new_id
-from cluster.jobs import Ended, Job, JobState, Outcome, Reason, Transition
+from cluster.jobs import FINAL_STATES, Checkpoint, Ended, Job, JobState, Outcome, Reason, Transition
 from cluster.store.database import Database
 from cluster.store.rows import is_attended, job_from, objects_value, select_jobs
 from cluster.store.schema import attempts, batches, cards, clips, dispatcher, jobs
 from cluster.store.tallies import count
+from pipeline.families import FAMILIES
 from pipeline.problems import Problem
+
+#: Ids in one statement: SQLite takes 32,766 parameters, PostgreSQL 65,535.
+_MANY = 1000
 
 
 class StaleEpochError(RuntimeError):
     """Another dispatcher took office; this one must stop without touching anything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Steps of a clip that an earlier attempt did: all up to `step`, from where the stretch before ended."""
+
+    step: int
+    attempt: str
+    card: str
+    card_class: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +47,11 @@ class Claim:
     renderer: str
     card: str
     card_class: str
+    #: The step it goes on from; 0: it begins anew.
+    resumed_step: int = 0
+    #: The checkpoint to go on from, and who did the steps up to it, oldest first. Known to whoever claimed only.
+    resume: Checkpoint | None = None
+    done: tuple[Stretch, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +62,8 @@ class Renewal:
     live: frozenset[str]
     #: Of these, the ones whose job was cancelled.
     cancelled: frozenset[str]
+    #: Keys of checkpoints that no job goes on from any more, newer ones being recorded.
+    superseded: tuple[str, ...] = ()
 
 
 class Ledger:
@@ -103,22 +125,27 @@ class Ledger:
             self._guard(c)
             now = self._db.now(c)
             for job, card in starts:
-                fence = c.execute(
+                claimed = c.execute(
                     sa.update(jobs)
                     .where(jobs.c.id == job.id, jobs.c.state == JobState.QUEUED.value, ~equal_clip_running())
                     .values(state=JobState.RUNNING.value, fence=jobs.c.fence + 1, updated_at=now)
-                    .returning(jobs.c.fence)
-                ).scalar_one_or_none()
-                if fence is None:
+                    .returning(jobs.c.fence, jobs.c.family, jobs.c.checkpoint_key, jobs.c.checkpoint_step)
+                ).one_or_none()
+                if claimed is None:
                     continue
                 attempt_id = new_id("attempt")
+                resume = None
+                if claimed.checkpoint_key and claimed.family in FAMILIES and FAMILIES[claimed.family].resumable:
+                    resume = Checkpoint(claimed.checkpoint_key, claimed.checkpoint_step)
+                done = self._stretches(c, job.id, resume) if resume else ()
+                resumed_step = resume.step if resume else 0
                 c.execute(
                     sa.insert(attempts).values(
                         id=attempt_id,
                         owner=job.owner,
                         job_id=job.id,
                         batch_id=job.batch_id,
-                        fence=fence,
+                        fence=claimed.fence,
                         epoch=self.epoch,
                         renderer=card.renderer,
                         card=card.card,
@@ -127,28 +154,42 @@ class Ledger:
                         started_at=now,
                         lease_until=now + lease_s,
                         ended_at=None,
-                        step=0,
-                        steps=job.spec.steps if job.spec else 0,
+                        step=resumed_step,
+                        steps=job.spec.total_steps if job.spec else 0,
                         predicted_bytes=job.needs_bytes,
                         measured_bytes=0,
                         detail="",
+                        resumed_from=done[-1].attempt if done else None,
+                        resumed_step=resumed_step,
                     )
                 )
                 claims.append(
                     Claim(
                         attempt_id=attempt_id,
                         job=job,
-                        fence=fence,
+                        fence=claimed.fence,
                         renderer=card.renderer,
                         card=card.card,
                         card_class=card.card_class,
+                        resumed_step=resumed_step,
+                        resume=resume,
+                        done=done,
                     )
                 )
         return claims
 
-    def renew(self, steps: Mapping[str, tuple[int, int]], lease_s: int) -> Renewal:
-        """Extend the leases of attempts that were heard of, and record their last finished step."""
+    def renew(
+        self,
+        steps: Mapping[str, tuple[int, int]],
+        lease_s: int,
+        checkpoints: Mapping[str, Checkpoint] | None = None,
+    ) -> Renewal:
+        """Extend the leases of attempts that were heard of, and record their last finished step.
+
+        `checkpoints` are the newest of running attempts, heard of or not; those of attempts that ended are void.
+        """
         live: set[str] = set()
+        superseded: list[str] = []
         with self._db.write() as c:
             self._guard(c)
             until = self._db.now(c) + lease_s
@@ -160,12 +201,14 @@ class Ledger:
                 )
                 if renewed.rowcount:
                     live.add(attempt_id)
+            for attempt_id, checkpoint in (checkpoints or {}).items():
+                superseded += self._record(c, attempt_id, checkpoint)
             cancelled = c.scalars(
                 sa.select(attempts.c.id)
                 .join(jobs, jobs.c.id == attempts.c.job_id)
                 .where(attempts.c.outcome.is_(None), jobs.c.cancel_requested.is_(True))
             ).all()
-        return Renewal(live=frozenset(live), cancelled=frozenset(cancelled))
+        return Renewal(live=frozenset(live), cancelled=frozenset(cancelled), superseded=tuple(superseded))
 
     def expired(self) -> list[Claim]:
         """Running attempts whose lease ran out."""
@@ -181,7 +224,8 @@ class Ledger:
     def finish(self, claim: Claim, ended: Ended, transition: Transition) -> bool:
         """End an attempt and move its job, in one transaction. False where the attempt had ended before.
 
-        A completed attempt publishes its clip here, and completes every waiting job of equal content.
+        A completed attempt publishes its clip here, and completes every waiting job of equal content. The job keeps
+        its newest checkpoint where the transition says so; whoever ended keeps it as the mark of objects to delete.
         """
         with self._db.write() as c:
             self._guard(c)
@@ -194,6 +238,8 @@ class Ledger:
                     ended_at=now,
                     detail=_storable(ended.detail)[:2000],
                     measured_bytes=ended.measured_bytes,
+                    # None of the steps were another's where the checkpoint was refused.
+                    **({} if ended.resumed_step else {"resumed_step": 0, "resumed_from": None}),
                 )
                 .returning(attempts.c.started_at, attempts.c.lease_until)
             ).one_or_none()
@@ -211,6 +257,10 @@ class Ledger:
                 values["problems"] = [transition.problem.model_dump()]
             if transition.needs_bytes is not None:
                 values["needs_bytes"] = transition.needs_bytes
+            if not transition.state.final and not transition.keeps_checkpoint:
+                values |= {"checkpoint_key": None, "checkpoint_step": None}
+            elif ended.checkpoint:
+                values |= {"checkpoint_key": ended.checkpoint.key, "checkpoint_step": ended.checkpoint.step}
             counted = jobs.c.attempts if transition.costs_attempt else jobs.c.releases
             values[counted.name] = counted + 1
             moved = c.execute(
@@ -263,6 +313,31 @@ class Ledger:
                 count(self._db, c, "admissions", outcome="refused")
             return bool(moved.rowcount)
 
+    def checkpointed(self, limit: int) -> list[str]:
+        """Ids of jobs that have ended and whose checkpoints are still in storage."""
+        with self._db.read() as c:
+            return list(c.scalars(sa.select(jobs.c.id).where(_has_ended(), _has_checkpoint()).limit(limit)))
+
+    def forget_checkpoints(self, job_ids: Sequence[str]) -> None:
+        """The checkpoints of these jobs, where they have ended, are gone from storage."""
+        with self._db.write() as c:
+            self._guard(c)
+            for some in chunks(job_ids, _MANY):
+                c.execute(
+                    sa.update(jobs)
+                    .where(jobs.c.id.in_(some), _has_ended())
+                    .values(checkpoint_key=None, checkpoint_step=None)
+                )
+
+    def ended_among(self, job_ids: Iterable[str]) -> set[str]:
+        """Which of these jobs have ended. A job this store does not know is not among them: it may be another's."""
+        with self._db.read() as c:
+            return {
+                job_id
+                for some in chunks(job_ids, _MANY)
+                for job_id in c.scalars(sa.select(jobs.c.id).where(jobs.c.id.in_(some), _has_ended()))
+            }
+
     def record_cards(self, beats: Iterable[Beat]) -> None:
         """Write the roster for those who ask; renderers left out keep their last time and fade."""
         with self._db.write() as c:
@@ -293,7 +368,7 @@ class Ledger:
         rows = c.execute(
             sa.select(
                 attempts.c.id, attempts.c.job_id, attempts.c.fence, attempts.c.renderer, attempts.c.card,
-                attempts.c.card_class,
+                attempts.c.card_class, attempts.c.resumed_step,
             ).where(where)
         ).all()  # fmt: skip
         found = {
@@ -307,9 +382,36 @@ class Ledger:
                 renderer=row.renderer,
                 card=row.card,
                 card_class=row.card_class,
+                resumed_step=row.resumed_step,
             )
             for row in rows
         ]
+
+    def _record(self, c: Connection, attempt_id: str, checkpoint: Checkpoint) -> list[str]:
+        # Writers come one after the other: what is read here stays true until this commits.
+        row = c.execute(
+            sa.select(jobs.c.id, jobs.c.checkpoint_key)
+            .join(attempts, sa.and_(attempts.c.job_id == jobs.c.id, attempts.c.fence == jobs.c.fence))
+            .where(attempts.c.id == attempt_id, attempts.c.outcome.is_(None))
+        ).one_or_none()
+        if row is None or row.checkpoint_key == checkpoint.key:
+            return []
+        c.execute(
+            sa.update(jobs)
+            .where(jobs.c.id == row.id)
+            .values(checkpoint_key=checkpoint.key, checkpoint_step=checkpoint.step)
+        )
+        return [row.checkpoint_key] if row.checkpoint_key else []
+
+    def _stretches(self, c: Connection, job_id: str, resume: Checkpoint) -> tuple[Stretch, ...]:
+        made = {row.id: row for row in c.execute(sa.select(attempts).where(attempts.c.job_id == job_id))}
+        found: list[Stretch] = []
+        by: str | None = resume.key.split("/")[-2]
+        step = resume.step
+        while by is not None and (row := made.pop(by, None)) is not None:
+            found.append(Stretch(step=step, attempt=by, card=row.card, card_class=row.card_class))
+            by, step = row.resumed_from, row.resumed_step
+        return tuple(reversed(found))
 
     def _publish(self, c: Connection, claim: Claim, ended: Ended, now: int) -> str:
         assert ended.objects is not None
@@ -344,8 +446,8 @@ class Ledger:
         admitted = "too_big" if ended.outcome is Outcome.TOO_BIG else "admitted"
         count(self._db, c, "admissions", card_class=claim.card_class, outcome=admitted)
         if ended.outcome is Outcome.STOPPED and not transition.state.final:
-            # The only cause there is so far; a cancelled job is no preemption.
-            count(self._db, c, "preemptions", outcome="drain")
+            # A cancelled job is no preemption.
+            count(self._db, c, "preemptions", outcome=ended.cause or "drain")
         if transition.state.final:
             self._count(c, "clips", claim, outcome=transition.state)
 
@@ -363,6 +465,14 @@ class Ledger:
             outcome=outcome,
             by=by,
         )
+
+
+def _has_ended() -> sa.ColumnElement[bool]:
+    return jobs.c.state.in_([state.value for state in FINAL_STATES])
+
+
+def _has_checkpoint() -> sa.ColumnElement[bool]:
+    return jobs.c.checkpoint_key.is_not(None)
 
 
 def equal_clip_running() -> sa.Exists:

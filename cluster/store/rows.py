@@ -7,15 +7,19 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from cluster.jobs import Attempt, Clip, Draft, Job, JobState, Objects, Outcome
+from cluster.jobs import Attempt, Checkpoint, Clip, Draft, Job, JobState, Objects, Outcome
 from cluster.store.schema import attempts, batches, jobs
 from pipeline.clip import ClipSpec
 from pipeline.problems import Problem
 
-#: All columns of a job, with the step of its newest attempt.
+#: All columns of a job, with the step of its newest attempt. While it waits, steps that were lost with that attempt
+#: are no progress: what counts is where it goes on.
 JOB_COLUMNS = (
     *jobs.c,
-    sa.func.coalesce(attempts.c.step, 0).label("step"),
+    sa.case(
+        (jobs.c.state == JobState.QUEUED.value, sa.func.coalesce(jobs.c.checkpoint_step, 0)),
+        else_=sa.func.coalesce(attempts.c.step, 0),
+    ).label("step"),
     sa.func.coalesce(attempts.c.steps, 0).label("steps"),
 )
 
@@ -56,6 +60,7 @@ def job_from(row: Any) -> Job:
         clip_id=row.clip_id,
         step=row.step,
         steps=row.steps,
+        checkpoint=Checkpoint(row.checkpoint_key, row.checkpoint_step) if row.checkpoint_key else None,
     )
 
 
@@ -86,6 +91,10 @@ def attempt_from(row: Any) -> Attempt:
         ended_at=row.ended_at,
         measured_bytes=row.measured_bytes,
         detail=row.detail,
+        step=row.step,
+        steps=row.steps,
+        resumed_step=row.resumed_step,
+        resumed_from=row.resumed_from,
     )
 
 
@@ -123,6 +132,8 @@ def job_values(
         "fence": 0,
         "cancel_requested": False,
         "clip_id": clip_id,
+        "checkpoint_key": None,
+        "checkpoint_step": None,
     }
 
 

@@ -92,6 +92,9 @@ jobs = Table(
     Column("fence", Integer, nullable=False),
     Column("cancel_requested", Boolean, nullable=False),
     Column("clip_id", ForeignKey("clips.id"), nullable=True),
+    # Both or neither. On a job that has ended: its objects are still to be deleted.
+    Column("checkpoint_key", String(255), nullable=True),
+    Column("checkpoint_step", Integer, nullable=True),
     UniqueConstraint("batch_id", "number"),
     Index("ix_jobs_waiting", "state", text("priority DESC"), "created_at", "number"),
     Index("ix_jobs_batch_state", "batch_id", "state"),
@@ -105,6 +108,12 @@ jobs = Table(
         postgresql_where=text("state = 'running'"),
     ),
     Index("ix_jobs_content", "owner", "content_key"),
+    Index(
+        "ix_jobs_checkpointed",
+        "state",
+        sqlite_where=text("checkpoint_key IS NOT NULL"),
+        postgresql_where=text("checkpoint_key IS NOT NULL"),
+    ),
 )
 
 attempts = Table(
@@ -129,6 +138,9 @@ attempts = Table(
     Column("predicted_bytes", BigInteger, nullable=False),
     Column("measured_bytes", BigInteger, nullable=False),
     Column("detail", Text, nullable=False),
+    # The attempt whose checkpoint it goes on from, and the step it stands at.
+    Column("resumed_from", String(64), nullable=True),
+    Column("resumed_step", Integer, nullable=False, server_default=text("0")),
     UniqueConstraint("job_id", "fence"),
     Index(
         "ix_attempts_running",

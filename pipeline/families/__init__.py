@@ -1,6 +1,6 @@
 """Model families as data: strides, frame rules, native sizes and rates, tiers, licences. No torch here."""
 
-from pipeline.families.family import Component, Family, FrameRule, MemoryModel, Stage, TierSettings
+from pipeline.families.family import Component, Family, FrameRule, Line, MemoryModel, Stage, TierSettings
 from pipeline.families.registry import FAMILIES, family_named
 from pipeline.families.sizing import MAX_ASPECT, parse_aspect, size_for
 
@@ -10,6 +10,7 @@ __all__ = [
     "Component",
     "Family",
     "FrameRule",
+    "Line",
     "MemoryModel",
     "Stage",
     "TierSettings",

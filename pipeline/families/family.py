@@ -38,33 +38,58 @@ class FrameRule:
         return f"{self.minimum} to {self.maximum} frames{step}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryModel:
-    """Coefficients of the closed form in `pipeline.footprint`.
-
-    A stage's activations grow linearly in the pixels it holds at once; weights are resident throughout.
-    """
-
-    #: Bytes of all networks on the card.
-    weights_bytes: int
-    #: Peak activation bytes per output pixel while the still is encoded.
-    encode_per_pixel: float
-    #: Peak activation bytes per output pixel and frame of one denoising step, guidance batched.
-    denoise_per_pixel_frame: float
-    #: The same with guidance split.
-    denoise_split_per_pixel_frame: float
-    #: Peak activation bytes per output pixel and frame decoded together.
-    decode_per_pixel_frame: float
-    #: Where the figures come from: a command of this project, or a document.
-    source: str
-
-
 class Stage(StrEnum):
     """The three stages of a clip, which are also the three groups of a family's networks."""
 
     ENCODE = "encode"
     DENOISE = "denoise"
     DECODE = "decode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Bytes = fixed + per_pixel × pixels + per_pixel_frame × pixels × frames held at once."""
+
+    fixed: float = 0.0
+    per_pixel: float = 0.0
+    per_pixel_frame: float = 0.0
+
+    def at(self, pixels: int, frames: int) -> int:
+        """Bytes for this many output pixels a frame and frames held at once."""
+        return round(self.fixed + pixels * (self.per_pixel + self.per_pixel_frame * frames))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryModel:
+    """What the closed form of `pipeline.footprint` knows of a family; written by `clipmill footprint FAMILY --write`.
+
+    A stage takes the weights on the card at that time and the largest of its lines; several where the peak is
+    elsewhere in small clips than in large ones.
+    """
+
+    #: Bytes of the networks of each stage.
+    weights: Mapping[Stage, int] = field(hash=False)
+    #: Besides the weights, while prompt and still are encoded; frames are those of the clip.
+    encode: tuple[Line, ...]
+    #: The same for one denoising step, by `Layout.denoise_switches`; frames are latent frames of one evaluation.
+    denoise: Mapping[str, tuple[Line, ...]] = field(hash=False)
+    #: The same while decoding, the clip's own latents apart; frames are those decoded together.
+    decode: tuple[Line, ...]
+    #: Bytes of the clip's latents per output pixel and latent frame.
+    latents: float
+    #: Floating point operations of a step with guidance: coefficients of pixels^a × latent frames^b by "a,b".
+    flops: Mapping[str, float] = field(hash=False)
+    #: What the denoiser computes in, such as `float16`.
+    dtype: str
+    #: SHA-256 (hex) of the configurations of its networks.
+    configs: str
+    #: Where the figures come from: a command of this project and the versions it ran with.
+    source: str
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all networks."""
+        return sum(self.weights.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +131,7 @@ class Family:
     max_steps: int = 1000
     classes: tuple[ResolutionClass, ...] = tuple(ResolutionClass)
     native_class: ResolutionClass = ResolutionClass.P512
-    #: None for a family that uses no card memory.
+    #: None where `pipeline/footprints` has a table of it, as for every family with networks, or it uses no card memory.
     memory: MemoryModel | None
     #: Layouts the renderer may choose from, fastest first.
     layouts: tuple[Layout, ...] = (RESIDENT,)

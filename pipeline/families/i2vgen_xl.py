@@ -1,7 +1,7 @@
 """I2VGen-XL (Zhang et al., 2023, arXiv:2311.04145) and its tiny random sibling."""
 
 from pipeline.clip import Sampler, Tier
-from pipeline.families.family import Component, Family, FrameRule, MemoryModel, Stage, TierSettings
+from pipeline.families.family import Component, Family, FrameRule, Stage, TierSettings
 from pipeline.layouts import RESIDENT, Layout
 
 _TIERS = {
@@ -9,8 +9,16 @@ _TIERS = {
     Tier.STANDARD: TierSettings(frames=16, steps=50, fps=8),
     Tier.HIGH: TierSettings(frames=24, steps=80, fps=8),
 }
-_LAYOUTS = (RESIDENT, Layout(split_guidance=True))
-_GIB = 2**30
+# Fastest first. Splitting and chunking cost a few kernel launches; encoders have to be fetched again for every clip.
+_LAYOUTS = (
+    RESIDENT,
+    Layout(split_guidance=True),
+    Layout(split_guidance=True, chunk_feed_forward=8),
+    Layout(evict_encoders=True, split_guidance=True),
+    Layout(evict_encoders=True, split_guidance=True, chunk_feed_forward=8),
+)
+# Two only: emulated cards are sized so that 1024p × 32 frames of the small network overflows a 12 GiB one.
+_SMALL_LAYOUTS = (RESIDENT, Layout(split_guidance=True))
 _SAMPLERS = (Sampler.DDIM, Sampler.DPMPP_2M, Sampler.UNIPC, Sampler.EULER, Sampler.LCM)
 _COMPONENTS = (
     Component(name="tokenizer", library="transformers", cls="CLIPTokenizer", files=("tokenizer.json", "vocab.json")),
@@ -40,14 +48,7 @@ I2VGEN_XL = Family(
     frame_rule=FrameRule(minimum=2, maximum=64),
     tiers=_TIERS,
     guidance=9.0,
-    memory=MemoryModel(
-        weights_bytes=int(4.64 * _GIB),
-        encode_per_pixel=1.5 * _GIB / (256 * 256 * 16),
-        denoise_per_pixel_frame=10.33 * _GIB / (1024 * 1024 * 16),
-        denoise_split_per_pixel_frame=5.17 * _GIB / (1024 * 1024 * 16),
-        decode_per_pixel_frame=24.0 * _GIB / (1024 * 1024 * 16),
-        source="fp16 dry run on fake tensors at 1024×1024×16 frames; CUDA's own share not included",
-    ),
+    memory=None,
     layouts=_LAYOUTS,
     resumable=True,
     samplers=_SAMPLERS,
@@ -69,8 +70,8 @@ I2VGEN_XL_TINY = Family(
     frame_rule=FrameRule(minimum=2, maximum=64),
     tiers=_TIERS,
     guidance=9.0,
-    memory=None,  # measured: see footprints/i2vgen-xl-tiny.json
-    layouts=_LAYOUTS,
+    memory=None,
+    layouts=_SMALL_LAYOUTS,
     resumable=True,
     samplers=_SAMPLERS,
     max_windowed_frames=512,

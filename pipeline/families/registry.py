@@ -8,9 +8,13 @@ from types import MappingProxyType
 from pipeline.families.camera import CAMERA
 from pipeline.families.family import Family
 from pipeline.families.i2vgen_xl import I2VGEN_XL, I2VGEN_XL_TINY
+from pipeline.families.svd_xt import SVD_XT, SVD_XT_TINY
+from pipeline.families.wan import WAN22_5B, WAN22_5B_TINY
 from pipeline.problems import BadInputError
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({f.name: f for f in (CAMERA, I2VGEN_XL, I2VGEN_XL_TINY)})
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {f.name: f for f in (CAMERA, I2VGEN_XL, I2VGEN_XL_TINY, SVD_XT, SVD_XT_TINY, WAN22_5B, WAN22_5B_TINY)}
+)
 
 
 def family_named(name: str) -> Family:

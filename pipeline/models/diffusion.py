@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,13 +25,13 @@ from PIL import Image
 from pipeline import checkpoint as checkpoints
 from pipeline.caches import TensorCache, cache_key, digest
 from pipeline.checkpoint import Checkpoint, CheckpointError
-from pipeline.clip import RENDERER_VERSION, ClipSpec, Upscale
+from pipeline.clip import RENDERER_VERSION, Adapter, ClipSpec, Upscale
 from pipeline.denoise import DenoiseState, Guided, Predict, Windowed, denoise, refine, start, window_spans
 from pipeline.devices import Device
 from pipeline.families import Family, Stage
 from pipeline.layouts import Layout
 from pipeline.models.chunking import chunk_feed_forward
-from pipeline.models.devices import displace, place
+from pipeline.models.devices import displace, off_card, place
 from pipeline.models.errors import BlackOutputError, NotFiniteError
 from pipeline.models.model import Frames, OnStep, Snapshot
 from pipeline.noise import clip_noise
@@ -144,9 +145,13 @@ class DiffusionModel(ABC):
         self._origin = dict(origin)
         self.cache = cache or TensorCache()
         # The network's own word: some classes keep a few parameters, the first of all among them, in float32.
-        self._dtype: torch.dtype = parts.of(Stage.DENOISE)[0].dtype
+        denoiser: Any = parts.of(Stage.DENOISE)[0]
+        self._dtype: torch.dtype = denoiser.dtype
         self._placed: set[Stage] = set()
         self._evicting = False
+        #: Files of the adapters that clips may ask for, by SHA-256.
+        self.adapters: Mapping[str, Path] = {}
+        self._adapter: Adapter | None = None
 
     # -- what a family brings -------------------------------------------------------------------------------
 
@@ -190,9 +195,16 @@ class DiffusionModel(ABC):
         return {}
 
     @contextmanager
-    def stepping(self, spec: ClipSpec) -> Iterator[None]:
-        """Around the loop of one phase: where a family hooks its network for that time."""
-        yield
+    def stepping(self, spec: ClipSpec, scheduler: Any) -> Iterator[None]:
+        """Around the loop of one phase: the network with the clip's adapter and step cache."""
+        self._adapt(spec.adapter)
+        if spec.step_cache == 1:
+            yield
+            return
+        from pipeline.models.step_cache import reusing_deep_layers
+
+        with reusing_deep_layers(self.parts.of(Stage.DENOISE)[0], scheduler, spec.step_cache):
+            yield
 
     # -- Model ----------------------------------------------------------------------------------------------
 
@@ -227,7 +239,7 @@ class DiffusionModel(ABC):
     ) -> list[Frames]:
         """Render several clips in one evaluation a step; each equals its single render to rounding.
 
-        The specifications may differ in prompts, seed, fps and guidance only, and have no base, cache or windows;
+        The specifications may differ in prompts, seed, fps and guidance only, and have no base or windows;
         raises `ValueError` otherwise. The batch cannot be resumed: `on_step` gets no snapshot.
         """
         one = {"prompt": "", "negative_prompt": "", "seed": 0, "fps": 1, "guidance": 1.0}
@@ -261,7 +273,8 @@ class DiffusionModel(ABC):
                 return {"variance_noise": torch.cat([self._noise(spec, "variance", step + 1) for spec in specs])}
 
             options = variance if specs[0].sampler and adds_noise(specs[0].sampler) else lambda _step: {}
-            latents = denoise(scheduler, predict, state, lambda done, total: on_step(done, total, None), options)
+            with self.stepping(specs[0], scheduler):
+                latents = denoise(scheduler, predict, state, lambda done, total: on_step(done, total, None), options)
             latents = self.settle(latents, halves)
             return [self.decode(latents[row : row + 1], layout) for row in range(len(specs))]
 
@@ -294,7 +307,7 @@ class DiffusionModel(ABC):
             self._ready(Stage.DENOISE, layout)
             scheduler = self.scheduler_of(spec)
             state = start(scheduler, self.first_noise(spec), spec.steps)
-            with self.stepping(spec):
+            with self.stepping(spec, scheduler):
                 latents = denoise(
                     scheduler,
                     self._predict(halves, spec, layout),
@@ -380,6 +393,8 @@ class DiffusionModel(ABC):
             self._take_off(Stage.ENCODE)
         if stage is Stage.DENOISE:
             chunk_feed_forward(self.parts.of(stage), layout.chunk_feed_forward)
+        if stage is Stage.DECODE and layout.evict_denoiser:
+            self._take_off(Stage.DENOISE)
         self._put(stage)
 
     def _put(self, stage: Stage) -> None:
@@ -397,6 +412,24 @@ class DiffusionModel(ABC):
         self._placed.discard(stage)
         self._device.free_cached()
 
+    def _adapt(self, adapter: Adapter | None) -> None:
+        if adapter == self._adapter:
+            return
+        from pipeline.models import adapters
+
+        network = self.parts.of(Stage.DENOISE)[0]
+        placed = Stage.DENOISE in self._placed
+        self._take_off(Stage.DENOISE)
+        with off_card():
+            if self._adapter is not None:
+                adapters.take_off(network)
+                self._adapter = None
+            if adapter is not None:
+                adapters.put_on(network, adapter, self.adapters.get(adapter.sha256, Path(adapter.name)))
+                self._adapter = adapter
+        if placed:
+            self._put(Stage.DENOISE)
+
     # -- the loop -------------------------------------------------------------------------------------------
 
     def _denoise_phases(
@@ -407,6 +440,8 @@ class DiffusionModel(ABC):
         if checkpoint is not None:
             # By the whole clip, also in its base phase: the specification decides every phase.
             checkpoints.check(checkpoint, self.identity(spec))
+            if checkpoint.phase >= len(phases):
+                raise CheckpointError("a checkpoint of another phase", f"{checkpoint.phase}", f"below {len(phases)}")
         latents: torch.Tensor | None = None
         for phase in phases:
             if checkpoint is not None and phase.index < checkpoint.phase:
@@ -470,7 +505,7 @@ class DiffusionModel(ABC):
         )
         predict = self._predict(halves, phase.spec, layout)
         try:
-            with self.stepping(phase.spec):
+            with self.stepping(phase.spec, scheduler):
                 latents = denoise(scheduler, predict, state, run.after_step, self._step_options(phase.spec))
         finally:
             run.release()
@@ -503,20 +538,15 @@ class DiffusionModel(ABC):
             spec.window_overlap // per_latent,
         )
 
-        def within(first: int, end: int) -> float | torch.Tensor:
-            return scale[:, :, first:end] if isinstance(scale, torch.Tensor) and scale.ndim == 5 else scale
+        def of_window(first: int, end: int) -> Guided:
+            by_frame = isinstance(scale, torch.Tensor) and scale.ndim == 5
+            return guided(
+                self.cut(halves.unconditional, first, end),
+                self.cut(halves.conditional, first, end),
+                scale[:, :, first:end] if by_frame else scale,  # type: ignore[index]
+            )
 
-        return Windowed(
-            spans,
-            [
-                guided(
-                    self.cut(halves.unconditional, first, end),
-                    self.cut(halves.conditional, first, end),
-                    within(first, end),
-                )
-                for first, end in spans
-            ],
-        )
+        return Windowed(spans, of_window)
 
     def _step_options(self, spec: ClipSpec) -> Callable[[int], Mapping[str, Any]]:
         if spec.sampler is None or not adds_noise(spec.sampler):
@@ -617,4 +647,5 @@ def widened(networks: Sequence[torch.nn.Module]) -> Iterator[None]:
         yield
     finally:
         for network, dtype in zip(networks, before, strict=True):
-            network.to(dtype)  # type: ignore[arg-type]
+            # Not the class's own: diffusers' warns of every move to half precision, whatever is lost by it.
+            torch.nn.Module.to(network, dtype)  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,11 +58,6 @@ class I2VGenXL(DiffusionModel):
         window = latents[:, :, first:end].clone()
         window[:, :, 0] = latents[:, :, 0]
         return {**conditions, "image_latents": window}
-
-    @contextmanager
-    def stepping(self, spec: ClipSpec) -> Iterator[None]:
-        """With a step cache: the deep layers' results are kept for `spec.step_cache` steps."""
-        yield
 
     def embed_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, ...]:
         """(1, 77, dim) for each prompt: the last but one layer's output under the final layer norm.

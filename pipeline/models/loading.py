@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.devices import Device
-from pipeline.families import Component, Family
+from pipeline.families import FAMILIES, Component, Family
+from pipeline.families.licences import licence_problem, remembered_acceptances
 from pipeline.models.model import Model, OnLoad
 from pipeline.weights import (
+    Here,
     WeightsError,
+    WeightsManifest,
     built_folder,
     cached_folder,
     check_components,
+    check_files,
+    has_variant,
+    index_digest,
+    verify,
     weight_files,
+    weights_presence,
     weights_root,
 )
 
 if TYPE_CHECKING:
     from pipeline.caches import TensorCache
-    from pipeline.models.diffusion import Parts
+    from pipeline.models.diffusion import DiffusionModel, Parts
 
 #: Engine -> module and class; imported when a family of that engine is loaded.
 _ENGINES = {
@@ -29,6 +38,13 @@ _ENGINES = {
     "svd": ("pipeline.models.svd", "StableVideo"),
     "wan": ("pipeline.models.wan", "Wan"),
 }
+
+
+_AGAIN = "Fetch it again; the file is damaged or of another model."
+#: A file may have a few tensors the library leaves out; more than this share of them is another model.
+_MOST_UNKNOWN = 0.05
+#: Progress of a fetch is told at every such share of the bytes.
+_TOLD_EVERY = 0.1
 
 
 def load_model(
@@ -40,18 +56,50 @@ def load_model(
     offline: bool,
     on_load: OnLoad,
     cache: TensorCache | None = None,
+    mirror: str = "",
+    accepted: frozenset[str] = frozenset(),
+    adapters: Mapping[str, Path] = MappingProxyType({}),
 ) -> Model:
     """Load `family` onto `device`, half precision on CUDA and float32 elsewhere.
 
-    Weights come from `weights_dir` where given, else from the hub at the family's pinned revision, kept under
-    `home`; a family without a repo is built there. Only safetensors are read and no code is fetched.
+    Weights come from `weights_dir` where given, else from the hub (or `mirror`, its address) at the family's pinned
+    revision, kept under `home`; a family without a repo is built there. Only safetensors are read and no code is
+    fetched. A folder with a manifest must be the pinned revision to the byte; one without is used and noted as
+    unverified. `accepted`: families whose licence was accepted, besides those remembered under `home`. `adapters`:
+    files that clips may name, by SHA-256.
 
-    Raises `WeightsError` where the weights cannot be had, `torch.OutOfMemoryError` where they do not fit.
+    Raises `WeightsError` where the weights cannot be had or are not the family's, or its licence has not been
+    accepted, `torch.OutOfMemoryError` where they do not fit.
     """
     if family.engine == "camera":
         from pipeline.models.camera import CameraModel
 
         return CameraModel()
+    if problem := licence_problem(family, accepted | remembered_acceptances(FAMILIES.values(), home)):
+        what = problem.message[:1].upper() + problem.message[1:]
+        raise WeightsError(what, family.licence_url or family.name, problem.remedy)
+    engine = engine_of(family)
+    import torch
+
+    folder = weights_dir if weights_dir is not None else _fetch(family, home, offline, on_load, mirror or None)
+    check_components(family, folder)
+    check_files(family, folder)
+    manifest = verify(
+        family, folder, home, on_start=lambda total: on_load(f"verifying {total / 2**30:.1f} GiB of {family.name}")
+    )
+    origin = _origin(family, folder, manifest, local=weights_dir is not None)
+    cuda = device.torch_device.startswith("cuda")
+    parts = _load_parts(family, folder, getattr(torch, family.half) if cuda else torch.float32, on_load)
+    model = engine(family, parts, device, origin, cache)
+    model.adapters = adapters
+    return model
+
+
+def engine_of(family: Family) -> Callable[..., DiffusionModel]:
+    """The class that renders `family`: (family, parts, device, origin, cache) -> a model.
+
+    Raises `WeightsError` for a family that has none here, or where its libraries are not installed.
+    """
     if family.engine not in _ENGINES:
         raise WeightsError(
             f"No engine {family.engine!r} renders the family {family.name!r}",
@@ -60,26 +108,25 @@ def load_model(
         )
     module, name = _ENGINES[family.engine]
     try:
-        import torch
-
-        engine: Callable[..., Model] = getattr(importlib.import_module(module), name)
+        found: Callable[..., DiffusionModel] = getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise WeightsError(
             f"The model {family.name!r} needs {error.name}", "this Python environment", "Install clipmill[render]."
         ) from error
-
-    if weights_dir is not None:
-        folder, revision = weights_dir, f"local folder {weights_dir.name}"
-    else:
-        folder, revision = _fetch(family, home, offline, on_load), family.revision
-    check_components(family, folder)
-    cuda = device.torch_device.startswith("cuda")
-    parts = _load_parts(family, folder, getattr(torch, family.half) if cuda else torch.float32, on_load)
-    origin = {"family": family.name, "revision": revision, "repo": family.repo or ""}
-    return engine(family, parts, device, origin, cache)
+    return found
 
 
-def _fetch(family: Family, home: Path, offline: bool, on_load: OnLoad) -> Path:
+def _origin(family: Family, folder: Path, manifest: WeightsManifest | None, *, local: bool) -> dict[str, str]:
+    """What the provenance says of where the weights came from."""
+    origin = {"family": family.name, "revision": family.revision, "repo": family.repo or ""}
+    if local and manifest is None:
+        # Nobody says which revision it is; the digest at least tells it from another.
+        origin["revision"] = f"local folder {folder.name}, unverified"
+        origin["index_sha256"] = index_digest(family, folder)
+    return origin
+
+
+def _fetch(family: Family, home: Path, offline: bool, on_load: OnLoad, mirror: str | None) -> Path:
     """The folder of the family's weights, downloaded or built if need be."""
     if family.repo is None:
         from pipeline.models.tiny import make_tiny
@@ -90,35 +137,39 @@ def _fetch(family: Family, home: Path, offline: bool, on_load: OnLoad) -> Path:
             make_tiny(family, folder)
         return folder
 
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from pipeline.hub import pull, source_text
 
-    where = f"{family.repo} at {family.revision[:12]}, cached in {weights_root(home)}"
-    infix = f".{family.variant}" if family.variant else ""
-    wanted = [f"{c.name}/*.json" for c in family.components] + ["tokenizer/*.txt", "tokenizer/*.model"]
-    wanted += [f"{c.name}/*{infix}*.safetensors" for c in family.components if c.stage]
+    folder = cached_folder(family, home)
+    presence = weights_presence(family, home)
+    if presence.here in (Here.PRESENT, Here.VERIFIED):
+        return folder
     if offline:
-        try:
-            check_components(family, cached_folder(family, home))
-        except WeightsError as error:
-            raise WeightsError(
-                f"The weights of {family.name!r} are not on this machine, and it is offline ({error.what})",
-                where,
-                "Load the model once with a network, or name a folder that holds it.",
-            ) from error
-        return cached_folder(family, home)
-    on_load(f"fetching {family.repo}")
-    try:
-        snapshot = snapshot_download(
-            family.repo, revision=family.revision, cache_dir=weights_root(home), allow_patterns=wanted
-        )
-    except (OSError, HfHubHTTPError, ValueError) as error:
+        why = presence.problem or _told_bytes("only", presence.bytes_here, presence.bytes_total)
         raise WeightsError(
-            f"The weights of {family.name!r} could not be fetched: {type(error).__name__}: {error}",
-            where,
-            "Check the network, its proxy and the disk's free space, or name a folder that holds the model.",
-        ) from error
-    return Path(snapshot)
+            f"The weights of {family.name!r} are not on this machine, and it is offline ({why})",
+            f"{source_text(family, mirror)}, cached in {weights_root(home)}",
+            f"Load the model once with a network, run `clipmill models pull {family.name}` there, "
+            "or name a folder that holds it.",
+        )
+    on_load(f"fetching {family.repo}")
+    return pull(family, home, endpoint=mirror, on_bytes=_Told(family, on_load), tell=on_load)
+
+
+class _Told:
+    """Tells `on_load` how far a fetch is, a few times in all."""
+
+    def __init__(self, family: Family, on_load: OnLoad) -> None:
+        self._family, self._on_load = family, on_load
+        self._next = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if total and done / total >= self._next:
+            self._on_load(_told_bytes(f"fetching {self._family.repo}:", done, total))
+            self._next = done / total + _TOLD_EVERY
+
+
+def _told_bytes(words: str, done: int, total: int) -> str:
+    return f"{words} {done / 2**30:.2f} of {total / 2**30:.2f} GiB"
 
 
 def _load_parts(family: Family, folder: Path, dtype: Any, on_load: OnLoad) -> Parts:
@@ -129,12 +180,15 @@ def _load_parts(family: Family, folder: Path, dtype: Any, on_load: OnLoad) -> Pa
     from pipeline.models.diffusion import Parts
 
     found: dict[str, Any] = {}
-    with off_card():
+    # Constructors draw from the global generator what is overwritten a moment later; that is nobody's business.
+    with off_card(), torch.random.fork_rng(devices=[]):
         for number, component in enumerate(family.components, start=1):
-            on_load(f"loading {component.name} ({number} of {len(family.components)})")
+            size = sum((folder / component.name / file).stat().st_size for file in _files(family, component, folder))
+            told = f", {size / 2**20:.0f} MiB" if size else ""
+            on_load(f"loading {component.name} ({number} of {len(family.components)}{told})")
             cls = getattr(importlib.import_module(component.library), component.cls)
             if component.stage is None:
-                found[component.name] = cls.from_pretrained(folder, subfolder=component.name, local_files_only=True)
+                found[component.name] = _load_settings(component, cls, folder)
             else:
                 wanted = torch.float32 if component.full_precision else dtype
                 found[component.name] = _load_network(family, component, cls, folder, wanted)
@@ -142,30 +196,44 @@ def _load_parts(family: Family, folder: Path, dtype: Any, on_load: OnLoad) -> Pa
     return Parts(stages=stages, **found)
 
 
+def _files(family: Family, component: Component, folder: Path) -> list[str]:
+    return weight_files(folder / component.name, family) if component.stage else []
+
+
+def _load_settings(component: Component, cls: Any, folder: Path) -> Any:
+    try:
+        return cls.from_pretrained(folder, subfolder=component.name, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _unreadable(component, folder / component.name, error) from error
+
+
 def _load_network(family: Family, component: Component, cls: Any, folder: Path, dtype: Any) -> Any:
     place = folder / component.name
-    variant = family.variant if any(f".{family.variant}." in file for file in weight_files(place, family)) else None
     try:
         module, info = cls.from_pretrained(
             folder,
             subfolder=component.name,
-            variant=variant,
+            variant=family.variant if has_variant(weight_files(place, family), family.variant) else None,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
             **{"dtype" if component.library == "transformers" else "torch_dtype": dtype},
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(
-            f"The component {component.name!r} cannot be read: {error}",
-            str(place),
-            "Fetch it again; the file is damaged or of another model.",
-        ) from error
-    # A library fills what a file lacks with random values and only warns.
-    if missing := sorted(info["missing_keys"]):
-        raise WeightsError(
-            f"The component {component.name!r} lacks {len(missing)} weights, such as {missing[0]}",
-            str(place),
-            "Fetch it again; the file is damaged or of another model.",
-        )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise _unreadable(component, place, error) from error
+    # A library fills what a file lacks, or has in another shape, with random values and only warns.
+    for kind, words in (("mismatched_keys", "has {} weights of another shape"), ("missing_keys", "lacks {} weights")):
+        if wrong := sorted(map(str, info.get(kind) or ())):
+            what = f"The component {component.name!r} {words.format(len(wrong))}, such as {wrong[0]}"
+            raise WeightsError(what, str(place), _AGAIN)
+    unknown = sorted(info.get("unexpected_keys") or ())
+    if len(unknown) > _MOST_UNKNOWN * len(module.state_dict()):
+        what = f"The component {component.name!r} has {len(unknown)} weights too many, such as {unknown[0]}"
+        raise WeightsError(what, str(place), "It is of another model; name the folder of the right one.")
     return module.eval().requires_grad_(False)
+
+
+def _unreadable(component: Component, place: Path, error: Exception) -> WeightsError:
+    # The libraries' messages run over pages; the first lines say which tensor.
+    lines = [line for line in str(error).splitlines() if line.strip()][:4]
+    return WeightsError(f"The component {component.name!r} cannot be read: {' '.join(lines)}", str(place), _AGAIN)

@@ -19,12 +19,15 @@ from rich.markup import escape
 
 from cluster.cards import NOMINAL_BYTES
 from cluster.farm import Farm
+from cluster.few_step import FewStep
 from cluster.manifest import ManifestError
 from cluster.results import ResultsError
 from cluster.storage import Storage, StorageError
 from cluster.store import Database, Desk
 from cluster.store.database import StoreVersionError
 from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
+from pipeline.families import family_named
+from pipeline.families.licences import remember_acceptance
 from pipeline.problems import BadInputError
 from serve.local import FarmLock
 from serve.ports import FarmPort, FarmUnreachableError, LocalPort, RemotePort
@@ -51,6 +54,15 @@ Cards = Annotated[
     typer.Option("--cards", help="Emulate these cards on the CPU, such as c8,c24 (a class may be named twice)."),
 ]
 
+AcceptLicense = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-license",
+        metavar="MODEL",
+        help="Accept the licence of this model, for this home from here on (`clipmill models` shows licences).",
+    ),
+]
+
 #: Progress and errors; results go to standard output.
 console = Console(stderr=True, highlight=False)
 if not console.is_terminal:
@@ -63,19 +75,30 @@ def settings_for(home: Path | None) -> Settings:
     return Settings() if home is None else Settings(home=home)
 
 
+def accept_licenses(settings: Settings, names: list[str] | None) -> None:
+    """Remember the acceptance of these families' licences under the home. Raises `BadInputError` for no family."""
+    for family in [family_named(name) for name in names or ()]:
+        if family.licence_gate:
+            remember_acceptance(family, settings.home)
+            where = f" ({family.licence_url})" if family.licence_url else ""
+            console.print(f"accepted: {family.licence} for {family.name}{where}", style="dim", soft_wrap=True)
+
+
 def local_farm(settings: Settings) -> Farm:
     """The farm of a home folder; its store is created and migrated when needed."""
     settings.home.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database_url)
     database.migrate()
-    return Farm(Desk(database), Storage(settings.storage_url))
+    return Farm(Desk(database), Storage(settings.storage_url), accepted=settings.accepted)
 
 
 def connect(settings: Settings, url: str | None) -> FarmPort:
     """The farm at `url`, else the one of the home folder."""
     if address := url or settings.url:
         return RemotePort(address)
-    return LocalPort(local_farm(settings), farm_facts(settings).get("default_model", "i2vgen-xl"))
+    facts = farm_facts(settings)
+    few_step = {name: FewStep.model_validate(few) for name, few in facts.get("few_step", {}).items()}
+    return LocalPort(local_farm(settings), facts.get("default_model", "i2vgen-xl"), few_step)
 
 
 def farm_facts(settings: Settings) -> dict[str, Any]:

@@ -17,14 +17,17 @@ import yaml
 from cluster.ingest import gather
 from cluster.jobs import JobState
 from cluster.manifest import ManifestError, read_manifest
-from pipeline.clip import Fit, ResolutionClass, Tier
+from cluster.resolve import STRENGTH, RowDefaults
+from pipeline.clip import Fit, ResolutionClass, Tier, Upscale
 from pipeline.families import family_named
 from serve.cli.common import (
+    AcceptLicense,
     Cards,
     Exit,
     Home,
     Json,
     Url,
+    accept_licenses,
     connect,
     console,
     fail,
@@ -34,10 +37,23 @@ from serve.cli.common import (
     settings_for,
     telling_errors,
 )
+from serve.cli.options import (
+    Enlarge,
+    FewStepFile,
+    FromDraft,
+    MotionClass,
+    Sampler,
+    StepCache,
+    Strength,
+    Strict,
+    Window,
+    WindowOverlap,
+    few_step_of,
+)
 from serve.cli.render import HASTY_S, farm_args
 from serve.cli.results import ResultsWriter
 from serve.cli.session import first_rows, source_of
-from serve.cli.show import batches_table, problems_table
+from serve.cli.show import batches_table, notes_text, problems_table
 from serve.local import EmbeddedFarm, FarmLock
 from serve.ports import FarmPort, LocalPort, View
 from serve.settings import FarmArgs, Settings
@@ -57,12 +73,15 @@ def up(
     metrics_port: Annotated[
         int | None, typer.Option(help="Port of the renderers' metrics (default: any free one).")
     ] = None,
+    accept_license: AcceptLicense = None,
+    few_step: FewStepFile = None,
     home: Home = None,
 ) -> None:
     """Run a farm on this machine until Ctrl-C: gateway, dispatcher and one renderer per card."""
     with telling_errors():
         settings = settings_for(home)
-        args, configured_port = _configured(settings, config, cards)
+        accept_licenses(settings, accept_license)
+        args, configured_port = _configured(settings, config, cards, few_step)
         lock = FarmLock(settings.home)
         if not lock.try_acquire():
             who = lock.holder() or {}
@@ -78,7 +97,8 @@ def up(
                 farm.start()
             # Again: Ray has put its own handler of SIGTERM in place, which ends the process with exit code 15.
             _obey_signals(stop)
-            lock.note(url=url, default_model=args.default_model)
+            few_steps = {name: few.model_dump(mode="json") for name, few in args.few_step.items()}
+            lock.note(url=url, default_model=args.default_model, few_step=few_steps)
             if dashboard is not None:
                 address = f"http://127.0.0.1:{dashboard}"
                 console.print(f"  jobs: RAY_AUTH_MODE=token ray job submit --address {address} --working-dir . -- …")
@@ -113,7 +133,9 @@ def _obey_signals(stop: threading.Event) -> None:
         signal.signal(number, lambda *_: stop.set())
 
 
-def _configured(settings: Settings, config: Path | None, cards: str | None) -> tuple[FarmArgs, int]:
+def _configured(
+    settings: Settings, config: Path | None, cards: str | None, few_step: Path | None = None
+) -> tuple[FarmArgs, int]:
     path = config or packaged_config()
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -125,7 +147,11 @@ def _configured(settings: Settings, config: Path | None, cards: str | None) -> t
     if config is None or cards is not None:
         table["card_classes"] = {k: v.model_dump() for k, v in here.card_classes.items()}
         table["emulate"] = here.emulate
+    if few_step is not None:
+        table["few_step"] = few_step_of(settings, few_step)
     table |= {"home": str(settings.home), "offline": settings.offline, "gateway": True}
+    table["mirror"] = table.get("mirror") or settings.mirror
+    table["accept_licenses"] = [*table.get("accept_licenses", ()), *settings.accept_licenses]
     table["database_url"] = table.get("database_url") or settings.database_url
     table["storage_url"] = table.get("storage_url") or settings.storage_url
     return FarmArgs.model_validate(table), int((document.get("http_options") or {}).get("port", 8500))
@@ -147,6 +173,15 @@ def submit(
     tier: Annotated[Tier, typer.Option()] = Tier.STANDARD,
     fit: Annotated[Fit, typer.Option()] = Fit.CONTAIN,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
+    sampler: Sampler = None,
+    window: Window = 0,
+    window_overlap: WindowOverlap = None,
+    step_cache: StepCache = 1,
+    motion_class: MotionClass = None,
+    from_draft: FromDraft = False,
+    strength: Strength = STRENGTH,
+    upscale: Enlarge = Upscale.LATENTS,
+    strict: Strict = False,
     key: Annotated[
         str | None,
         typer.Option(help="The same key again hands in nothing (default: the submission id, within a Ray job)."),
@@ -159,14 +194,31 @@ def submit(
     """Hand a catalog to a running farm and return; the farm renders it whether anybody waits or not."""
     with telling_errors():
         settings = settings_for(home)
-        manifest = first_rows(read_manifest(catalog, prompt=prompt), limit)
+        if model is not None:
+            model = family_named(model).name
+        # Another machine's farm does not tell which model it takes by default.
+        known = model or (None if url or settings.url else farm_facts(settings).get("default_model"))
+        manifest = first_rows(read_manifest(catalog, prompt=prompt, model=known), limit)
         if not manifest.rows:
             raise ManifestError(catalog, "it has no rows", "Add a line per image below the header.")
         require_farm(settings, url)
-        if model is not None:
-            model = family_named(model).name
         port = connect(settings, url)
-        overrides: View = {"resolution_class": resolution_class, "tier": tier, "fit": fit, "seed": seed}
+        defaults = RowDefaults(
+            resolution_class=resolution_class,
+            tier=tier,
+            fit=fit,
+            seed=seed,
+            sampler=sampler,
+            window=window,
+            window_overlap=window_overlap,
+            step_cache=step_cache,
+            motion_class=motion_class,
+            from_draft=from_draft,
+            strength=strength,
+            upscale=upscale,
+            strict=strict,
+        )
+        overrides: View = defaults.model_dump(mode="json", exclude_defaults=True)
         if model:
             overrides["model"] = model
         batch = port.submit(
@@ -282,6 +334,8 @@ def _tell(port: FarmPort, batch: View, as_json: bool) -> None:
         print_json({"batch": batch, "jobs": jobs})
         return
     console.print(batches_table([batch]))
+    for note in notes_text(jobs):
+        console.print(f"  note: {note}", style="dim", markup=False, soft_wrap=True)
     if failed := [job for job in jobs if job["state"] == JobState.FAILED]:
         console.print(problems_table(failed))
 

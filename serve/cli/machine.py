@@ -1,4 +1,4 @@
-"""`cards`, `models`, `doctor`: what there is on this machine."""
+"""`cards`, `doctor`: what there is on this machine."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import typer
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
-from cluster.cards import NOMINAL_BYTES, Fleet, usable_threshold
-from pipeline.clip import Tier
-from pipeline.families import FAMILIES, Family
-from pipeline.footprint import leanest_of, memory_model
+from pipeline.families import FAMILIES
 from pipeline.weights import weights_present
 from serve.cards import find_gpus
 from serve.cli.common import (
@@ -59,59 +53,6 @@ def cards(url: Url = None, home: Home = None, as_json: Json = False) -> None:
             console.print(
                 "no farm runs here and no GPU was found: `clipmill up --cards c8,c24` runs one on emulated cards"
             )
-
-
-def models(home: Home = None, as_json: Json = False) -> None:
-    """List the model families: licence, sizes, smallest card, whether weights are here."""
-    settings = settings_for(home)
-    families = list(FAMILIES.values())
-    if as_json:
-        print_json({"models": [_model_view(family, settings) for family in families]})
-        return
-    table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
-    for column in ("model", "what it is", "licence", "sides by", "frames", "weights", "smallest card", "here"):
-        table.add_column(column)
-    for family in families:
-        memory = memory_model(family)
-        table.add_row(
-            family.name,
-            family.title,
-            family.licence,
-            str(family.stride),
-            str(family.frame_rule),
-            bytes_text(memory.weights_bytes) if memory else "none",
-            _smallest_card(family) or "none is large enough",
-            "yes" if weights_present(family, settings.home) else "no",
-        )
-    console.print(table)
-    console.print("  The smallest card is for a standard clip of the family's native class.", style="dim")
-    for family in families:
-        if family.licence_note:
-            console.print(f"  {family.name}: {family.licence_note}", style="dim")
-
-
-def _model_view(family: Family, settings: Settings) -> dict[str, Any]:
-    memory = memory_model(family)
-    return {
-        "name": family.name,
-        "title": family.title,
-        "licence": family.licence,
-        "licence_note": family.licence_note,
-        "stride": family.stride,
-        "frames": str(family.frame_rule),
-        "classes": [c.value for c in family.classes],
-        "weights_bytes": memory.weights_bytes if memory else 0,
-        "smallest_card": _smallest_card(family),
-        "revision": family.revision,
-        "weights_here": weights_present(family, settings.home),
-    }
-
-
-def _smallest_card(family: Family) -> str | None:
-    if memory_model(family) is None:
-        return "no card needed"
-    needed = leanest_of(family, family.native_class.pixels, family.tiers[Tier.STANDARD].frames)[1].peak_bytes
-    return Fleet(usable_bytes={name: usable_threshold(name) for name in NOMINAL_BYTES}).smallest_class_for(needed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +190,8 @@ def _weights(settings: Settings) -> Check:
         name="weights",
         state="warning",
         found=f"not here yet: {', '.join(missing)}",
-        remedy="They are fetched by the first clip that needs them; or name a folder with `render --weights DIR`.",
+        remedy="Fetch them with `clipmill models pull NAME`, or leave it to the first clip that needs them; "
+        "or name a folder with `render --weights DIR`.",
     )
 
 

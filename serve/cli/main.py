@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from serve.cli import farm, machine, manifests
+from serve.cli import farm, machine, manifests, models
+from serve.cli.footprint import footprint
 from serve.cli.render import render
 
 app = typer.Typer(
@@ -22,9 +23,10 @@ app.command()(farm.status)
 app.command()(farm.wait)
 app.command()(farm.cancel)
 app.command()(machine.cards)
-app.command()(machine.models)
 app.command()(machine.doctor)
+app.command()(footprint)
 app.add_typer(manifests.app, name="manifests")
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,19 +15,22 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from cluster.few_step import FewStep
 from cluster.jobs import Batch, JobState, Outcome
 from cluster.manifest import ManifestError, read_manifest
-from cluster.resolve import Defaults
+from cluster.resolve import STRENGTH, Defaults
 from cluster.results import ResultsError
-from pipeline.clip import Fit, ResolutionClass, Tier
+from pipeline.clip import Fit, ResolutionClass, Tier, Upscale
 from pipeline.families import family_named
 from pipeline.problems import BadInputError
 from serve.cards import INSTALL_TORCH, find_gpus
 from serve.cli.common import (
+    AcceptLicense,
     Cards,
     Exit,
     Home,
     Json,
+    accept_licenses,
     console,
     fail,
     local_farm,
@@ -36,9 +39,22 @@ from serve.cli.common import (
     settings_for,
     telling_errors,
 )
+from serve.cli.options import (
+    Enlarge,
+    FewStepFile,
+    FromDraft,
+    MotionClass,
+    Sampler,
+    StepCache,
+    Strength,
+    Strict,
+    Window,
+    WindowOverlap,
+    few_step_of,
+)
 from serve.cli.results import ResultsWriter
 from serve.cli.session import FarmLostError, FarmStartError, RenderSession, first_rows, source_of
-from serve.cli.show import ProgressView, clock_text, problems_table
+from serve.cli.show import ProgressView, clock_text, notes_text, problems_table
 from serve.local import EmbeddedFarm, FarmLock, emulated_classes, gpu_classes
 from serve.settings import FarmArgs, Settings
 from serve.views import batch_view, job_view
@@ -75,8 +91,19 @@ def render(
     tier: Annotated[Tier, typer.Option(help="Tier of rows that name none.")] = Tier.STANDARD,
     fit: Annotated[Fit, typer.Option(help="How stills of another aspect are fitted.")] = Fit.CONTAIN,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows that name none.")] = None,
+    sampler: Sampler = None,
+    window: Window = 0,
+    window_overlap: WindowOverlap = None,
+    step_cache: StepCache = 1,
+    motion_class: MotionClass = None,
+    from_draft: FromDraft = False,
+    strength: Strength = STRENGTH,
+    upscale: Enlarge = Upscale.LATENTS,
+    strict: Strict = False,
+    few_step: FewStepFile = None,
     cards: Cards = None,
     weights: Annotated[Path | None, typer.Option(help="Local folder of the model's weights.")] = None,
+    accept_license: AcceptLicense = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -85,13 +112,31 @@ def render(
     Run it again to go on where it stopped; finished clips are never rendered twice.
     """
     with telling_errors():
-        manifest = first_rows(read_manifest(catalog, prompt=prompt), limit)
+        family, choice = choose_model(model)
+        manifest = first_rows(read_manifest(catalog, prompt=prompt, model=family), limit)
         if not manifest.rows:
             raise ManifestError(catalog, "it has no rows", "Add a line per image below the header.")
-        family, choice = choose_model(model)
         settings = settings_for(home)
-        defaults = Defaults(model=family, resolution_class=resolution_class, tier=tier, fit=fit, seed=seed)
-        args = farm_args(settings, family, cards, weights)
+        accept_licenses(settings, accept_license)
+        fast = few_step_of(settings, few_step)
+        defaults = Defaults(
+            model=family,
+            resolution_class=resolution_class,
+            tier=tier,
+            fit=fit,
+            seed=seed,
+            sampler=sampler,
+            window=window,
+            window_overlap=window_overlap,
+            step_cache=step_cache,
+            motion_class=motion_class,
+            from_draft=from_draft,
+            strength=strength,
+            upscale=upscale,
+            strict=strict,
+            few_step=fast,
+        )
+        args = farm_args(settings, family, cards, weights, fast)
         farm = local_farm(settings)
         lock = FarmLock(settings.home)
         _prepare_out(out)
@@ -100,6 +145,8 @@ def render(
         if not as_json:
             words = f"[bold]clipmill[/] · {_rows(len(manifest.rows))} · {family} ({choice}) · cards {_cards_text(args)}"
             console.print(words, soft_wrap=True)
+            if note := family_named(family).licence_note:
+                console.print(f"  {family}: {note}", style="dim", soft_wrap=True)
         with ProgressView(console, silent=as_json) as show:
             session = RenderSession(farm, lock, lambda: EmbeddedFarm(args), writer, show)
             batch = _run(
@@ -116,11 +163,19 @@ def render(
         else:
             made = farm.desk.attempts_of(batch.owner, batch.id)
             rendered = sum(attempt.outcome is Outcome.COMPLETED for attempt in made)
+            for note in notes_text(jobs):
+                console.print(f"  note: {note}", style="dim", markup=False, soft_wrap=True)
             _summary(batch, rendered, failed, sheet, writer)
     raise typer.Exit(Exit.SOME_FAILED if batch.status != "completed" else Exit.DONE)
 
 
-def farm_args(settings: Settings, family: str, cards: str | None, weights: Path | None) -> FarmArgs:
+def farm_args(
+    settings: Settings,
+    family: str,
+    cards: str | None,
+    weights: Path | None,
+    few_step: Mapping[str, FewStep] | None = None,
+) -> FarmArgs:
     """The embedded farm: emulated cards where asked for or where there is no GPU, else this machine's GPUs."""
     classes = gpu_classes() if cards is None else {}
     emulate = not classes
@@ -133,7 +188,10 @@ def farm_args(settings: Settings, family: str, cards: str | None, weights: Path 
         database_url=settings.database_url,
         storage_url=settings.storage_url,
         offline=settings.offline,
+        mirror=settings.mirror,
+        accept_licenses=settings.accept_licenses,
         weights={family: str(weights.absolute())} if weights else {},
+        few_step=dict(few_step or {}),
         gateway=False,
     )
 

@@ -11,6 +11,7 @@ from cluster.contact_sheet import BatchSummary, ResultRow
 from cluster.farm import Farm
 from cluster.jobs import Batch, Clip, Job, JobState
 from cluster.results import write_clip, write_sheet
+from pipeline.clip import NO_PROMPT
 
 
 class ResultsWriter:
@@ -65,7 +66,7 @@ def result_row(job: Job, clips: Mapping[str, Clip], shared_with: str | None = No
     return ResultRow(
         id=job.name,
         number=int(job.row.get("number", job.number)),
-        prompt=spec.prompt if spec else str(job.row.get("prompt") or ""),
+        prompt=spec.prompt if spec and spec.prompt != NO_PROMPT else str(job.row.get("prompt") or ""),
         state=job.state.value,
         problem=job.problems[0] if job.problems else None,
         reason=job.reason or "",
@@ -79,6 +80,9 @@ def result_row(job: Job, clips: Mapping[str, Clip], shared_with: str | None = No
         seed=spec.seed if spec else None,
         image=str(job.row.get("image") or ""),
         extra=job.row.get("extra") or {},
+        adjusted=tuple(job.row.get("adjusted") or ()),
+        notes=tuple(job.row.get("notes") or ()),
+        lossy=spec.lossy if spec else (),
         video_key=clip.objects.video if clip else None,
         poster_key=clip.objects.poster if clip else None,
         provenance_key=clip.objects.provenance if clip else None,

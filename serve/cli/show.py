@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from types import TracebackType
 from typing import Any, Self
 
@@ -129,6 +130,12 @@ def problems_table(jobs: list[dict[str, Any]]) -> Table:
             table.add_row(where, Text(job["name"]), problem["field"], Text(problem["message"]), Text(problem["remedy"]))
             where = ""
     return table
+
+
+def notes_text(jobs: list[dict[str, Any]]) -> list[str]:
+    """What was adjusted and what has no effect, each once with the number of its rows."""
+    counts = Counter(note for job in jobs for note in [*job.get("adjusted", ()), *job.get("notes", ())])
+    return [f"{note} ({count} {'row' if count == 1 else 'rows'})" for note, count in counts.most_common()]
 
 
 def batches_table(batches: list[dict[str, Any]]) -> Table:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Self
 
 import sqlalchemy.exc
@@ -19,12 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
 from cluster.farm import Farm
+from cluster.few_step import FewStep
 from cluster.ingest import IncomingRow
 from cluster.jobs import JobState
-from cluster.resolve import Defaults
+from cluster.resolve import Defaults, RowDefaults
 from cluster.storage import StorageError
 from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
-from pipeline.clip import Fit, ResolutionClass, Tier
 from pipeline.problems import BadInputError, Problem
 from serve.metrics import exposition
 from serve.views import batch_view, job_view
@@ -37,16 +37,11 @@ MAX_STILL_BYTES = 200 * 2**20
 NUDGE_S = 1.0
 
 
-class BatchDefaults(BaseModel):
+class BatchDefaults(RowDefaults):
     """What holds for rows that are silent."""
 
-    model_config = ConfigDict(extra="forbid")
-
+    #: Default: the farm's.
     model: str | None = None
-    resolution_class: ResolutionClass = ResolutionClass.P512
-    tier: Tier = Tier.STANDARD
-    fit: Fit = Fit.CONTAIN
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
 
 
 class NewBatch(BaseModel):
@@ -83,10 +78,11 @@ def create_api(
     default_model: str,
     nudge: Callable[[], Awaitable[None]],
     registry: CollectorRegistry | None = None,
+    few_step: Mapping[str, FewStep] | None = None,
 ) -> FastAPI:
     """The ASGI application over `farm`; `nudge` tells the dispatcher that there is new work.
 
-    `/metrics` shows `registry`; without one there is no such route.
+    `few_step` says what tier `fast` means, by family. `/metrics` shows `registry`; without one there is no such route.
     """
     api = FastAPI(title="clipmill", docs_url="/docs", redoc_url=None)
     _explain_errors(api)
@@ -137,7 +133,7 @@ def create_api(
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
     ) -> dict[str, Any]:
         given = body.defaults.model_dump()
-        given["model"] = given["model"] or default_model
+        given |= {"model": given["model"] or default_model, "few_step": few_step or {}}
         fingerprint = hashlib.sha256(await request.body()).hexdigest()
         batch = await run_in_threadpool(
             farm.submit,

@@ -25,7 +25,7 @@ class Gateway:
         settings = self._args.settings()
         database = Database(settings.database_url)
         database.migrate(patience_s=STORE_PATIENCE_S)
-        self._farm = Farm(Desk(database), Storage(settings.storage_url))
+        self._farm = Farm(Desk(database), Storage(settings.storage_url), accepted=settings.accepted)
         self._registry = store_registry(Figures(database, self._args.fleet()))
         self._dispatcher = dispatcher
 
@@ -33,4 +33,10 @@ class Gateway:
         async def nudge() -> None:
             await self._dispatcher.nudge.remote()
 
-        return create_api(self._farm, default_model=self._args.default_model, nudge=nudge, registry=self._registry)
+        return create_api(
+            self._farm,
+            default_model=self._args.default_model,
+            nudge=nudge,
+            registry=self._registry,
+            few_step=self._args.few_step,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import socket
 import sys
 import types
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from cluster.cards import GIB
 from cluster.jobs import Batch, BatchCounts, JobState
@@ -21,8 +23,12 @@ from serve.cli import farm as farm_module
 from serve.cli import render as render_module
 from serve.cli.common import Exit
 from serve.cli.entry import main
+from serve.cli.main import app
 from serve.cli.render import choose_model, farm_args
+from serve.cli.show import notes_text
+from serve.local import FarmLock
 from serve.settings import Settings
+from tests.building import still_png
 
 
 @pytest.fixture
@@ -75,6 +81,42 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_rendered(
     monkeypatch.setattr(render_module.os, "access", lambda *_: False)
     with pytest.raises(ResultsError, match="may not be written"):
         render_module._prepare_out(tmp_path)
+
+
+def test_notes_are_told_once_with_the_number_of_their_rows() -> None:
+    jobs = [{"adjusted": ["frames 16 -> 17: why"], "notes": ["reads no prompts"]}, {"adjusted": [], "notes": []}]
+    assert notes_text([*jobs, {"adjusted": ["frames 16 -> 17: why"]}]) == [
+        "frames 16 -> 17: why (2 rows)",
+        "reads no prompts (1 row)",
+    ]
+
+
+def test_submit_hands_on_how_clips_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(still_png())
+    (tmp_path / "c.csv").write_text(
+        "id,image,prompt,model,frames\na,a.png,pan,i2vgen-xl-tiny,65\nb,a.png,tilt,i2vgen-xl-tiny,16\n"
+    )
+    settings = Settings(home=tmp_path / "home")
+    monkeypatch.setenv("CLIPMILL_HOME", str(settings.home))
+    lock = FarmLock(settings.home)
+    assert lock.try_acquire()
+    try:
+        options = ["--sampler", "unipc", "--class", "512p", "--motion-class", "256p", "--strength", "0.25"]
+        options += ["--upscale", "frames", "--step-cache", "2"]
+        lenient, strict = (
+            CliRunner().invoke(app, ["submit", str(tmp_path / "c.csv"), "--json", *options, *more])
+            for more in ([], ["--strict", "--key", "other"])
+        )
+    finally:
+        lock.release()
+    assert lenient.exit_code == 0, lenient.output
+    first, second = json.loads(lenient.stdout)["jobs"]
+    assert first["adjusted"][0].startswith("frames 65 -> 64")
+    assert second["adjusted"] == []
+    assert len(second["lossy"]) == 2
+    assert "strength 0.25" in second["lossy"][1]
+    assert "frames enlarged" in second["lossy"][1]
+    assert [job["state"] for job in json.loads(strict.stdout)["jobs"]] == ["failed", "queued"]
 
 
 def test_the_summary_counts_clips_apart_from_attempts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -92,6 +92,17 @@ def test_tiles_have_the_clips_own_shape():
     assert [float(s.removeprefix("--a:")) for s in styles] == [1.6, 0.8]
 
 
+def test_a_short_cut_and_an_adjustment_can_be_seen():
+    changes = {"lossy": ("few-step sampler lcm", "windows of 16"), "adjusted": ("frames 65 -> 64: <why>",)}
+    sheet = page(row(**changes, notes=("reads no prompts",)), row(2))
+    assert [text for text in sheet.texts["span"] if text.startswith("lossy")] == [
+        "lossy: few-step sampler lcm; windows of 16"
+    ]
+    facts, plain = [{label for label, _ in r["facts"]} for r in sheet.rows()]
+    assert facts - plain == {"Lossy", "Adjusted", "Note"}
+    assert ["Adjusted", "frames 65 -> 64: <why>"] in sheet.rows()[0]["facts"]
+
+
 def test_a_failed_row_shows_field_reason_and_remedy():
     sheet = page(failed())
     assert not sheet.all("video")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from cluster.cards import GIB, CardState
 from cluster.dispatcher import (
     Assignment,
     CardFree,
+    CheckpointFailed,
+    CheckpointSaved,
     Dispatcher,
     Event,
     RendererDiedError,
@@ -24,8 +26,9 @@ from cluster.dispatcher import (
     Timing,
     Verdict,
 )
-from cluster.jobs import Ended, Job, JobState, Outcome
-from cluster.store import Database, Desk, Ledger
+from cluster.jobs import Checkpoint, Ended, Job, JobState, Outcome, checkpoint_key
+from cluster.storage import Storage
+from cluster.store import Database, Desk, Ledger, Stretch
 from pipeline.footprint import footprint
 from tests.building import FLEET, Clock, Truth, beat, draft, objects, spec
 
@@ -107,13 +110,22 @@ class TellingLedger(Ledger):
 class Farm:
     """One dispatcher, its pool and its store."""
 
-    def __init__(self, database: Database, clock: Clock, holder: str = "first") -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        holder: str = "first",
+        storage: Storage | None = None,
+        timing: Timing = TIMING,
+    ) -> None:
         self.clock, self.desk, self.truth = clock, Desk(database), Truth(database)
         self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
         self.turns = 0
         self.pool = Pool(self._changed.set)
         self.ledger = TellingLedger(database, lambda name: self._loop.call_soon_threadsafe(self._used, name))
-        self.dispatcher = Dispatcher(self.ledger, self.pool, FLEET, holder=holder, clock=clock, timing=TIMING)
+        self.dispatcher = Dispatcher(
+            self.ledger, self.pool, FLEET, holder=holder, clock=clock, timing=timing, storage=storage
+        )
         self.task: asyncio.Task[None] | None = None
 
     def _used(self, name: str) -> None:
@@ -452,6 +464,280 @@ async def test_cancelling_reaches_the_renderer(farm):
     other = farm.submit(draft(3))
     (await farm.called(2)).complete()
     await farm.reaches(other, JobState.COMPLETED, 3)
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------
+
+
+def resumable(number: int = 1, key: str | None = None) -> Any:
+    return draft(number, key, spec=spec("i2vgen-xl-tiny", steps=50))
+
+
+def saved(call: Call, step: int) -> Checkpoint:
+    """The call's renderer did `step` steps and put a checkpoint aside."""
+    checkpoint = Checkpoint(checkpoint_key(call.assignment.job_id, call.assignment.attempt_id, step), step)
+    call.report(StepDone(step=step, steps=50))
+    call.report(CheckpointSaved(checkpoint))
+    return checkpoint
+
+
+@pytest.mark.parametrize("event", [RendererDiedError("signal 9"), RendererLostError("no route"), None])
+async def test_a_clip_goes_on_from_its_last_checkpoint_elsewhere(farm, event):
+    batch_id = farm.submit(resumable())
+    farm.dispatcher.beat(beat("gpu0"))
+    first = await farm.called()
+    assert first.assignment.resume is None
+    saved(first, 20)
+    checkpoint = saved(first, 30)
+    first.report(StepDone(step=33, steps=50))
+    first.report(event)
+    job = await farm.reaches(batch_id, JobState.QUEUED)
+    assert (job.checkpoint, job.step, job.steps) == (checkpoint, 30, 50), "what is lost is no progress"
+    farm.dispatcher.beat(beat("gpu1"))
+    second = await farm.called(2)
+    assert second.assignment.resume == checkpoint
+    stretch = Stretch(step=30, attempt=first.assignment.attempt_id, card="gpu0", card_class="c8")
+    assert second.assignment.done == (stretch,)
+    assert farm.job(batch_id).step == 30
+    # And once more: the provenance of the clip names everyone who worked on it.
+    third_from = saved(second, 40)
+    second.report(RendererLostError("no route"))
+    farm.dispatcher.beat(beat("gpu2"))
+    third = await farm.called(3)
+    assert third.assignment.resume == third_from
+    attempt = second.assignment.attempt_id
+    assert third.assignment.done == (stretch, Stretch(step=40, attempt=attempt, card="gpu1", card_class="c8"))
+    third.complete()
+    await farm.reaches(batch_id, JobState.COMPLETED)
+    made = farm.desk.attempts_of("local", batch_id)
+    assert [a.resumed_step for a in made] == [0, 30, 40]
+    assert [a.resumed_from for a in made] == [None, made[0].id, made[1].id]
+
+
+@pytest.mark.parametrize("fault", [RendererDiedError("signal 11"), Ended(outcome=Outcome.ERROR, detail="not finite")])
+async def test_a_checkpoint_that_ends_badly_is_not_gone_on_from_again(farm, fault):
+    farm.submit(resumable())
+    farm.dispatcher.beat(beat("gpu0"))
+    first = await farm.called()
+    checkpoint = saved(first, 30)
+    first.report(fault)
+    farm.dispatcher.beat(beat("gpu1"))
+    second = await farm.called(2)
+    assert second.assignment.resume == checkpoint
+    saved(second, 40)  # made out of the one before, so no better
+    second.report(fault)
+    farm.dispatcher.beat(beat("gpu2"))
+    third = await farm.called(3)
+    assert (third.assignment.resume, third.assignment.done) == (None, ())
+
+
+async def test_a_clip_out_of_memory_goes_on_on_a_larger_card(farm):
+    farm.submit(resumable())
+    farm.dispatcher.beat(beat("small", usable_bytes=7 * GIB))
+    small = await farm.called()
+    farm.dispatcher.beat(beat("large", usable_bytes=21 * GIB))
+    last = Checkpoint(checkpoint_key(small.assignment.job_id, small.assignment.attempt_id, 50), 50)
+    small.report(Ended(outcome=Outcome.OOM, usable_bytes=7 * GIB, stage="decode", checkpoint=last))
+    large = await farm.called(2)
+    assert (large.assignment.renderer, large.assignment.resume) == ("renderer-large", last)
+
+
+async def test_a_renderer_can_name_nothing_but_its_own_checkpoints(farm):
+    batch_id = farm.submit(resumable())
+    farm.dispatcher.beat(beat("gpu0"))
+    first = await farm.called()
+    foreign = Checkpoint("clips/video_1/attempt_1/video.mp4", 30)
+    first.report(CheckpointSaved(foreign))
+    first.report(CheckpointFailed(step=40, detail="no space is left"))
+    first.report(Ended(outcome=Outcome.STOPPED, checkpoint=foreign))
+    assert (await farm.reaches(batch_id, JobState.QUEUED)).checkpoint is None
+
+
+async def test_a_refused_checkpoint_shows_in_progress_and_in_the_attempt(farm):
+    batch_id = farm.submit(resumable())
+    farm.dispatcher.beat(beat("gpu0"))
+    first = await farm.called()
+    saved(first, 30)
+    first.report(RendererLostError("no route"))
+    farm.dispatcher.beat(beat("gpu1"))
+    second = await farm.called(2)
+    for step in (30, 0, 1):
+        second.report(StepDone(step=step, steps=50))
+    await farm.goes_on(2, beat("gpu1"))
+    assert farm.job(batch_id).step == 1
+    second.complete()
+    await farm.reaches(batch_id, JobState.COMPLETED)
+    last = farm.desk.attempts_of("local", batch_id)[-1]
+    assert (last.resumed_step, last.resumed_from) == (0, None)
+
+
+async def test_a_preempted_clip_is_saved_given_back_and_goes_on(farm):
+    batch_id = farm.submit(resumable())
+    job_id = farm.job(batch_id).id
+    assert not farm.dispatcher.preempt(job_id), "it does not run"
+    farm.dispatcher.beat(beat("gpu0"))
+    call = await farm.called()
+    busy = beat("gpu0", steps={call.assignment.attempt_id: (7, 50)})
+    assert set(farm.dispatcher.beat(busy).values()) == {Verdict.GO_ON}
+    assert farm.dispatcher.preempt(job_id)
+    assert set(farm.dispatcher.beat(busy).values()) == {Verdict.CHECKPOINT}
+    checkpoint = saved(call, 8)
+    call.report(Ended(outcome=Outcome.STOPPED, checkpoint=checkpoint))
+    again = await farm.called(2)
+    assert again.assignment.resume == checkpoint
+    job = farm.job(batch_id)
+    assert (job.attempts, job.releases) == (0, 1)
+    assert farm.truth.tally("preemptions", outcome="preempt") == 1
+    # Its frames are there: from here on it is quicker to let it end.
+    again.report(CardFree())
+    await farm.looks_again()
+    assert not farm.dispatcher.preempt(job_id)
+    again.complete()
+    await farm.reaches(batch_id, JobState.COMPLETED)
+    assert farm.desk.attempts_of("local", batch_id)[0].outcome == "stopped"
+
+
+async def test_a_clip_that_cannot_be_resumed_is_not_preempted(farm):
+    batch_id = farm.submit(draft(1))
+    farm.dispatcher.beat(beat())
+    call = await farm.called()
+    assert not farm.dispatcher.preempt(farm.job(batch_id).id)
+    assert farm.dispatcher.beat(beat(steps={call.assignment.attempt_id: (1, 8)})) == {
+        call.assignment.attempt_id: Verdict.GO_ON
+    }
+
+
+async def test_a_renderer_that_never_gets_to_leave_is_stopped_in_the_end(farm):
+    batch_id = farm.submit(resumable())
+    farm.dispatcher.beat(beat())
+    call = await farm.called()
+    assert farm.dispatcher.preempt(farm.job(batch_id).id)
+    busy = beat(steps={call.assignment.attempt_id: (7, 50)})
+    await farm.goes_on(29, busy)
+    assert not call.closed
+    await farm.goes_on(3, busy)
+    await farm.until(lambda: call.closed)
+    assert farm.truth.attempts()[0].outcome == "stopped"
+
+
+async def test_a_farm_that_closes_has_its_clips_saved_first(farm):
+    batch_id = farm.submit(resumable())
+    farm.dispatcher.beat(beat())
+    call = await farm.called()
+    stopping = asyncio.create_task(farm.dispatcher.stop(grace_s=0))
+    busy = beat(steps={call.assignment.attempt_id: (7, 50)})
+    await asyncio.sleep(0)
+    assert set(farm.dispatcher.beat(busy).values()) == {Verdict.CHECKPOINT}
+    checkpoint = saved(call, 8)
+    call.report(Ended(outcome=Outcome.STOPPED, checkpoint=checkpoint))
+    await stopping
+    job = farm.job(batch_id)
+    assert (job.state, job.checkpoint, job.attempts) == (JobState.QUEUED, checkpoint, 0)
+    assert farm.truth.tally("preemptions", outcome="drain") == 1
+
+
+async def test_a_farm_that_closes_waits_for_no_renderer_for_ever(sqlite_database, clock):
+    farm = Farm(sqlite_database, clock, timing=replace(TIMING, farewell_s=0.01)).open()
+    batch_id = farm.submit(resumable())
+    farm.dispatcher.beat(beat())
+    call = await farm.called()
+    checkpoint = saved(call, 8)
+    await farm.until(call.events.empty)
+    async with asyncio.timeout(20):
+        await farm.dispatcher.stop(grace_s=0)
+    assert call.closed
+    assert farm.job(batch_id).checkpoint == checkpoint, "the last one it told of"
+
+
+# -- checkpoints nobody needs ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage(tmp_path / "storage")
+
+
+@pytest.fixture
+async def storing(sqlite_database, clock, storage):
+    farm = Farm(sqlite_database, clock, storage=storage).open()
+    yield farm
+    await farm.close()
+
+
+def kept(storage: Storage, call: Call, step: int) -> Checkpoint:
+    """As `saved`, with an object in storage."""
+    checkpoint = saved(call, step)
+    storage.put_bytes(checkpoint.key, b"latents")
+    return checkpoint
+
+
+async def test_only_the_newest_checkpoint_is_kept_and_none_of_a_finished_clip(storing, storage):
+    batch_id = storing.submit(resumable())
+    storing.dispatcher.beat(beat("gpu0"))
+    call = await storing.called()
+    first = kept(storage, call, 10)
+    await storing.goes_on(2, beat("gpu0"))
+    assert storing.job(batch_id).checkpoint == first
+    assert storage.exists(first.key)
+    second = kept(storage, call, 20)
+    await storing.goes_on(2, beat("gpu0"))
+    await storing.until(lambda: not storage.exists(first.key))
+    assert storage.exists(second.key)
+    call.report(RendererLostError("no route"))
+    storing.dispatcher.beat(beat("gpu1"))
+    call = await storing.called(2)
+    assert storage.exists(second.key), "what it goes on from"
+    kept(storage, call, 30)
+    call.complete()
+    await storing.reaches(batch_id, JobState.COMPLETED)
+    await storing.goes_on(2, beat("gpu1"))
+    await storing.until(lambda: storing.job(batch_id).checkpoint is None)
+    assert storage.names_under("checkpoints") == []
+
+
+async def test_a_checkpoint_under_suspicion_is_deleted(storing, storage):
+    storing.submit(resumable())
+    storing.dispatcher.beat(beat("gpu0"))
+    call = await storing.called()
+    bad = kept(storage, call, 10)
+    call.report(RendererDiedError("signal 11"))
+    storing.dispatcher.beat(beat("gpu1"))
+    call = await storing.called(2)
+    assert storage.exists(bad.key)
+    call.report(RendererDiedError("signal 11"))
+    await storing.until(lambda: not storage.exists(bad.key))
+
+
+async def test_cancelling_a_waiting_job_deletes_what_it_would_have_gone_on_from(storing, storage):
+    batch_id = storing.submit(resumable())
+    storing.dispatcher.beat(beat())
+    call = await storing.called()
+    checkpoint = kept(storage, call, 10)
+    call.report(RendererLostError("no route"))
+    await storing.reaches(batch_id, JobState.QUEUED)
+    assert storage.exists(checkpoint.key)
+    storing.desk.cancel("local", batch_id)
+    await storing.goes_on(2)
+    await storing.until(lambda: not storage.exists(checkpoint.key))
+
+
+async def test_what_no_store_ever_heard_of_goes_when_a_dispatcher_takes_office(
+    storing, sqlite_database, clock, storage
+):
+    batch_id = storing.submit(resumable(1), resumable(2))
+    storing.dispatcher.beat(beat())
+    call = await storing.called()
+    call.complete()
+    await storing.reaches(batch_id, JobState.COMPLETED)
+    waiting = storing.job(batch_id, 2).id
+    await storing.close()
+    # A zombie wrote after its job had ended; the others may be needed, or be another farm's.
+    for job_id in (call.assignment.job_id, waiting, "video_of_another_store"):
+        storage.put_bytes(checkpoint_key(job_id, "attempt_x", 5), b"latents")
+    second = Farm(sqlite_database, clock, "second", storage=storage).open()
+    await second.until(lambda: len(storage.names_under("checkpoints")) == 2)
+    assert storage.names_under("checkpoints") == sorted([waiting, "video_of_another_store"])
+    await second.close()
 
 
 # -- the dispatcher's own end ----------------------------------------------------------------------------------

@@ -162,3 +162,13 @@ def test_what_fits_nowhere_is_told_in_numbers():
     for number in ("1024×640", "32 frames", "30.0 GiB", "21.0 GiB"):
         assert number in problem.message
     assert "0 MiB" in no_card_fits(spec(), 1, Fleet(usable_bytes={})).message
+
+
+@given(jobs, endings, st.integers(0, 50))
+def test_only_a_waiting_job_keeps_its_checkpoint_and_no_suspect_one(before, ended, resumed_step):
+    moved = after_attempt(before, replace(ended, resumed_step=resumed_step), FLEET)
+    suspect = resumed_step > 0 and ended.outcome in (Outcome.ERROR, Outcome.CRASHED)
+    assert moved.keeps_checkpoint == (moved.state is JobState.QUEUED and not suspect)
+    assert replace(moved, keeps_checkpoint=False) == replace(
+        after_attempt(before, ended, FLEET), keeps_checkpoint=False
+    ), "a checkpoint decides nothing else"

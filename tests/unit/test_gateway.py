@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from cluster.farm import Farm
+from cluster.few_step import FewStep
 from cluster.ingest import IncomingRow, gather
 from cluster.jobs import JobState
 from cluster.manifest import Row, read_manifest
@@ -134,6 +135,64 @@ def test_a_batch_is_taken_and_shown(http, still, nudges):
         (n, f"SKU-{n}", "queued", "camera", "272x208") for n in (1, 2, 3)
     ]
     assert not jobs["has_more"]
+
+
+def wish(still: str, defaults: dict[str, Any], **row: Any) -> dict[str, Any]:
+    request = body(still)
+    request["rows"][0]["row"] |= row
+    return request | {"defaults": {"resolution_class": "256p", **defaults}}
+
+
+def only_job(http: Any, request: dict[str, Any]) -> dict[str, Any]:
+    response = http.post("/v1/batches", json=request)
+    assert response.status_code == 202, response.text
+    (job,) = http.get(f"/v1/batches/{response.json()['id']}/jobs").json()["data"]
+    return job
+
+
+def test_a_job_shows_what_was_adjusted_and_strict_refuses_it(http, still):
+    asked = {"model": "i2vgen-xl-tiny", "frames": 65, "step_cache": 2, "strength": 0.3}
+    job = only_job(http, wish(still, {}, **asked))
+    assert (job["state"], len(job["adjusted"])) == ("queued", 1)
+    assert job["adjusted"][0].startswith("frames 65 -> 64: ")
+    assert job["notes"] == ["strength unused: the clip starts from noise"]
+    assert job["lossy"] == ["deep layers reused for 2 steps"]
+    job = only_job(http, wish(still, {"strict": True}, **asked))
+    assert (job["state"], [p["field"] for p in job["problems"]]) == ("failed", ["frames"])
+
+
+def test_a_batch_says_how_its_silent_rows_are_made(http, still, farm):
+    said = {"sampler": "unipc", "motion_class": "256p", "strength": 0.25, "upscale": "frames", "step_cache": 2}
+    said |= {
+        "window": 0,
+        "window_overlap": 4,
+        "from_draft": False,
+        "resolution_class": "512p",
+        "model": "i2vgen-xl-tiny",
+    }
+    response = http.post("/v1/batches", json=body(still) | {"defaults": said})
+    (job,) = farm.jobs(response.json()["id"])
+    assert (job.spec.sampler, job.spec.strength, job.spec.upscale, job.spec.step_cache) == ("unipc", 0.25, "frames", 2)
+    assert job.spec.base.resolution_class == "256p"
+    error_of(
+        http.post("/v1/batches", json=wish(still, {"sampler": "magic"})),
+        422,
+        "validation_error",
+        "body.defaults.sampler",
+    )
+
+
+def test_what_fast_means_is_the_farm_s_to_say(farm, still, nudges):
+    few = FewStep(adapter="/adapters/lcm.safetensors", sha256="ab" * 32)
+    wanted = wish(still, {"model": "i2vgen-xl-tiny", "tier": "fast"})
+    with TestClient(create_api(farm, default_model="camera", nudge=nudges, few_step={"i2vgen-xl-tiny": few})) as http:
+        job = only_job(http, wanted)
+        assert job["state"] == "queued"
+        assert "adapter lcm at 1" in job["lossy"]
+        own = wish(still, {"few_step": {"i2vgen-xl-tiny": few.model_dump(mode="json")}})
+        assert http.post("/v1/batches", json=own).status_code == 422
+    with TestClient(create_api(farm, default_model="camera", nudge=nudges)) as http:
+        assert [p["field"] for p in only_job(http, wanted | {"name": "again"})["problems"]] == ["tier"]
 
 
 def test_any_replica_answers_for_any_other(http, still, farm, nudges):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -15,8 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import cluster.manifest
 from cluster.manifest import BadRow, Manifest, ManifestError, Row, read_image_bytes, read_manifest
-from pipeline.clip import Fit, ResolutionClass, Tier
+from pipeline.clip import Fit, ResolutionClass, Sampler, Tier, Upscale
+from pipeline.families import FAMILIES
 
 CATALOG = Path(__file__).parents[3] / "shared" / "catalog" / "catalog.csv"
 
@@ -231,6 +234,15 @@ def test_the_real_catalog() -> None:
         ("tier", "best", "draft, standard, high"),
         ("fit", "squeeze", "contain, cover, stretch"),
         ("aspect", "9:0", "'9:0' is not an aspect ratio"),
+        ("aspect", f"{'9' * 400}:1", "is not an aspect ratio"),
+        ("sampler", "magic", "Choose one of: ddim, dpmpp-2m"),
+        ("window", "-1", "-1 is not from 0"),
+        ("window_overlap", "x", "'x' is not a whole number"),
+        ("step_cache", "0", "0 is not from 1"),
+        ("motion_class", "300p", "'300p' is not a motion class"),
+        ("from_draft", "perhaps", "'perhaps' is neither yes nor no"),
+        ("strength", "half", "'half' is not a number"),
+        ("upscale", "wide", "Choose one of: latents, frames."),
         ("frames", "abc", "'abc' is not a whole number"),
         ("frames", "-8", "-8 is not from 1"),
         ("frames", "0", "0 is not from 1"),
@@ -270,6 +282,47 @@ def test_a_bad_value_is_named_and_costs_one_row(tmp_path: Path, column: str, val
     assert list(faults(bad)) == [column]
     assert message in faults(bad)[column]
     assert (bad.number, bad.line) == (2, 3)
+
+
+def test_columns_of_diffusion(tmp_path: Path) -> None:
+    rows = read(
+        tmp_path,
+        "image,prompt,Sampler,window,Window Overlap,step_cache,motion_class,from_draft,strength,upscale,aspect\n"
+        "a.png,p,DDIM,16,4,3,256p,no,0.4,Frames,4:1\n"
+        "b.png,p,,0,,1,,Yes,,,\n",
+    ).good
+    fields = ("sampler", "window", "window_overlap", "step_cache", "motion_class", "from_draft", "strength", "upscale")
+    assert [[getattr(row, name) for name in fields] for row in rows] == [
+        [Sampler.DDIM, 16, 4, 3, ResolutionClass.P256, False, 0.4, Upscale.FRAMES],
+        [None, 0, None, 1, None, True, None, None],
+    ]
+    assert not any(row.extra for row in rows)
+    # How wide a clip can be is for the family's side to say: there it is adjusted, or refused where asked.
+    assert rows[0].aspect == "4:1"
+
+
+def test_booleans_of_a_typed_file(tmp_path: Path) -> None:
+    table = pa.table({"image": ["a.png", "b.png", "c.png"], "prompt": ["p"] * 3, "from_draft": [True, False, None]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    assert [row.from_draft for row in read_manifest(tmp_path / "c.parquet").good] == [True, False, None]
+
+
+def test_a_model_that_reads_no_prompts_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mute = dataclasses.replace(FAMILIES["i2vgen-xl"], name="mute", uses_prompt=False)
+    families = {**FAMILIES, "mute": mute}
+    monkeypatch.setattr(cluster.manifest, "FAMILIES", families)
+    monkeypatch.setattr(cluster.manifest, "family_named", families.__getitem__)
+    path = write(tmp_path, "image,prompt,model\na.png,,\nb.png,,camera\nc.png,,mute\n", "c.csv")
+    by_mute = read_manifest(path, model="mute").rows
+    assert [isinstance(row, Row) for row in by_mute] == [True, False, True]
+    assert [isinstance(row, Row) for row in read_manifest(path, model="camera").rows] == [False, False, True]
+    assert [isinstance(row, Row) for row in read_manifest(path).rows] == [False, False, True]
+    folder = tmp_path / "stills"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"")
+    assert [row.prompt for row in read_manifest(folder, model="mute").good] == [None]
+    with pytest.raises(ManifestError, match="--prompt"):
+        read_manifest(folder, model="camera")
 
 
 def test_all_problems_of_a_row_are_told(tmp_path: Path) -> None:

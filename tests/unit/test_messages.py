@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.dispatcher import CardFree, StepDone
-from cluster.jobs import Ended, Objects, Outcome
+from cluster.dispatcher import CardFree, CheckpointFailed, CheckpointSaved, StepDone
+from cluster.jobs import Checkpoint, Ended, Objects, Outcome
 from pipeline.problems import Problem
 from serve.messages import event_from_wire, event_to_wire
 
@@ -20,6 +20,7 @@ objects = st.builds(
     video_bytes=numbers,
     frames_sha256=texts,
 )
+checkpoints = st.builds(Checkpoint, texts, numbers)
 endings = st.builds(
     Ended,
     outcome=st.sampled_from(Outcome),
@@ -30,8 +31,17 @@ endings = st.builds(
     usable_bytes=numbers,
     predicted_bytes=numbers,
     stage=texts,
+    checkpoint=st.none() | checkpoints,
+    resumed_step=numbers,
+    cause=texts,
 )
-events = endings | st.builds(StepDone, step=numbers, steps=numbers) | st.just(CardFree())
+events = (
+    endings
+    | st.builds(StepDone, step=numbers, steps=numbers)
+    | st.just(CardFree())
+    | st.builds(CheckpointSaved, checkpoints)
+    | st.builds(CheckpointFailed, step=numbers, detail=texts)
+)
 
 
 @given(events)
@@ -42,5 +52,5 @@ def test_an_event_arrives_as_it_was_sent(event):
 
 
 def test_an_unknown_event_is_told_by_name():
-    with pytest.raises(ValueError, match="'checkpoint'"):
-        event_from_wire({"event": "checkpoint"})
+    with pytest.raises(ValueError, match="'hologram'"):
+        event_from_wire({"event": "hologram"})

@@ -67,7 +67,20 @@ def test_a_clip_brings_its_poster_and_provenance(out, storage):
             "prompt": "zoom in",
             "extra": {"brand": "Aria", "price": "9.90"},
         },
+        "adjusted": [],
     }
+
+
+def test_the_provenance_says_what_became_of_this_row(out, storage):
+    # The clip may be shared with a row whose wishes were adjusted otherwise.
+    stored = {"adjusted": ["frames 15 -> 17: it takes 4n+1"], "lossy": []}
+    storage.put_bytes("clips/1/provenance.json", json.dumps(stored).encode())
+    write_clip(out, done(adjusted=("frames 16 -> 17: it takes 4n+1",), notes=("no prompts",)), storage)
+    provenance = json.loads((out / "SKU 1.json").read_text())
+    assert provenance["adjusted"] == ["frames 16 -> 17: it takes 4n+1"]
+    assert provenance["row"]["notes"] == ["no prompts"]
+    write_clip(out, done(), storage)
+    assert json.loads((out / "SKU 1.json").read_text())["adjusted"] == []
 
 
 def test_the_same_clip_is_not_fetched_twice(out, storage):

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.storage import CorruptObjectError, MissingObjectError, Storage, StorageError, StorageFullError
+from cluster.storage import (
+    CorruptObjectError,
+    MissingObjectError,
+    Storage,
+    StorageError,
+    StorageFullError,
+    StorageShelf,
+)
 from pipeline.problems import BadInputError
 
 
@@ -50,6 +57,30 @@ def test_the_first_writer_wins(storage, tmp_path):
     (tmp_path / "third").write_bytes(b"third")
     storage.put_file("clips/a", tmp_path / "third")
     assert storage.get_bytes("clips/a") == b"first"
+
+
+def test_what_lies_under_a_prefix_is_named_and_deleted_as_one(storage):
+    for key in ("checkpoints/a/1/10", "checkpoints/a/2/20", "checkpoints/ab/1/10", "other/a"):
+        storage.put_bytes(key, b"x")
+    assert storage.names_under("checkpoints") == ["a", "ab"]
+    assert storage.names_under("checkpoints/a/1") == ["10"]
+    storage.delete_under("checkpoints/a")
+    storage.delete_under("checkpoints/a")
+    assert storage.names_under("checkpoints") == ["ab"]
+    assert storage.exists("checkpoints/ab/1/10")
+    assert storage.exists("other/a")
+    assert storage.names_under("nothing/here") == []
+    with pytest.raises(ValueError, match="not a storage key"):
+        storage.delete_under("checkpoints/..")
+
+
+def test_the_shelf_keeps_what_was_there_first(storage):
+    shelf = StorageShelf(storage)
+    assert shelf.get("text/abc") is None
+    shelf.put("text/abc", b"first")
+    shelf.put("text/abc", b"second")
+    assert shelf.get("text/abc") == b"first"
+    assert storage.names_under("cache") == ["text"]
 
 
 def test_deleting_is_final_and_may_be_repeated(storage):

@@ -7,19 +7,23 @@ import sqlite3
 import threading
 import uuid
 from dataclasses import replace
+from importlib import resources
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 
 from cluster.escalation import after_attempt
 from cluster.ids import new_id
-from cluster.jobs import Ended, JobState, Outcome, Reason, Transition
+from cluster.jobs import Checkpoint, Ended, JobState, Outcome, Reason, Transition
 from cluster.store import Database, Desk, Ledger, StaleEpochError
 from cluster.store.database import StoreVersionError
 from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
-from cluster.store.schema import clips, jobs, metadata
+from cluster.store.rows import job_values
+from cluster.store.schema import attempts, batches, clips, jobs, metadata
 from tests.building import FLEET, PROBLEM, bad_draft, beat, card, claim_one, completed, draft, objects, spec
 
 ME = "local"
@@ -106,6 +110,40 @@ def test_the_migrations_make_the_schema_of_the_code(database):
     assert "(state, priority DESC, created_at, number)" in waiting
     assert "UNIQUE" in running
     assert "'running'" in running.partition("WHERE")[2]
+
+
+def test_a_store_of_the_first_version_keeps_its_rows_and_its_running_attempts(store_url):
+    database = Database(store_url)
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("cluster.store") / "migrations"))
+    with database.write() as c:
+        config.attributes["connection"] = c
+        command.upgrade(config, "0001")
+        batch = {"id": "b", "owner": ME, "name": "n", "source": "", "created_at": 5, "sealed": True}
+        c.execute(sa.insert(batches).values(**batch))
+        values = job_values(draft(1), job_id="j", owner=ME, batch_id="b", now=5, clip_id=None)
+        old = {name: value for name, value in values.items() if not name.startswith("checkpoint")}
+        c.execute(sa.insert(jobs).values(**old | {"state": "running", "fence": 1}))
+        attempt = {
+            "id": "a", "owner": ME, "job_id": "j", "batch_id": "b", "fence": 1, "epoch": 1, "renderer": "r",
+            "card": "gpu0", "card_class": "c8", "started_at": 6, "lease_until": 7, "step": 3, "steps": 50,
+            "predicted_bytes": 0, "measured_bytes": 0, "detail": "",
+        }  # fmt: skip
+        first_columns = [column.name for column in attempts.columns if not column.name.startswith("resumed")]
+        assert set(attempt) | {"outcome", "ended_at"} == set(first_columns)
+        c.execute(sa.insert(attempts).values(**attempt))
+    database.migrate()
+    desk, ledger = Desk(database), Ledger(database)
+    (job,) = desk.jobs(ME, "b")
+    assert (job.state, job.step, job.checkpoint) == (JobState.RUNNING, 3, None)
+    assert job.spec == draft(1).spec
+    [inherited] = ledger.take_office("next")
+    assert (inherited.attempt_id, inherited.resumed_step) == ("a", 0)
+    assert end(ledger, inherited, Ended(outcome=Outcome.LOST))
+    claim = claim_one(ledger, ledger.waiting(10)[0])
+    assert (claim.fence, claim.resume) == (2, None)
+    assert [a.resumed_step for a in desk.attempts_of(ME, "b")] == [0, 0]
+    database.close()
 
 
 def test_a_store_of_a_newer_version_is_left_alone(database):
@@ -614,3 +652,119 @@ def test_two_processes_write_one_sqlite_file(tmp_path):
 def test_an_unreachable_store_is_an_operational_error(tmp_path):
     with pytest.raises(sa.exc.OperationalError):
         Desk(Database(f"sqlite:///{tmp_path / 'nowhere' / 'x.db'}")).cards()
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------
+
+
+def checkpoint(claim, step: int) -> Checkpoint:
+    return Checkpoint(f"checkpoints/{claim.job.id}/{claim.attempt_id}/{step}", step)
+
+
+@pytest.fixture
+def resumable(desk, ledger):
+    """A running clip that can be resumed: (batch id, claim)."""
+    batch_id = hand_in(desk, draft(1, spec=spec("i2vgen-xl-tiny", steps=50)))
+    return batch_id, claim_one(ledger, ledger.waiting(10)[0])
+
+
+def test_checkpoints_are_recorded_with_the_leases_and_the_older_one_is_named(desk, ledger, resumable):
+    batch_id, claim = resumable
+    steps = {claim.attempt_id: (12, 50)}
+    first, second = checkpoint(claim, 10), checkpoint(claim, 20)
+    assert ledger.renew(steps, 10, {claim.attempt_id: first}).superseded == ()
+    assert desk.jobs(ME, batch_id)[0].checkpoint == first
+    # The same again is no news, and must not name what is still needed.
+    assert ledger.renew(steps, 10, {claim.attempt_id: first}).superseded == ()
+    assert ledger.renew(steps, 10, {claim.attempt_id: second}).superseded == (first.key,)
+    # Not heard of, so its lease is not renewed; what it saved counts all the same.
+    third = checkpoint(claim, 30)
+    renewal = ledger.renew({}, 10, {claim.attempt_id: third})
+    assert (renewal.live, renewal.superseded) == (frozenset(), (second.key,))
+    assert desk.jobs(ME, batch_id)[0].checkpoint == third
+
+
+def test_a_checkpoint_of_an_attempt_that_ended_is_void(desk, ledger, resumable):
+    batch_id, zombie = resumable
+    end(ledger, zombie, Ended(outcome=Outcome.LOST))
+    ledger.renew({}, 10, {zombie.attempt_id: checkpoint(zombie, 40)})
+    assert desk.jobs(ME, batch_id)[0].checkpoint is None
+    live = claim_one(ledger, ledger.waiting(10)[0])
+    ledger.renew({}, 10, {live.attempt_id: checkpoint(live, 10)})
+    assert ledger.renew({}, 10, {zombie.attempt_id: checkpoint(zombie, 40)}).superseded == ()
+    assert desk.jobs(ME, batch_id)[0].checkpoint == checkpoint(live, 10)
+    assert not end(ledger, zombie, Ended(outcome=Outcome.STOPPED, checkpoint=checkpoint(zombie, 40)))
+    assert desk.jobs(ME, batch_id)[0].checkpoint == checkpoint(live, 10)
+
+
+def test_a_dispatcher_out_of_office_records_no_checkpoint(database, desk, ledger, resumable):
+    batch_id, claim = resumable
+    Ledger(database).take_office("next")
+    with pytest.raises(StaleEpochError):
+        ledger.renew({}, 10, {claim.attempt_id: checkpoint(claim, 10)})
+    with pytest.raises(StaleEpochError):
+        ledger.forget_checkpoints([claim.job.id])
+    assert desk.jobs(ME, batch_id)[0].checkpoint is None
+
+
+def test_the_next_attempt_starts_where_the_checkpoint_stands(desk, ledger, resumable):
+    batch_id, claim = resumable
+    ledger.renew({claim.attempt_id: (33, 50)}, 10, {claim.attempt_id: checkpoint(claim, 30)})
+    assert desk.jobs(ME, batch_id)[0].step == 33
+    end(ledger, claim, Ended(outcome=Outcome.LOST))
+    (job,) = ledger.waiting(10)
+    assert (job.step, job.steps, job.checkpoint) == (30, 50, checkpoint(claim, 30))
+    again = claim_one(ledger, job, "gpu1")
+    assert (again.resume, again.resumed_step) == (checkpoint(claim, 30), 30)
+    assert [(s.step, s.attempt, s.card) for s in again.done] == [(30, claim.attempt_id, "gpu0")]
+    assert desk.jobs(ME, batch_id)[0].step == 30, "progress does not fall to 0 meanwhile"
+
+
+def test_a_family_that_cannot_resume_begins_anew(desk, ledger):
+    hand_in(desk, draft(1))
+    claim = claim_one(ledger, ledger.waiting(10)[0])
+    ledger.renew({}, 10, {claim.attempt_id: checkpoint(claim, 3)})
+    end(ledger, claim, Ended(outcome=Outcome.LOST))
+    again = claim_one(ledger, ledger.waiting(10)[0])
+    assert (again.resume, again.resumed_step, again.done) == (None, 0, ())
+
+
+def test_an_ending_records_its_checkpoint_or_drops_a_suspect_one(ledger, resumable):
+    _, claim = resumable
+    end(ledger, claim, Ended(outcome=Outcome.ERROR, checkpoint=checkpoint(claim, 20)))
+    again = claim_one(ledger, ledger.waiting(10)[0])
+    assert again.resume == checkpoint(claim, 20)
+    fault = Ended(outcome=Outcome.ERROR, checkpoint=checkpoint(again, 30), resumed_step=20)
+    end(ledger, again, fault)
+    (job,) = ledger.waiting(10)
+    assert (job.checkpoint, job.step) == (None, 0)
+
+
+def test_jobs_that_ended_are_named_until_their_checkpoints_are_gone(desk, ledger, resumable):
+    batch_id, claim = resumable
+    twin = hand_in(desk, draft(1, claim.job.content_key, spec=claim.job.spec))
+    ledger.renew({}, 10, {claim.attempt_id: checkpoint(claim, 10)})
+    assert ledger.checkpointed(10) == []
+    assert ledger.ended_among([claim.job.id, "video_unknown"]) == set()
+    end(ledger, claim, completed(claim))
+    assert ledger.checkpointed(10) == [claim.job.id]
+    assert ledger.ended_among([claim.job.id, "video_unknown"]) == {claim.job.id}
+    assert states(desk, twin) == ["completed"]
+    ledger.forget_checkpoints([claim.job.id])
+    assert ledger.checkpointed(10) == []
+    assert desk.jobs(ME, batch_id)[0].checkpoint is None
+
+
+def test_a_clip_rendered_anew_goes_on_from_nothing(desk, ledger, resumable):
+    batch_id, claim = resumable
+    ledger.renew({}, 10, {claim.attempt_id: checkpoint(claim, 10)})
+    end(ledger, claim, completed(claim))
+    desk.forget_clips(ME, [str(desk.jobs(ME, batch_id)[0].clip_id)])
+    (job,) = ledger.waiting(10)
+    assert (job.checkpoint, job.step) == (None, 0)
+    ledger.forget_checkpoints([job.id])
+    claim = claim_one(ledger, job)
+    ledger.renew({}, 10, {claim.attempt_id: checkpoint(claim, 20)})
+    # Late news of the first time's objects must not touch what runs.
+    ledger.forget_checkpoints([job.id])
+    assert desk.jobs(ME, batch_id)[0].checkpoint == checkpoint(claim, 20)

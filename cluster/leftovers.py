@@ -1,0 +1,88 @@
+"""Checkpoints that nothing goes on from any more, deleted from storage.
+
+Only the dispatcher deletes, and only after the store has recorded that nothing goes on from the object: a renderer that
+lost its lease cannot know whether its checkpoint is the one another goes on from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from cluster.jobs import checkpoints_of
+from cluster.storage import Storage, StorageError
+from cluster.store import Ledger, StaleEpochError
+
+log = logging.getLogger("clipmill.dispatcher")
+T = TypeVar("T")
+
+#: Jobs whose checkpoints are deleted in one sweep.
+_AT_ONCE = 200
+
+
+class InStoreThread(Protocol):
+    """Runs a call in the thread that owns the store."""
+
+    async def __call__(self, call: Callable[..., T], *args: Any) -> T:
+        """What `call` returns, or raises."""
+        ...
+
+
+class Leftovers:
+    """Deletes in a thread of its own, so that a slow storage holds up nothing."""
+
+    def __init__(self, ledger: Ledger, storage: Storage | None, store: InStoreThread) -> None:
+        """Without a `storage` everything is left where it is."""
+        self._ledger = ledger
+        self._storage = storage
+        self._store = store
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
+
+    def discard(self, *keys: str) -> None:
+        """Delete single checkpoints soon; one that stays behind goes with its job's others."""
+        if self._storage is None:
+            return
+        for key in keys:
+            self._thread.submit(_delete, self._storage.delete, key)
+
+    async def sweep(self, *, thorough: bool = False) -> None:
+        """Delete all checkpoints of jobs that have ended; does not raise.
+
+        Thorough: also those that were written but never recorded, found by listing the storage.
+        """
+        if self._storage is None:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            ended = set(await self._store(self._ledger.checkpointed, _AT_ONCE))
+            if thorough:
+                there = await loop.run_in_executor(self._thread, self._storage.names_under, "checkpoints")
+                ended |= await self._store(self._ledger.ended_among, there)
+            gone = []
+            for job_id in sorted(ended):
+                delete = partial(_delete, self._storage.delete_under, checkpoints_of(job_id))
+                if await loop.run_in_executor(self._thread, delete):
+                    gone.append(job_id)
+            if gone:
+                await self._store(self._ledger.forget_checkpoints, gone)
+        except StaleEpochError:
+            pass
+        except Exception:
+            log.exception("old checkpoints could not be swept")
+
+    def close(self) -> None:
+        """Delete nothing more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _delete(call: Callable[[str], None], key: str) -> bool:
+    try:
+        call(key)
+    except StorageError as error:
+        log.warning("%s", error)
+        return False
+    return True

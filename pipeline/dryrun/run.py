@@ -1,0 +1,152 @@
+"""A clip's stages, run on a device without data: live bytes at the peak, where it is, and operations."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from PIL import Image
+
+from pipeline.caches import TensorCache, Tensors
+from pipeline.clip import ClipSpec, ResolutionClass
+from pipeline.dryrun.device import DryDevice
+from pipeline.families import Family, Stage
+from pipeline.layouts import RESIDENT, Layout
+from pipeline.models.build import build
+from pipeline.models.diffusion import DiffusionModel
+
+_T = TypeVar("_T")
+
+#: Chunks of frames that are decoded; from the third on they are all alike.
+_DECODED_CHUNKS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """What one stage took."""
+
+    #: Highest live bytes besides the weights, in tensors on the card.
+    peak_bytes: int
+    #: Path of the module in which that was.
+    where: str
+    #: Floating point operations (a multiplication and an addition are two): of the stage, of one step while denoising,
+    #: and of the chunks that were decoded.
+    flops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a clip takes under one layout."""
+
+    layout: Layout
+    pixels: int
+    frames: int
+    stages: Mapping[Stage, StageRun] = field(hash=False)
+    #: Time the dry run itself took.
+    seconds: float
+
+
+def clip_of(family: Family, width: int, height: int, frames: int) -> ClipSpec:
+    """A clip of one step, everything else as the family has it. Its class is not looked at."""
+    return ClipSpec(
+        family=family.name,
+        revision=family.revision,
+        prompt="camera slowly panning left",
+        resolution_class=ResolutionClass.P512,
+        width=width,
+        height=height,
+        frames=frames,
+        fps=8,
+        steps=1,
+        # Above 1, where there would be no second half.
+        guidance=max(family.guidance, 2.0),
+        seed=0,
+        sampler=family.samplers[0],
+    )
+
+
+class DryModel:
+    """A family's engine around networks without weights."""
+
+    def __init__(self, family: Family, dtype: torch.dtype | None = None) -> None:
+        """`dtype`: what the networks compute in; the family's half precision if left out."""
+        self.family = family
+        self.device = DryDevice()
+        self.engine: DiffusionModel = build(family, self.device, dtype, _NoCache())
+        parts = self.engine.parts
+        self.device.name({name: getattr(parts, name) for name in parts.stages})
+        #: Bytes of the networks of each stage, on the card.
+        self.weights: Mapping[Stage, int] = {stage: self._placed(stage) for stage in Stage}
+
+    def latents_bytes(self, width: int, height: int, frames: int) -> int:
+        """Bytes of a clip's latents."""
+        return 4 * math.prod(self.engine.latent_shape(clip_of(self.family, width, height, frames)))
+
+    @property
+    def dtype(self) -> str:
+        """What the denoiser computes in, such as `float16`."""
+        return str(self.engine.dtype).removeprefix("torch.")
+
+    def run(
+        self,
+        width: int,
+        height: int,
+        frames: int,
+        layout: Layout = RESIDENT,
+        stages: frozenset[Stage] = frozenset(Stage),
+    ) -> DryRun:
+        """Run the clip's stages. Those left out of `stages` are run only where a later one needs what they make.
+
+        Whether encoders stay is no matter here: what a stage takes besides the weights does not depend on it.
+        Raises whatever the networks raise for sizes they cannot take.
+        """
+        started = time.perf_counter()
+        spec = clip_of(self.family, width, height, frames)
+        layout = layout.model_copy(update={"evict_encoders": False})
+        found: dict[Stage, StageRun] = {}
+        with self.device.work(), torch.no_grad():
+            if stages & {Stage.ENCODE, Stage.DENOISE}:
+                picture = Image.new("RGB", spec.size)
+                halves, found[Stage.ENCODE] = self._measured(lambda: self.engine.condition(picture, spec))
+                if Stage.DENOISE in stages:
+                    latents, found[Stage.DENOISE] = self._measured(
+                        lambda: self.engine.denoise(halves, spec, layout, lambda _done, _total, _snapshot: None)
+                    )
+                    del latents
+                del halves
+            if Stage.DECODE in stages:
+                # Whole, as they are there meanwhile; a part of them is decoded.
+                latents = torch.empty(1, *self.engine.latent_shape(spec), device=self.device.torch_device)
+                chunk = max(1, layout.decode_frames // self.family.frames_per_latent)
+                part = latents[:, :, : _DECODED_CHUNKS * chunk]
+                _, found[Stage.DECODE] = self._measured(lambda: self.engine.decode(part, layout))
+                del latents, part
+        return DryRun(
+            layout=layout,
+            pixels=width * height,
+            frames=frames,
+            stages={stage: found[stage] for stage in Stage if stage in stages},
+            seconds=time.perf_counter() - started,
+        )
+
+    def _placed(self, stage: Stage) -> int:
+        before = self.device.used_bytes()
+        self.engine._put(stage)
+        return self.device.used_bytes() - before
+
+    def _measured(self, work: Callable[[], _T]) -> tuple[_T, StageRun]:
+        self.device.reset_peak()
+        result = work()
+        peak = self.device.peak_bytes() - sum(self.weights.values())
+        return result, StageRun(peak_bytes=peak, where=self.device.where, flops=self.device.flops)
+
+
+class _NoCache(TensorCache):
+    """Makes everything anew, and hands it back through the host as the real one does."""
+
+    def fetch(self, key: str, make: Callable[[], Tensors]) -> Tensors:
+        return {name: tensor.cpu() for name, tensor in make().items()}

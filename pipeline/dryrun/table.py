@@ -1,0 +1,225 @@
+"""Footprint tables: lines fitted to dry runs, and how far the lines are from other dry runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.clip import ResolutionClass
+from pipeline.dryrun.run import DryModel, DryRun
+from pipeline.families import Family, Stage, size_for
+from pipeline.footprint import flops_per_step, footprint_of, latent_frames
+from pipeline.layouts import Layout
+from pipeline.models.build import configs_of
+
+#: What lines are fitted to: the largest and the smallest class and one between, and one size that is no square.
+FIT_CLASSES = (ResolutionClass.P256, ResolutionClass.P512, ResolutionClass.P1024)
+FIT_FRAMES = (8, 16, 32)
+#: What they are checked against.
+CHECK_FRAMES = (8, 16, 24, 32)
+CHECK_ASPECTS = (1.0, 4 / 3, 3 / 4, 16 / 9, 9 / 16)
+
+#: Terms of a step's operations, as powers of pixels and latent frames: convolutions and feed-forward layers; attention
+#: in space, in time and in both; what is done once a clip or once a frame whatever its size.
+_TERMS = ((1, 1), (2, 1), (1, 2), (2, 2), (1, 0), (0, 1), (0, 0))
+#: A fit whose worst point is off by less is not given a second line.
+_GOOD = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One stage of one dry run."""
+
+    pixels: int
+    #: Frames as the stage's line counts them.
+    frames: int
+    bytes: int
+    where: str
+
+
+def allowed_frames(family: Family, wanted: Iterable[int]) -> list[int]:
+    """The nearest frame counts, upwards, that the family can render."""
+    found = []
+    for count in wanted:
+        near = next((n for n in range(count, count + family.frame_rule.multiple) if family.frame_rule.allows(n)), None)
+        if near is not None and near not in found:
+            found.append(near)
+    return found
+
+
+def dtype_of(family: Family) -> torch.dtype:
+    """What a family's cards compute in: half precision on real ones, float32 on the emulated ones of small networks."""
+    dtype: torch.dtype = torch.float32 if family.repo is None else getattr(torch, family.half)
+    return dtype
+
+
+def configs_hash(family: Family) -> str:
+    """SHA-256 (hex) of the configurations of the family's networks."""
+    configs = configs_of(family)
+    content = {c.name: [c.cls.rpartition(".")[2], configs[c.name]] for c in family.components if c.stage is not None}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def measure(family: Family, tell: Callable[[str], None] = lambda _text: None) -> dict[str, Any]:
+    """The family's footprint table, from dry runs of its networks; as JSON would hold it."""
+    model = DryModel(family, dtype_of(family))
+    encode: list[Point] = []
+    denoise: dict[str, list[Point]] = {}
+    decode: list[Point] = []
+    operations: list[tuple[int, int, int]] = []
+    by_switches = {layout.denoise_switches: layout for layout in family.layouts}
+    sizes = [size_for(cls, 1.0, family.stride) for cls in FIT_CLASSES]
+    sizes.append(size_for(ResolutionClass.P512, 16 / 9, family.stride))
+    for (width, height), frames in product(sizes, allowed_frames(family, FIT_FRAMES)):
+        count = latent_frames(family, frames)
+        for switches, layout in by_switches.items():
+            run = model.run(width, height, frames, layout, frozenset({Stage.ENCODE, Stage.DENOISE}))
+            denoise.setdefault(switches, []).append(_point(run, Stage.DENOISE, count))
+            tell(f"{width}×{height} × {frames} frames, {switches}: {run.seconds:.1f} s")
+        encode.append(_point(run, Stage.ENCODE, frames))
+        operations.append((width * height, count, run.stages[Stage.DENOISE].flops))
+    most = max(allowed_frames(family, FIT_FRAMES))
+    for (width, height), held in product(sizes, sorted({layout.decode_frames for layout in family.layouts} | {1, 2})):
+        run = model.run(width, height, most, Layout(decode_frames=held), frozenset({Stage.DECODE}))
+        point = _point(run, Stage.DECODE, min(held, most))
+        decode.append(replace(point, bytes=point.bytes - model.latents_bytes(width, height, most)))
+        tell(f"{width}×{height}, {held} decoded together: {run.seconds:.1f} s")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
+    return {
+        "family": family.name,
+        "dtype": model.dtype,
+        "configs": configs_hash(family),
+        "source": f"clipmill footprint {family.name} --write; {versions}",
+        "weights": {stage.value: count for stage, count in model.weights.items()},
+        "encode": fit_lines(encode),
+        "denoise": {switches: fit_lines(points) for switches, points in denoise.items()},
+        "decode": fit_lines(decode),
+        "latents": model.latents_bytes(*sizes[0], most) / math.prod(sizes[0]) / latent_frames(family, most),
+        "flops": fit_operations(operations),
+    }
+
+
+def write(family: Family, table: Mapping[str, Any]) -> Path:
+    """Write a table into the package; returns where."""
+    import pipeline
+
+    path = Path(pipeline.__file__).parent / "footprints" / f"{family.name}.json"
+    path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def fit_lines(points: Sequence[Point]) -> list[dict[str, float]]:
+    """Lines whose largest is at every point at least what was found there, and little more.
+
+    One line where one is close. Else one for each module that the peak was in: at every module the live bytes are
+    linear in the size, so their largest is what the peak is.
+    """
+    single = _fit(points)
+    if max(_at(single, point) / point.bytes for point in points) - 1 <= _GOOD:
+        return [single]
+    places = sorted({point.where for point in points})
+    lines = [_fit([point for point in points if point.where == place]) for place in places]
+    worst = max(max(_at(line, point) for line in lines) / point.bytes for point in points) - 1
+    return lines if worst < max(_at(single, point) / point.bytes for point in points) - 1 else [single]
+
+
+def fit_operations(operations: Sequence[tuple[int, int, int]]) -> dict[str, float]:
+    """Coefficients of `_TERMS` for (pixels, latent frames, operations), those that are not there left out."""
+    columns = [[float(p**a * f**b) for p, f, _ in operations] for a, b in _TERMS]
+    found = _positive(np.array(columns).T, np.array([float(n) for *_, n in operations]))
+    return {f"{a},{b}": float(c) for (a, b), c in zip(_TERMS, found, strict=True) if c > 0}
+
+
+def check(
+    family: Family,
+    classes: Iterable[ResolutionClass],
+    frames: Iterable[int],
+    aspects: Iterable[float],
+    layouts: Iterable[Layout],
+) -> Iterator[dict[str, Any]]:
+    """Rows of stage, predicted and dry-run bytes (weights included), and the relative error of the prediction.
+
+    Layouts that differ in nothing the dry run sees are checked once: whether weights stay is no matter of activations.
+    """
+    model = DryModel(family, dtype_of(family))
+    resident = sum(model.weights.values())
+    distinct = list({(layout.denoise_switches, layout.decode_frames): layout for layout in layouts}.values())
+    for cls, count, aspect in product(classes, allowed_frames(family, frames), aspects):
+        width, height = size_for(cls, aspect, family.stride)
+        decoded: set[int] = set()
+        for layout in (each.model_copy(update={"evict_encoders": False, "evict_denoiser": False}) for each in distinct):
+            stages = set(Stage) if layout.decode_frames not in decoded else {Stage.DENOISE}
+            decoded.add(layout.decode_frames)
+            run = model.run(width, height, count, layout, frozenset(stages))
+            predicted = footprint_of(family, width * height, count, layout).stages
+            for stage in Stage:
+                if stage not in stages:
+                    continue
+                found = run.stages[stage]
+                told = predicted[stage.value]
+                operations = flops_per_step(family, width * height, count)
+                yield {
+                    "class": cls.value,
+                    "width": width,
+                    "height": height,
+                    "frames": count,
+                    "layout": str(layout),
+                    "stage": stage.value,
+                    "predicted_bytes": told,
+                    "dry_run_bytes": resident + found.peak_bytes,
+                    "error": told / (resident + found.peak_bytes) - 1,
+                    # Weights are the same on both sides and would hide it.
+                    "activation_error": (told - resident) / found.peak_bytes - 1,
+                    "where": found.where,
+                    "flops_error": operations / found.flops - 1 if stage is Stage.DENOISE else 0.0,
+                    "seconds": run.seconds,
+                }
+
+
+def _point(run: DryRun, stage: Stage, frames: int) -> Point:
+    found = run.stages[stage]
+    return Point(pixels=run.pixels, frames=frames, bytes=found.peak_bytes, where=found.where)
+
+
+def _at(line: Mapping[str, float], point: Point) -> float:
+    per_pixel = line["per_pixel"] + line["per_pixel_frame"] * point.frames
+    return line["fixed"] + per_pixel * point.pixels
+
+
+def _fit(points: Sequence[Point]) -> dict[str, float]:
+    """The line of least squared relative error, lifted until no point lies above it: rounding errs towards refusing."""
+    # Where points differ in size or frames only, nothing tells what grows with the other.
+    sized = len({point.pixels for point in points}) > 1
+    framed = len({point.frames for point in points}) > 1
+    rows = np.array([[1.0, p.pixels * sized, p.pixels * p.frames * framed] for p in points])
+    found = _positive(rows, np.array([float(point.bytes) for point in points]))
+    lift = max(1.0, max(point.bytes / float(row @ found) for row, point in zip(rows, points, strict=True)))
+    fixed, per_pixel, per_pixel_frame = (float(np.ceil(c * lift * 1e4) / 1e4) for c in found)
+    return {"fixed": fixed, "per_pixel": per_pixel, "per_pixel_frame": per_pixel_frame}
+
+
+def _positive(rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Coefficients ≥ 0 of least squared relative error: negative ones are taken out one after the other."""
+    kept = [column for column in range(rows.shape[1]) if rows[:, column].any()]
+    weighted = rows / values[:, None]
+    while True:
+        scale = np.abs(weighted[:, kept]).max(axis=0)
+        solved = np.linalg.lstsq(weighted[:, kept] / scale, np.ones(len(values)), rcond=1e-10)[0] / scale
+        # What never makes a part in a million of any value is rounding.
+        share = (weighted[:, kept] * solved).max(axis=0)
+        if (share >= 1e-6).all():
+            break
+        kept.pop(int(np.argmin(share)))
+    found = np.zeros(rows.shape[1])
+    found[kept] = solved
+    return found

@@ -1,0 +1,111 @@
+"""LoRA adapters over a denoiser (Hu et al., 2021, arXiv:2106.09685), by peft."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from pipeline.clip import Adapter
+from pipeline.weights import WeightsError
+
+_NAME = "clip"
+#: Names in front of a module's own that trainers write.
+_PREFIX = re.compile(r"^(?:base_model\.model\.|unet\.|transformer\.|diffusion_model\.)+")
+_FACTORS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_down": "lora_A", "lora_up": "lora_B"}
+
+
+def put_on(network: nn.Module, adapter: Adapter, path: Path) -> None:
+    """Lay the LoRA in the safetensors file `path` over `network`, at `adapter.scale`.
+
+    Raises `WeightsError` where the file is not the one the adapter names, cannot be read, or fits other modules.
+    """
+    where = str(path)
+    if not path.is_file():
+        raise WeightsError(
+            f"The adapter {adapter.name!r} is not there", where, "Correct its path in the configuration."
+        )
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != adapter.sha256:
+        raise WeightsError(
+            f"The adapter {adapter.name!r} has SHA-256 {found[:12]}, the clip was submitted with {adapter.sha256[:12]}",
+            where,
+            "Put the old file back, or submit the rows again.",
+        )
+    try:
+        raw = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"The adapter {adapter.name!r} cannot be read: {error}", where, "Give a safetensors file; fetch it again."
+        ) from error
+    factors, alphas = _sorted_out(raw)
+    ranks = {name: factors[f"{name}.lora_A.weight"].shape[0] for name in _modules(factors)}
+    modules = dict(network.named_modules())
+    if strange := sorted(name for name in ranks if name not in modules) or ([] if ranks else ["no LoRA at all"]):
+        raise WeightsError(
+            f"The adapter {adapter.name!r} is for another network: {len(strange)} modules are unknown, "
+            f"such as {strange[0]}",
+            where,
+            "Use an adapter trained for this family.",
+        )
+    config = LoraConfig(
+        r=max(ranks.values()),
+        lora_alpha=max(ranks.values()),
+        target_modules=list(ranks),
+        rank_pattern={f"^{re.escape(name)}$": rank for name, rank in ranks.items()},
+        # The scale of a LoRA is alpha / rank; a file without alpha means a scale of 1.
+        alpha_pattern={f"^{re.escape(name)}$": adapter.scale * alphas.get(name, rank) for name, rank in ranks.items()},
+        init_lora_weights=False,
+    )
+    inject_adapter_in_model(config, network, _NAME)
+    try:
+        told = set_peft_model_state_dict(network, factors, _NAME)
+    except RuntimeError as error:
+        take_off(network)
+        raise WeightsError(
+            f"The adapter {adapter.name!r} does not fit: {error}", where, "Use an adapter trained for this family."
+        ) from error
+    if told.unexpected_keys:
+        take_off(network)
+        raise WeightsError(
+            f"The adapter {adapter.name!r} has {len(told.unexpected_keys)} weights without a place, such as "
+            f"{told.unexpected_keys[0]}",
+            where,
+            "Use an adapter trained for this family.",
+        )
+    network.eval().requires_grad_(False)
+    some = next(iter(network.parameters()))
+    for name, parameter in network.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(some.dtype)
+
+
+def take_off(network: nn.Module) -> None:
+    """Remove the adapter; the network's own weights are as before."""
+    recurse_remove_peft_layers(network)
+
+
+def _sorted_out(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Factors under peft's names, and alphas by module."""
+    factors: dict[str, Any] = {}
+    alphas: dict[str, float] = {}
+    for key, tensor in raw.items():
+        name = _PREFIX.sub("", key)
+        if name.endswith(".alpha"):
+            alphas[name.removesuffix(".alpha")] = float(tensor)
+            continue
+        module, _, rest = name.partition(".lora_")
+        factor = _FACTORS.get("lora_" + rest.removesuffix(".weight").removesuffix(".default"))
+        factors[f"{module}.{factor}.weight" if factor else name] = tensor
+    return factors, alphas
+
+
+def _modules(factors: dict[str, Any]) -> list[str]:
+    return [key.removesuffix(".lora_A.weight") for key in factors if key.endswith(".lora_A.weight")]

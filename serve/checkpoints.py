@@ -1,0 +1,119 @@
+"""Checkpoints of the clip on the card: taken between two steps, written beside the steps that follow."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.dispatcher import Assignment, CheckpointFailed, CheckpointSaved, Event
+from cluster.jobs import Checkpoint, checkpoint_key
+from cluster.storage import Storage
+from pipeline.models.model import Snapshot
+
+log = logging.getLogger("clipmill.renderer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEvery:
+    """A clip is saved after so many steps or seconds, whichever comes first."""
+
+    steps: int = 10
+    seconds: float = 30.0
+
+
+class Keeper:
+    """Puts checkpoints of one attempt into storage; one that cannot be taken or written never fails the clip.
+
+    Its calls come from the thread that renders. `emit` is called from there and from the thread that writes.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        assignment: Assignment,
+        emit: Callable[[Event], None],
+        every: CheckpointEvery,
+        clock: Callable[[], float],
+    ) -> None:
+        self._storage = storage
+        self._assignment = assignment
+        self._emit = emit
+        self._every = every
+        self._clock = clock
+        #: The newest checkpoint that is in storage.
+        self.newest: Checkpoint | None = None
+        #: Why the last one is not; empty where it is.
+        self.fault = ""
+        self._writing: threading.Thread | None = None
+        self._last_step = assignment.resume.step if assignment.resume else 0
+        self._last_at: float | None = None
+        self._final: tuple[int, bytes] | None = None
+
+    def begin_anew(self) -> None:
+        """The clip starts at step 0 after all."""
+        self._last_step = 0
+
+    def after_step(self, step: int, steps: int, snapshot: Snapshot | None) -> None:
+        """Save the clip if it is time to. Never waits for storage: while one is being written, none is taken."""
+        if snapshot is None:
+            return
+        if step >= steps:
+            # For a decode that fails; what is stored only once it does costs a copy and no writing.
+            data = self._take(step, snapshot)
+            self._final = (step, data) if data is not None else None
+            return
+        now = self._clock()
+        if self._last_at is None:
+            self._last_at = now
+        due = step - self._last_step >= self._every.steps or now - self._last_at >= self._every.seconds
+        if not due or (self._writing is not None and self._writing.is_alive()):
+            return
+        self._last_step, self._last_at = step, now
+        data = self._take(step, snapshot)
+        if data is not None:
+            self._writing = threading.Thread(target=self._write, args=(step, data), name="checkpoint", daemon=True)
+            self._writing.start()
+
+    def save_now(self, step: int, snapshot: Snapshot) -> None:
+        """Save the clip as it stands, and return when it is in storage or cannot be."""
+        self.close()
+        if self.newest is None or self.newest.step != step:
+            data = self._take(step, snapshot)
+            if data is not None:
+                self._write(step, data)
+
+    def save_final(self) -> None:
+        """Save the clip as it stood after its last step, so that only the decode has to be done again."""
+        self.close()
+        if self._final is not None:
+            self._write(*self._final)
+
+    def close(self) -> None:
+        """Wait for the one being written."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+
+    def _take(self, step: int, snapshot: Snapshot) -> bytes | None:
+        try:
+            return snapshot()
+        except Exception as error:
+            self._failed(step, error)
+            return None
+
+    def _write(self, step: int, data: bytes) -> None:
+        key = checkpoint_key(self._assignment.job_id, self._assignment.attempt_id, step)
+        try:
+            self._storage.put_bytes(key, data)
+        except Exception as error:
+            self._failed(step, error)
+            return
+        self.newest, self.fault = Checkpoint(key, step), ""
+        self._emit(CheckpointSaved(self.newest))
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self.fault = f"{type(error).__name__}: {error}"
+        log.warning("attempt %s has no checkpoint at step %d: %s", self._assignment.attempt_id, step, self.fault)
+        self._emit(CheckpointFailed(step=step, detail=self.fault))

@@ -1,0 +1,127 @@
+"""`footprint`: what a model needs of a card, known without GPU and without weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from cluster.cards import NOMINAL_BYTES, Fleet, usable_threshold
+from pipeline.clip import Tier
+from pipeline.families import Family, family_named, size_for
+from pipeline.footprint import cuda_share, flops_per_step, footprint_of, memory_model
+from pipeline.problems import BadInputError
+from serve.cli.common import Exit, Json, console, fail, print_json, telling_errors
+from serve.cli.show import bytes_text
+
+_GIB = 2**30
+
+
+def footprint(
+    family: Annotated[str, typer.Argument(help="A model, such as i2vgen-xl (see `clipmill models`).")],
+    frames: Annotated[
+        list[int] | None, typer.Option("--frames", help="Frames of a clip; again for more (default: a standard clip).")
+    ] = None,
+    as_json: Json = False,
+    write: Annotated[
+        bool,
+        typer.Option("--write", help="Run the networks dry first, and write the model's table into this package."),
+    ] = False,
+) -> None:
+    """Show the memory and arithmetic a model needs, by class and layout, without GPU or weights."""
+    with telling_errors():
+        found = family_named(family)
+        counts = frames or [found.tiers[Tier.STANDARD].frames]
+        for count in counts:
+            if not found.frame_rule.allows(count):
+                raise BadInputError(
+                    "frames", f"{found.name} cannot render {count} frames", f"It takes {found.frame_rule}."
+                )
+        if write:
+            _write(found)
+        memory = memory_model(found)
+        rows = footprint_rows(found, counts) if memory else []
+        if as_json:
+            print_json(
+                {
+                    "family": found.name,
+                    "dtype": memory.dtype if memory else None,
+                    "weights_bytes": {stage.value: count for stage, count in memory.weights.items()} if memory else {},
+                    "source": memory.source if memory else "",
+                    "rows": rows,
+                }
+            )
+        elif memory is None:
+            console.print(f"{found.title} uses no card memory")
+        else:
+            parts = ", ".join(f"{stage.value} {bytes_text(count)}" for stage, count in memory.weights.items())
+            console.print(f"{found.title}, {memory.dtype}: weights {bytes_text(memory.weights_bytes)} ({parts})")
+            console.print(_table(rows))
+            console.print(
+                "  GiB of tensors in each stage, weights included; the total is the largest with CUDA's own share, "
+                "an estimate. TFLOP of one step with guidance.",
+                style="dim",
+                soft_wrap=True,
+            )
+
+
+def footprint_rows(family: Family, frames: list[int]) -> list[dict[str, Any]]:
+    """One row for each class, frame count and layout, from the closed form."""
+    rows = []
+    cards = Fleet(usable_bytes={name: usable_threshold(name) for name in NOMINAL_BYTES})
+    for resolution_class in family.classes:
+        width, height = size_for(resolution_class, 1.0, family.stride)
+        pixels = width * height
+        for count in frames:
+            for layout in family.layouts:
+                predicted = footprint_of(family, pixels, count, layout)
+                # Emulated cards, on which small networks run, have no CUDA.
+                share = cuda_share(predicted.peak_bytes) if family.repo else 0
+                rows.append(
+                    {
+                        "family": family.name,
+                        "class": resolution_class.value,
+                        "frames": count,
+                        "layout": str(layout),
+                        "switches": layout.model_dump(mode="json"),
+                        "stage_bytes": dict(predicted.stages),
+                        "total_bytes": predicted.peak_bytes + share,
+                        "flops_per_step": flops_per_step(family, pixels, count),
+                        "smallest_card": cards.smallest_class_for(predicted.peak_bytes),
+                    }
+                )
+    return rows
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
+    table.add_column("class")
+    for column in ("frames", "encode", "denoise", "decode", "total", "TFLOP/step"):
+        table.add_column(column, justify="right")
+    for column in ("smallest card", "layout"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            row["class"],
+            str(row["frames"]),
+            *(f"{row['stage_bytes'][stage] / _GIB:.2f}" for stage in ("encode", "denoise", "decode")),
+            f"{row['total_bytes'] / _GIB:.2f}",
+            f"{row['flops_per_step'] / 1e12:.3g}",
+            row["smallest_card"] or "none is large enough",
+            row["layout"],
+        )
+    return table
+
+
+def _write(family: Family) -> None:
+    try:
+        from pipeline.dryrun import table
+    except ImportError as error:
+        fail(Exit.USAGE, f"a dry run needs {error.name}. Install clipmill[render], or leave --write out.")
+    if not family.components:
+        raise BadInputError("family", f"{family.name} has no networks", "It needs no table.")
+    path = table.write(family, table.measure(family, lambda text: console.print(text, style="dim")))
+    memory_model.cache_clear()
+    console.print(f"wrote {path}", soft_wrap=True)

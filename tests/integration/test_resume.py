@@ -1,0 +1,192 @@
+"""A clip that stops on one renderer goes on with another, and is the clip it would have been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.jobs import Attempt, Clip, Job, JobState, Outcome
+from cluster.storage import Storage
+from cluster.store import Database, Desk
+from pipeline.clip import Sampler, content_key
+from pipeline.footprint import footprint
+from tests.building import draft, spec, still_png
+
+LIMIT_S = 150
+STEPS = 50
+EVERY = 5
+CARDS = ("emulated-c8-0", "emulated-c8-1")
+
+
+class ResumeFarm:
+    """The process of `farm_process.py` with two emulated cards, and the farm's store beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "farm.log"
+        home = folder / "home"
+        self.database = Database.in_folder(home)
+        self.desk, self.storage = Desk(self.database), Storage(home / "storage")
+        self.still = self.storage.put_still(still_png())
+        table = {"replicas": 2, "num_gpus": 0, "num_cpus": 0, "resources": {"card-c8": 1}, "cards": CARDS}
+        args = {
+            "card_classes": {"c8": table},
+            "emulate": True,
+            "home": str(home),
+            "gateway": False,
+            "checkpoint_steps": EVERY,
+        }
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "CLIPMILL_"))}
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("farm_process.py")), json.dumps(args)],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log.open("w"),
+            text=True,
+            start_new_session=True,
+        )
+        assert self._read() == {"ready": True}
+
+    def tell(self, line: str) -> dict[str, Any]:
+        """One command, one answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        while not (line := self.process.stdout.readline()).startswith("{"):
+            assert line, self.log.read_text()[-3000:]
+        return json.loads(line)
+
+    def submit(self, owner: str = "local", **changes: Any) -> str:
+        """Hand one clip in; returns the batch's id."""
+        values = {"width": 256, "height": 256, "frames": 8, "steps": STEPS, "guidance": 9.0, "sampler": Sampler.UNIPC}
+        clip = spec("i2vgen-xl-tiny", **(values | changes))
+        row = draft(
+            1,
+            content_key(self.still, clip),
+            still=self.still,
+            spec=clip,
+            needs_bytes=footprint(clip).peak_bytes,
+        )
+        batch_id, _ = self.desk.open_batch(owner, name="clip")
+        self.desk.add(owner, batch_id, [row])
+        self.desk.seal(owner, batch_id)
+        return batch_id
+
+    def job(self, batch_id: str, owner: str = "local") -> Job:
+        """The batch's one job."""
+        [job] = self.desk.jobs(owner, batch_id)
+        return job
+
+    def attempts(self, batch_id: str) -> list[Attempt]:
+        """Its attempts, oldest first."""
+        return self.desk.attempts_of("local", batch_id)
+
+    def reaches(self, batch_id: str, step: int) -> Attempt:
+        """Wait until the running clip was saved at `step` or later; returns its attempt."""
+        self.until(lambda: self.attempts(batch_id), "its start")
+        attempt = self.attempts(batch_id)[-1]
+        # The store is told once a second; the object is there at once.
+        place = f"checkpoints/{attempt.job_id}/{attempt.id}"
+        saved = partial(self.storage.names_under, place)
+        self.until(lambda: any(int(name) >= step for name in saved() if name.isdigit()), f"step {step}")
+        return attempt
+
+    def clip(self, batch_id: str, owner: str = "local") -> Clip:
+        """Wait until it is rendered."""
+        self.until(lambda: self.job(batch_id, owner).state.final, f"the end of {batch_id}")
+        job = self.job(batch_id, owner)
+        assert job.state is JobState.COMPLETED, job
+        return self.desk.clips_of(owner, batch_id)[str(job.clip_id)]
+
+    def until(self, met: Callable[[], object], what: str) -> None:
+        """Wait for something that only the store tells of."""
+        deadline = time.monotonic() + LIMIT_S
+        while not met():
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < deadline, f"{what} never happened"
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """End the farm: its own way first, then by its process group."""
+        try:
+            self.process.communicate("stop\n", timeout=30)
+        except (subprocess.TimeoutExpired, ValueError, OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.database.close()
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ResumeFarm]:
+    """One farm for this module."""
+    made = ResumeFarm(tmp_path_factory.mktemp("resume"))
+    yield made
+    made.close()
+
+
+def check_resumed(farm: ResumeFarm, batch_id: str, outcomes: set[Outcome]) -> None:
+    """Another renderer went on from the first one's checkpoint, and the provenance says so."""
+    first, *tries, second = farm.attempts(batch_id)
+    # A last beat of a dead renderer may still be on its way when the clip is placed again.
+    assert {attempt.outcome for attempt in tries} <= {Outcome.LOST}
+    assert first.outcome in outcomes
+    assert second.outcome is Outcome.COMPLETED
+    assert first.renderer != second.renderer
+    assert second.resumed_from == first.id
+    assert STEPS - second.resumed_step <= 20 + EVERY
+    objects = farm.clip(batch_id).objects
+    provenance = json.loads(farm.storage.get_bytes(objects.provenance))
+    [stretch] = provenance["resumed"]
+    assert (stretch["attempt"], stretch["step"], stretch["card"]) == (first.id, second.resumed_step, first.card)
+    assert stretch["made"]["layout"] == provenance["layout"]
+    job_id = farm.job(batch_id).id
+    farm.until(lambda: job_id not in farm.storage.names_under("checkpoints"), "deleting its checkpoints")
+
+
+def test_a_clip_that_is_preempted_goes_on_where_it_stopped(farm: ResumeFarm) -> None:
+    blocker = farm.submit(steps=1000, seed=1)
+    farm.until(lambda: farm.job(blocker).state is JobState.RUNNING, "the first clip's start")
+    batch_id = farm.submit()
+    first = farm.reaches(batch_id, EVERY)
+    # The other card is made free: of two alike, placement takes the one whose name comes first.
+    assert first.card == CARDS[1]
+    farm.desk.cancel("local", blocker)
+    farm.until(lambda: farm.job(blocker).state.final, "the end of the first clip")
+    farm.reaches(batch_id, 30)
+    assert farm.tell(f"preempt {farm.job(batch_id).id}") == {"told": True}
+    farm.until(lambda: len(farm.attempts(batch_id)) == 2, "the second attempt")
+    reference = farm.submit("reference")
+    clip = farm.clip(batch_id)
+    check_resumed(farm, batch_id, {Outcome.STOPPED})
+    # It was saved at the very step it stopped at.
+    assert farm.attempts(batch_id)[1].resumed_step >= 30
+    job = farm.job(batch_id)
+    assert (job.attempts, job.releases) == (1, 1)
+    assert clip.objects.frames_sha256 == farm.clip(reference, "reference").objects.frames_sha256
+
+
+def test_a_clip_whose_renderer_is_killed_goes_on_with_another(farm: ResumeFarm) -> None:
+    reference = farm.submit("reference", seed=2)
+    batch_id = farm.submit(seed=2)
+    first = farm.reaches(batch_id, EVERY)
+    pid = farm.tell(f"pid c8 {first.renderer}")["pid"]
+    farm.reaches(batch_id, 30)
+    os.kill(pid, signal.SIGKILL)
+    clip = farm.clip(batch_id)
+    # Which of the two depends on whether Ray knows yet that the process has died.
+    check_resumed(farm, batch_id, {Outcome.CRASHED, Outcome.LOST})
+    assert clip.objects.frames_sha256 == farm.clip(reference, "reference").objects.frames_sha256
