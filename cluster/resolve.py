@@ -131,7 +131,7 @@ def resolve(row: Row, still_size: tuple[int, int], defaults: Defaults, still_sha
         found.notes.append(f"{family.name} does not denoise: {', '.join(unused)} unused")
     if found.problems:
         raise RowProblems(found.problems)
-    width, height = size_for(resolution_class, aspect, family.stride)
+    width, height = size_for(resolution_class, aspect, family.stride, family.native_sizes)
     spec = ClipSpec(
         family=family.name,
         revision=family.revision,

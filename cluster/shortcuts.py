@@ -77,7 +77,7 @@ def motion_base(
     family: Family, spec: ClipSpec, motion_class: ResolutionClass, aspect: float, found: Findings
 ) -> BaseClip:
     """`spec` at a smaller class and the same aspect (width ÷ height), all else equal: the same row's clip there."""
-    width, height = size_for(motion_class, aspect, family.stride)
+    width, height = size_for(motion_class, aspect, family.stride, family.native_sizes)
     rule = family.frame_rule
     message = f"{family.name} cannot make the motion of {spec.frames} frames at once: it takes {rule}"
     found.check(rule.allows(spec.frames), "motion_class", message, f"Ask for at most {rule.maximum} frames.")

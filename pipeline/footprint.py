@@ -9,7 +9,7 @@ Coefficients lie in `pipeline/footprints/<family>.json`, fitted to dry runs of t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -89,6 +89,7 @@ def parse(table: Mapping[str, Any]) -> MemoryModel:
 
     return MemoryModel(
         weights={Stage(stage): count for stage, count in table["weights"].items()},
+        streamed={Stage(stage): count for stage, count in table["streamed"].items()},
         encode=lines(table["encode"]),
         denoise={switches: lines(found) for switches, found in table["denoise"].items()},
         decode=lines(table["decode"]),
@@ -110,25 +111,40 @@ def _footprint(family: Family, pixels: int, frames: int, held: int, layout: Layo
             f"the footprint table of {family.name!r} has no layout {layout.denoise_switches!r}: "
             f"declare it in the family and run `clipmill footprint {family.name} --write`"
         )
-    encoders, denoiser, decoder = (model.weights[stage] for stage in (Stage.ENCODE, Stage.DENOISE, Stage.DECODE))
-    stays = 0 if layout.evict_encoders else encoders
+    weights = weights_on_card(family, layout)
     clip = latent_frames(family, frames)
     window = latent_frames(family, min(frames, held or frames))
 
     def largest(lines: Iterable[Line], count: int) -> int:
         return max(line.at(pixels, count) for line in lines)
 
-    encode = largest(model.encode, frames) + (0 if layout.evict_encoders else denoiser)
+    encode = largest(model.encode, frames)
     # Of a windowed clip, its latents, their prediction and the noise are there whole.
     denoise = largest(model.denoise[layout.denoise_switches], window) + round(
         3 * model.latents * pixels * (clip - window)
     )
     decode = largest(model.decode, min(frames, layout.decode_frames)) + round(model.latents * pixels * clip)
     return Footprint(
+        encode_bytes=weights.encode_bytes + encode,
+        denoise_bytes=weights.denoise_bytes + denoise,
+        decode_bytes=weights.decode_bytes + decode,
+    )
+
+
+@cache
+def weights_on_card(family: Family, layout: Layout) -> Footprint:
+    """Bytes of the networks alone that are on the card in each stage; nothing for a family without networks."""
+    model = memory_model(family)
+    if model is None:
+        return NOTHING
+    weights = {**model.weights, **model.streamed} if layout.stream_weights else model.weights
+    encoders, denoiser, decoder = (weights[stage] for stage in (Stage.ENCODE, Stage.DENOISE, Stage.DECODE))
+    stays = 0 if layout.evict_encoders else encoders
+    return Footprint(
         # The still is encoded by the decoder's network, so that is there from the start.
-        encode_bytes=encoders + decoder + encode,
-        denoise_bytes=stays + denoiser + decoder + denoise,
-        decode_bytes=stays + (0 if layout.evict_denoiser else denoiser) + decoder + decode,
+        encode_bytes=encoders + decoder + (0 if layout.evict_encoders else denoiser),
+        denoise_bytes=stays + denoiser + decoder,
+        decode_bytes=stays + (0 if layout.evict_denoiser else denoiser) + decoder,
     )
 
 
@@ -188,12 +204,48 @@ def leanest_of(family: Family, pixels: int, frames: int) -> tuple[Layout, Footpr
     )
 
 
-def plan(spec: ClipSpec, usable_bytes: int) -> tuple[Layout, Footprint] | None:
-    """The fastest layout whose predicted peak fits in `usable_bytes`; None where none fits."""
-    for layout in family_named(spec.family).layouts:
-        predicted = footprint(spec, layout)
-        if predicted.peak_bytes <= usable_bytes:
-            return layout, predicted
+def plan(
+    spec: ClipSpec, usable_bytes: int, correct: Callable[[Layout, Footprint], int] | None = None
+) -> tuple[Layout, Footprint] | None:
+    """The fastest layout whose peak fits in `usable_bytes`; None where none fits.
+
+    `correct` gives the bytes to expect of a layout in place of its predicted peak, from what was measured before.
+    That is experience and no proof: where nothing fits as corrected, the leanest is tried if it fits as predicted.
+    """
+    predicted = [(layout, footprint(spec, layout)) for layout in family_named(spec.family).layouts]
+    for layout, expected in predicted:
+        if (correct(layout, expected) if correct else expected.peak_bytes) <= usable_bytes:
+            return layout, expected
+    if correct:
+        least = min(predicted, key=lambda pair: pair[1].peak_bytes)
+        return least if least[1].peak_bytes <= usable_bytes else None
+    return None
+
+
+def leaner(layout: Layout, stage: Stage, family: Family) -> Layout | None:
+    """The next layout for a clip whose `stage` took too much memory in `layout`; None where there is none.
+
+    Only switches of that stage change, the cheapest exact one first: of denoising those that the family declares, in
+    its order; of every stage networks that it does not need go off the card; decoding fewer frames at once comes last,
+    since some decoders mix them. Ends after a few: each call switches one thing on that was off.
+    """
+    if memory_model(family) is None:
+        return None
+    if stage is Stage.DENOISE:
+        switches = list(dict.fromkeys((known.split_guidance, known.chunk_feed_forward) for known in family.layouts))
+        tried = (layout.split_guidance, layout.chunk_feed_forward)
+        later = switches[switches.index(tried) + 1 :] if tried in switches else []
+        if later:
+            return layout.model_copy(update={"split_guidance": later[0][0], "chunk_feed_forward": later[0][1]})
+    if not layout.evict_encoders:
+        return layout.model_copy(update={"evict_encoders": True})
+    if stage is Stage.DECODE:
+        if not layout.evict_denoiser:
+            return layout.model_copy(update={"evict_denoiser": True})
+        if layout.decode_frames > 1:
+            return layout.model_copy(update={"decode_frames": layout.decode_frames // 2})
+    elif not layout.stream_weights and any(known.stream_weights for known in family.layouts):
+        return layout.model_copy(update={"stream_weights": True})
     return None
 
 

@@ -6,7 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Layout(BaseModel):
-    """Switches that trade time for memory. All are exact: the same algebra in another order."""
+    """Switches that trade time for memory. They are exact, the same algebra in another order, but for one thing:
+    a decoder that mixes the frames it decodes together makes another picture of another `decode_frames`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -18,6 +20,8 @@ class Layout(BaseModel):
     split_guidance: bool = False
     #: Denoise: parts that feed-forward layers do their tokens in, one after the other; 1: all at once.
     chunk_feed_forward: int = Field(default=1, ge=1)
+    #: Encode and denoise: weights are on the card only while their layer computes, copied for every evaluation.
+    stream_weights: bool = False
     #: Decode: frames decoded together by the VAE, where the family's decoder leaves the choice.
     decode_frames: int = Field(default=1, ge=1)
 
@@ -32,6 +36,7 @@ class Layout(BaseModel):
         encoders = "evicted" if self.evict_encoders else "resident"
         chunks = f" feed-forward={self.chunk_feed_forward}" if self.chunk_feed_forward > 1 else ""
         denoiser = " denoiser=evicted" if self.evict_denoiser else ""
+        denoiser += " weights=streamed" if self.stream_weights else ""
         return f"encoders={encoders} guidance={guidance}{chunks}{denoiser} decode={self.decode_frames}"
 
 

@@ -21,6 +21,7 @@ from pipeline.families import Family, Stage, size_for
 from pipeline.footprint import flops_per_step, footprint_of, latent_frames
 from pipeline.layouts import Layout
 from pipeline.models.build import configs_of
+from pipeline.models.streaming import streamed_bytes
 
 #: What lines are fitted to: the largest and the smallest class and one between, and one size that is no square.
 FIT_CLASSES = (ResolutionClass.P256, ResolutionClass.P512, ResolutionClass.P1024)
@@ -77,7 +78,9 @@ def measure(family: Family, tell: Callable[[str], None] = lambda _text: None) ->
     denoise: dict[str, list[Point]] = {}
     decode: list[Point] = []
     operations: list[tuple[int, int, int]] = []
-    by_switches = {layout.denoise_switches: layout for layout in family.layouts}
+    # What weights take is known exactly; the runs are for what is there besides.
+    whole = [layout.model_copy(update={"stream_weights": False}) for layout in family.layouts]
+    by_switches = {layout.denoise_switches: layout for layout in whole}
     sizes = [size_for(cls, 1.0, family.stride) for cls in FIT_CLASSES]
     sizes.append(size_for(ResolutionClass.P512, 16 / 9, family.stride))
     for (width, height), frames in product(sizes, allowed_frames(family, FIT_FRAMES)):
@@ -101,6 +104,10 @@ def measure(family: Family, tell: Callable[[str], None] = lambda _text: None) ->
         "configs": configs_hash(family),
         "source": f"clipmill footprint {family.name} --write; {versions}",
         "weights": {stage.value: count for stage, count in model.weights.items()},
+        "streamed": {
+            stage.value: sum(map(streamed_bytes, model.engine.parts.of(stage)))
+            for stage in (Stage.ENCODE, Stage.DENOISE)
+        },
         "encode": fit_lines(encode),
         "denoise": {switches: fit_lines(points) for switches, points in denoise.items()},
         "decode": fit_lines(decode),

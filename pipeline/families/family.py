@@ -69,6 +69,8 @@ class MemoryModel:
 
     #: Bytes of the networks of each stage.
     weights: Mapping[Stage, int] = field(hash=False)
+    #: Most of them at a time with `Layout.stream_weights`; the decoder's are never streamed.
+    streamed: Mapping[Stage, int] = field(hash=False)
     #: Besides the weights, while prompt and still are encoded; frames are those of the clip.
     encode: tuple[Line, ...]
     #: The same for one denoising step, by `Layout.denoise_switches`; frames are latent frames of one evaluation.
@@ -131,6 +133,8 @@ class Family:
     max_steps: int = 1000
     classes: tuple[ResolutionClass, ...] = tuple(ResolutionClass)
     native_class: ResolutionClass = ResolutionClass.P512
+    #: (width, height) it was trained at: taken within their class for stills of about that aspect ratio.
+    native_sizes: tuple[tuple[int, int], ...] = ()
     #: None where `pipeline/footprints` has a table of it, as for every family with networks, or it uses no card memory.
     memory: MemoryModel | None
     #: Layouts the renderer may choose from, fastest first.

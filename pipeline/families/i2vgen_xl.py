@@ -16,6 +16,7 @@ _LAYOUTS = (
     Layout(split_guidance=True, chunk_feed_forward=8),
     Layout(evict_encoders=True, split_guidance=True),
     Layout(evict_encoders=True, split_guidance=True, chunk_feed_forward=8),
+    Layout(evict_encoders=True, split_guidance=True, chunk_feed_forward=8, stream_weights=True),
 )
 # Two only: emulated cards are sized so that 1024p × 32 frames of the small network overflows a 12 GiB one.
 _SMALL_LAYOUTS = (RESIDENT, Layout(split_guidance=True))
@@ -46,6 +47,8 @@ I2VGEN_XL = Family(
     licence_note="The model card's tag says MIT, its text says research and non-commercial use only.",
     stride=64,
     frame_rule=FrameRule(minimum=2, maximum=64),
+    # Its configuration's; users report 512p as the size that looks best for what it costs, hence the native class.
+    native_sizes=((1280, 704), (704, 1280)),
     tiers=_TIERS,
     guidance=9.0,
     memory=None,

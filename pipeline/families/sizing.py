@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from pipeline.clip import ResolutionClass
 from pipeline.problems import BadInputError
 
 #: The widest (and, inverted, the tallest) aspect ratio a clip may have.
 MAX_ASPECT = 3.0
+
+#: Aspect ratios this near (as a logarithm) are the same to the eye.
+_NEAR = 0.05
 
 _RATIO = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*[:/x]\s*(\d+(?:\.\d+)?)\s*$")
 
@@ -23,13 +27,22 @@ def parse_aspect(text: str) -> float:
     return ratio
 
 
-def size_for(resolution_class: ResolutionClass, aspect: float, stride: int) -> tuple[int, int]:
+def size_for(
+    resolution_class: ResolutionClass, aspect: float, stride: int, native: Sequence[tuple[int, int]] = ()
+) -> tuple[int, int]:
     """(width, height) of the class's pixel budget at `aspect` (width ÷ height), in multiples of `stride`.
+
+    A size of `native` is taken where it is of this class and within a twentieth of the aspect: models do worse beside
+    the sizes they were trained at.
 
     Of the stride-aligned sizes near the ideal one it takes the one closest in aspect that stays within the
     class's area, so a class never costs more memory at another aspect.
     """
     budget = resolution_class.pixels
+    smaller = max((c.pixels for c in ResolutionClass if c.pixels < budget), default=0)
+    trained = [(w, h) for w, h in native if smaller < w * h <= budget and abs(math.log(w / h / aspect)) < _NEAR]
+    if trained:
+        return min(trained, key=lambda size: abs(math.log(size[0] / size[1] / aspect)))
     aspect = min(max(aspect, 1 / MAX_ASPECT), MAX_ASPECT)
     ideal_width = math.sqrt(budget * aspect)
 

@@ -21,6 +21,9 @@ _LAYOUTS = (
     Layout(evict_encoders=True, decode_frames=_TOGETHER),
     Layout(evict_encoders=True, split_guidance=True, decode_frames=_TOGETHER),
     Layout(evict_encoders=True, split_guidance=True, chunk_feed_forward=8, decode_frames=_TOGETHER),
+    # Decoding is the largest stage, and the denoiser is of no use to it.
+    Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, decode_frames=_TOGETHER),
+    Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, stream_weights=True, decode_frames=_TOGETHER),
 )
 _SAMPLERS = (Sampler.EULER, Sampler.DPMPP_2M)
 _COMPONENTS = (
@@ -60,6 +63,7 @@ SVD_XT = Family(
     guidance=3.0,
     # Trained at 1024×576, which is exactly 768².
     native_class=ResolutionClass.P768,
+    native_sizes=((1024, 576), (576, 1024)),
     memory=None,
     layouts=_LAYOUTS,
     resumable=True,

@@ -20,6 +20,7 @@ _LAYOUTS = (
     Layout(evict_encoders=True, split_guidance=True),
     Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True),
     Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, chunk_feed_forward=8),
+    Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, chunk_feed_forward=8, stream_weights=True),
 )
 # Its weights are too small for it to matter where they are.
 _SMALL_LAYOUTS = (RESIDENT, Layout(split_guidance=True))
@@ -49,6 +50,7 @@ WAN22_5B = Family(
     guidance=5.0,
     # Trained at 1280×704, 24 frames a second.
     native_class=ResolutionClass.P1024,
+    native_sizes=((1280, 704), (704, 1280)),
     memory=None,
     layouts=_LAYOUTS,
     resumable=True,

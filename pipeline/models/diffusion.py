@@ -34,6 +34,7 @@ from pipeline.models.chunking import chunk_feed_forward
 from pipeline.models.devices import displace, off_card, place
 from pipeline.models.errors import BlackOutputError, NotFiniteError
 from pipeline.models.model import Frames, OnStep, Snapshot
+from pipeline.models.streaming import StreamedWeights
 from pipeline.noise import clip_noise
 from pipeline.samplers import adds_noise, give_state, make_scheduler, take_state
 from pipeline.stills import fit_still
@@ -149,6 +150,8 @@ class DiffusionModel(ABC):
         self._dtype: torch.dtype = denoiser.dtype
         self._placed: set[Stage] = set()
         self._evicting = False
+        self._streaming = False
+        self._streams: list[tuple[Stage, StreamedWeights]] = []
         #: Files of the adapters that clips may ask for, by SHA-256.
         self.adapters: Mapping[str, Path] = {}
         self._adapter: Adapter | None = None
@@ -230,7 +233,7 @@ class DiffusionModel(ABC):
     ) -> Frames:
         """Render one clip; see `Model.render`. Raises `NotFiniteError` or `BlackOutputError` for a failed decode."""
         with self._leaving_nothing(), self._device.work(), torch.no_grad():
-            self._evicting = layout.evict_encoders
+            self._lay_out(layout)
             latents = self._denoise_phases(still, spec, layout, on_step, resume)
             return self.decode(latents, layout)
 
@@ -246,7 +249,7 @@ class DiffusionModel(ABC):
         if len({spec.model_copy(update=one) for spec in specs}) != 1 or specs[0].base or specs[0].window:
             raise ValueError("clips of one batch share size, frames, steps and sampler, and have no base or windows")
         with self._leaving_nothing(), self._device.work(), torch.no_grad():
-            self._evicting = layout.evict_encoders
+            self._lay_out(layout)
             singles = [
                 self.condition(fit_still(still, spec.size, spec.fit), spec)
                 for still, spec in zip(stills, specs, strict=True)
@@ -292,6 +295,9 @@ class DiffusionModel(ABC):
         """Free the weights; the model cannot render afterwards."""
         if self._parts is None:
             return
+        for _, stream in self._streams:
+            stream.end()
+        self._streams.clear()
         for network in self._parts.networks:
             # Frees the storages now, whoever else still refers to the module.
             network.to("meta")
@@ -304,6 +310,7 @@ class DiffusionModel(ABC):
     def denoise(self, halves: Halves, spec: ClipSpec, layout: Layout, on_step: OnStep) -> torch.Tensor:
         """The middle stage alone, from noise: (1, *latent_shape) latents of the finished clip."""
         with self._device.work(), torch.no_grad():
+            self._lay_out(layout)
             self._ready(Stage.DENOISE, layout)
             scheduler = self.scheduler_of(spec)
             state = start(scheduler, self.first_noise(spec), spec.steps)
@@ -397,16 +404,32 @@ class DiffusionModel(ABC):
             self._take_off(Stage.DENOISE)
         self._put(stage)
 
+    def _lay_out(self, layout: Layout) -> None:
+        """Before a clip: what `layout` says of where weights lie between evaluations."""
+        self._evicting = layout.evict_encoders
+        if self._streaming != layout.stream_weights:
+            for stage in (Stage.ENCODE, Stage.DENOISE):
+                self._take_off(stage)
+            self._streaming = layout.stream_weights
+
     def _put(self, stage: Stage) -> None:
         if stage in self._placed:
             return
-        for network in self.parts.of(stage):
-            place(network, self._device)
+        streams = self._streaming and stage is not Stage.DECODE
+        # Whether all of it arrived or memory ran out half way, it is to be taken off again.
         self._placed.add(stage)
+        for network in self.parts.of(stage):
+            if streams:
+                self._streams.append((stage, StreamedWeights(network, self._device.torch_device)))
+            else:
+                place(network, self._device)
 
     def _take_off(self, stage: Stage) -> None:
         if stage not in self._placed:
             return
+        for _, stream in [pair for pair in self._streams if pair[0] is stage]:
+            stream.end()
+        self._streams = [pair for pair in self._streams if pair[0] is not stage]
         for network in self.parts.of(stage):
             displace(network, self._device)
         self._placed.discard(stage)

@@ -34,7 +34,7 @@ def spec(prompt: str, *, size: tuple[int, int] = (192, 192), frames: int = 9, fi
 
 
 def render(still: Image.Image, prompt: str, **options: object) -> Frames:
-    return CameraModel().render(still, spec(prompt, **options), RESIDENT, lambda done, of: None)
+    return CameraModel().render(still, spec(prompt, **options), RESIDENT, lambda done, of, _snapshot: None)
 
 
 def four_markers(side: int = 384) -> Image.Image:
@@ -254,10 +254,10 @@ def test_at_rest_the_view_is_the_plane_itself() -> None:
 
 def test_same_arguments_same_bytes_and_every_frame_is_told() -> None:
     still, told = four_markers(), []
-    first = CameraModel().render(still, spec("orbit right"), RESIDENT, lambda done, of: told.append((done, of)))
+    first = CameraModel().render(still, spec("orbit right"), RESIDENT, lambda done, of, _snapshot: told.append((done, of)))
     assert told == [(i, 9) for i in range(1, 10)]
     other_seed = spec("orbit right").model_copy(update={"seed": 99})
-    second = CameraModel().render(still, other_seed, RESIDENT, lambda done, of: None)
+    second = CameraModel().render(still, other_seed, RESIDENT, lambda done, of, _snapshot: None)
     assert first.shape == (9, 192, 192, 3)
     assert first.dtype == np.uint8
     assert first.tobytes() == second.tobytes()
@@ -266,7 +266,7 @@ def test_same_arguments_same_bytes_and_every_frame_is_told() -> None:
 def test_stopping_ends_within_the_frame() -> None:
     told = []
 
-    def stop(done: int, of: int) -> None:
+    def stop(done: int, of: int, _snapshot: object) -> None:
         told.append(done)
         if done == 3:
             raise Stopped
