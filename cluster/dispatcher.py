@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -14,22 +15,28 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from cluster.breaker import Breakers, Route, blame, route_of
 from cluster.cards import Beat, Card, CardState, Fleet
 from cluster.escalation import after_attempt, no_card_fits
-from cluster.jobs import Checkpoint, Ended, Job, Outcome, Reason, checkpoints_of
+from cluster.jobs import Checkpoint, Ended, Job, Outcome, Overflow, Reason, checkpoints_of
 from cluster.leftovers import Leftovers
-from cluster.placement import Refuse, Snapshot, Start, place
+from cluster.lessons import Factors, Lessons
+from cluster.placement import Refuse, Relax, Snapshot, Start, place
 from cluster.storage import Storage
 from cluster.store import Claim, Ledger, StaleEpochError, Stretch
 from pipeline.clip import ClipSpec
-from pipeline.families import FAMILIES
-from pipeline.footprint import leanest
+from pipeline.families import FAMILIES, family_named
+from pipeline.footprint import footprint, leanest
 
 log = logging.getLogger("clipmill.dispatcher")
 T = TypeVar("T")
 
+#: How often lessons are read again although this dispatcher recorded no peak (they can be imported), in seconds.
+_LESSONS_S = 60.0
 #: How long the checkpoints of the last clips may hold up a farm that closes, in seconds.
 _LAST_SWEEP_S = 1.0
+#: Waiting jobs whose overflows are remembered; of more, those of the oldest are forgotten.
+_STORIES = 10_000
 
 
 class Assignment(BaseModel):
@@ -51,6 +58,8 @@ class Assignment(BaseModel):
     resume: Checkpoint | None = None
     #: Who did the steps up to there, oldest first. Goes into the provenance.
     done: tuple[Stretch, ...] = ()
+    #: What measured peaks say about this clip on this card.
+    lessons: Factors = Factors()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +149,8 @@ class _Flight:
     stop: Outcome | None = None
     #: Its ending is being written: too late to interrupt.
     ending: bool = False
+    #: What its ending counts for; None where its card was gone before it started.
+    route: Route | None = None
     #: The step it goes on from; 0 where it begins anew, or turned out to.
     resumed_step: int = 0
     #: Its newest checkpoint, and the newest that the store knows of.
@@ -202,6 +213,13 @@ class Dispatcher:
         self._ended = asyncio.Event()
         self._ended.set()
         self._renewed_at = 0.0
+        self._lessons = Lessons()
+        self._lessons_at = -math.inf
+        #: Peaks were recorded since.
+        self._learned = False
+        # Both are lost with this dispatcher: what they know is learned again in a few attempts.
+        self._breakers = Breakers(clock)
+        self._stories: dict[str, tuple[Overflow, ...]] = {}
         self._leftovers = Leftovers(ledger, storage, self._store)
         self._sweeping: asyncio.Task[None] | None = None
         # One thread: store calls stay in order and never block the beats.
@@ -332,25 +350,33 @@ class Dispatcher:
         idle = sum(card.idle for card in cards)
         # Without a free card nothing can start; one look in a while is enough to refuse what fits nowhere.
         waiting = await self._store(self._ledger.waiting, max(4, 2 * idle))
-        decisions = place(Snapshot(waiting=waiting, cards=cards, fleet=self._fleet))
+        closed = self._breakers.closed_to()
+        decisions = place(
+            Snapshot(waiting=waiting, cards=cards, fleet=self._fleet, lessons=self._lessons, closed=closed)
+        )
         for decision in decisions:
+            if isinstance(decision, Relax):
+                await self._relax_or_refuse(decision.job)
             if isinstance(decision, Refuse):
                 await self._relax_or_refuse(decision.job)
         starts = [(d.job, d.card) for d in decisions if isinstance(d, Start)]
         if starts:
+            routes = {job.id: route_of(job.spec, card.card, card.usable_bytes) for job, card in starts if job.spec}
             for claim in await self._store(self._ledger.start, starts, self._timing.lease_s):
-                self._launch(claim)
+                self._launch(claim, routes.get(claim.job.id))
 
     async def _relax_or_refuse(self, job: Job) -> None:
         # A clip takes its fastest layout wherever the fleet has a card for it, so that the same rows on the same fleet
-        # give the same frames whichever card is free first. Only where none holds that layout is a leaner one allowed.
+        # give the same frames whichever card is free first. Only where none holds that layout is a leaner one allowed,
+        # and then the fastest of those that some card holds: the leanest of all may take many times longer.
         assert job.spec is not None
-        least_bytes = leanest(job.spec)[1].peak_bytes
-        if least_bytes < job.needs_bytes and self._fleet.smallest_class_for(least_bytes):
-            await self._store(self._ledger.relax, job, least_bytes)
-            self._wake.set()
-            return
-        problem = no_card_fits(job.spec, least_bytes, self._fleet)
+        for layout in family_named(job.spec.family).layouts:
+            needed = footprint(job.spec, layout).peak_bytes
+            if needed < job.needs_bytes and self._fleet.smallest_class_for(needed):
+                await self._store(self._ledger.relax, job, needed)
+                self._wake.set()
+                return
+        problem = no_card_fits(job.spec, leanest(job.spec)[1].peak_bytes, self._fleet)
         await self._store(self._ledger.refuse, job, Reason.NO_CARD_FITS, problem)
 
     async def _renew(self) -> None:
@@ -365,6 +391,9 @@ class Dispatcher:
             for attempt_id, flight in self._state.flights.items()
             if flight.checkpoint and flight.checkpoint != flight.recorded
         }
+        if self._learned or now - self._lessons_at >= _LESSONS_S:
+            self._learned, self._lessons_at = False, now
+            self._lessons = await self._store(self._ledger.lessons)
         renewal = await self._store(self._ledger.renew, heard, self._timing.lease_s, unrecorded)
         for attempt_id, checkpoint in unrecorded.items():
             if flight := self._state.flights.get(attempt_id):
@@ -416,7 +445,9 @@ class Dispatcher:
 
     # -- one attempt ----------------------------------------------------------------------------------------
 
-    def _launch(self, claim: Claim) -> None:
+    def _launch(self, claim: Claim, route: Route | None) -> None:
+        if route is not None:
+            self._breakers.started(route, claim.attempt_id)
         seat = self._state.seats.get(claim.renderer)
         if seat:
             seat.rendering = claim.attempt_id
@@ -424,6 +455,7 @@ class Dispatcher:
             claim=claim,
             steps=(claim.resumed_step, claim.job.spec.total_steps if claim.job.spec else 0),
             resumed_step=claim.resumed_step,
+            route=route,
         )
         flight.task = asyncio.create_task(self._fly(flight))
 
@@ -446,6 +478,11 @@ class Dispatcher:
             log.exception("attempt %s broke in the dispatcher", claim.attempt_id)
             ended = Ended(outcome=Outcome.ERROR, detail=f"{type(error).__name__}: {error}")
         flight.ending = True
+        if ended.sticky:
+            # It is about to exit, and must get nothing more until its successor is heard.
+            self._state.seats.pop(claim.renderer, None)
+        if flight.route is not None:
+            self._breakers.ended(flight.route, claim.attempt_id, claim.job.id, blame(ended))
         if ended.outcome is Outcome.STOPPED:
             ended = replace(ended, cause=flight.leaving or "drain")
         own = ended.checkpoint if _is_own(claim, ended.checkpoint) else None
@@ -479,6 +516,7 @@ class Dispatcher:
             row=job.row,
             resume=claim.resume,
             done=claim.done,
+            lessons=self._lessons.about(job.spec, claim.kind),
         )
         stream = self._pool.render(assignment)
         try:
@@ -522,7 +560,13 @@ class Dispatcher:
 
     async def _end(self, claim: Claim, ended: Ended) -> None:
         job = await self._store(self._ledger.current_job, claim)
-        transition = after_attempt(job, ended, self._fleet)
+        told = self._stories.pop(job.id, ())
+        transition = after_attempt(job, ended, self._fleet, told)
+        if (tried := (*told, *ended.overflows)) and not transition.state.final:
+            self._stories[job.id] = tried
+            if len(self._stories) > _STORIES:
+                del self._stories[next(iter(self._stories))]
+        self._learned |= bool(ended.peaks)
         if not await self._store(self._ledger.finish, claim, ended, transition):
             log.warning("attempt %s ended twice; the second ending (%s) is void", claim.attempt_id, ended.outcome)
         elif not transition.state.final:

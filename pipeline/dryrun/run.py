@@ -101,12 +101,12 @@ class DryModel:
     ) -> DryRun:
         """Run the clip's stages. Those left out of `stages` are run only where a later one needs what they make.
 
-        Whether encoders stay is no matter here: what a stage takes besides the weights does not depend on it.
+        Where weights lie is no matter here: what a stage takes besides them does not depend on it.
         Raises whatever the networks raise for sizes they cannot take.
         """
         started = time.perf_counter()
         spec = clip_of(self.family, width, height, frames)
-        layout = layout.model_copy(update={"evict_encoders": False})
+        layout = layout.model_copy(update={"evict_encoders": False, "evict_denoiser": False, "stream_weights": False})
         found: dict[Stage, StageRun] = {}
         with self.device.work(), torch.no_grad():
             if stages & {Stage.ENCODE, Stage.DENOISE}:

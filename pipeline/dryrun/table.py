@@ -58,6 +58,10 @@ def allowed_frames(family: Family, wanted: Iterable[int]) -> list[int]:
     return found
 
 
+#: Switches that say where weights are, put back: what a stage takes besides them is the same.
+_ALL_THERE = {"evict_encoders": False, "evict_denoiser": False, "stream_weights": False}
+
+
 def dtype_of(family: Family) -> torch.dtype:
     """What a family's cards compute in: half precision on real ones, float32 on the emulated ones of small networks."""
     dtype: torch.dtype = torch.float32 if family.repo is None else getattr(torch, family.half)
@@ -79,7 +83,7 @@ def measure(family: Family, tell: Callable[[str], None] = lambda _text: None) ->
     decode: list[Point] = []
     operations: list[tuple[int, int, int]] = []
     # What weights take is known exactly; the runs are for what is there besides.
-    whole = [layout.model_copy(update={"stream_weights": False}) for layout in family.layouts]
+    whole = [layout.model_copy(update=_ALL_THERE) for layout in family.layouts]
     by_switches = {layout.denoise_switches: layout for layout in whole}
     sizes = [size_for(cls, 1.0, family.stride) for cls in FIT_CLASSES]
     sizes.append(size_for(ResolutionClass.P512, 16 / 9, family.stride))
@@ -164,7 +168,7 @@ def check(
     for cls, count, aspect in product(classes, allowed_frames(family, frames), aspects):
         width, height = size_for(cls, aspect, family.stride)
         decoded: set[int] = set()
-        for layout in (each.model_copy(update={"evict_encoders": False, "evict_denoiser": False}) for each in distinct):
+        for layout in (each.model_copy(update=_ALL_THERE) for each in distinct):
             stages = set(Stage) if layout.decode_frames not in decoded else {Stage.DENOISE}
             decoded.add(layout.decode_frames)
             run = model.run(width, height, count, layout, frozenset(stages))

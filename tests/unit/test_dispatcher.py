@@ -275,12 +275,12 @@ async def test_a_card_that_is_not_ready_gets_nothing(farm, state):
 
 
 async def test_a_job_that_fits_nowhere_is_refused_with_numbers(farm):
-    # 4.64 GiB of weights and, with split guidance, 4 × 5.17 GiB of activations.
-    largest = spec("i2vgen-xl", width=1024, height=1024, frames=64)
+    # 2.8 GiB of weights without the encoders, and 2.42 GiB of activations for 1024p × 16 frames, of which this is nine.
+    largest = spec("i2vgen-xl", width=1536, height=1536, frames=64)
     batch_id = farm.submit(draft(1, needs_bytes=46 * GIB, spec=largest), draft(2))
     job = await farm.reaches(batch_id, JobState.FAILED)
     assert job.reason == "no_card_fits"
-    for number in ("1024×1024", "25.3 GiB", "21.0 GiB"):
+    for number in ("1536×1536", "22.5 GiB", "21.0 GiB"):
         assert number in job.problems[0].message
     assert job.attempts == 0
     assert farm.job(batch_id, 2).state is JobState.QUEUED
