@@ -81,7 +81,8 @@ def render(family: Family) -> Iterator[dict[str, Any]]:
 def show(row: dict[str, Any]) -> None:
     """One line of it."""
     print(
-        f"{row['class']:>6} {row['width']:>4}×{row['height']:<4} × {row['frames']:2}  {row['stage']:8} {row['layout']:52} "
+        f"{row['class']:>6} {row['width']:>4}×{row['height']:<4} × {row['frames']:2}  "
+        f"{row['stage']:8} {row['layout']:52} "
         f"predicted {row['predicted_bytes'] / 2**20:9.1f} MiB  found {row['dry_run_bytes'] / 2**20:9.1f} MiB  "
         f"besides weights {row['activation_error']:+.2%}  {row['seconds']:.1f} s",
         flush=True,

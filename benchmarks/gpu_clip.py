@@ -32,7 +32,7 @@ from pipeline.similarity import psnr
 def standard_clip(family: Family, resolution_class: ResolutionClass, steps: int) -> ClipSpec:
     """A clip of the family's standard tier at 16:9, with few steps."""
     tier = family.tiers[Tier.STANDARD]
-    width, height = size_for(resolution_class, 16 / 9, family.stride)
+    width, height = size_for(resolution_class, 16 / 9, family.stride, family.native_sizes)
     return ClipSpec(
         family=family.name,
         revision=family.revision,

@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.admission import margin
+from pipeline.footprint import cuda_model
+
 GIB = 2**30
 
 #: Nominal memory of each card class in bytes; a class is named for what the vendor prints on the box.
@@ -22,10 +25,25 @@ def usable_threshold(card_class: str) -> int:
     return int(NOMINAL_BYTES[card_class] * USABLE_SHARE)
 
 
+def promised_bytes(nominal_bytes: int) -> int:
+    """Bytes that clips can count on on a real card sold with so many, when nothing else uses it.
+
+    What is usable is less than the class's threshold on small cards: drivers keep about 1.5 %, and the context and the
+    margin of `pipeline.admission` do not shrink with the card.
+    """
+    kept = cuda_model().context_bytes + margin(nominal_bytes)
+    return min(int(nominal_bytes * USABLE_SHARE), int(0.985 * nominal_bytes) - kept)
+
+
 def card_class_of(total_bytes: int) -> str | None:
     """The largest class a card with `total_bytes` of memory belongs to; None below the smallest class."""
     fitting = [name for name in NOMINAL_BYTES if usable_threshold(name) <= total_bytes]
     return fitting[-1] if fitting else None
+
+
+def every_class(scale: float = 1.0, share: float = USABLE_SHARE) -> Fleet:
+    """All card classes there are. On emulated cards `scale` is emulated bytes per nominal one."""
+    return Fleet(usable_bytes={name: int(nominal * scale * share) for name, nominal in NOMINAL_BYTES.items()})
 
 
 class CardState(StrEnum):
@@ -52,11 +70,15 @@ class Beat(BaseModel):
     total_bytes: int
     usable_bytes: int
     used_bytes: int
+    #: What other programs hold of the card; already taken off `usable_bytes`.
+    foreign_bytes: int = 0
     state: CardState
     #: Family whose weights are loaded; placement prefers a warm card.
     family: str | None = None
     #: Attempts in flight (one denoising, at most one being published) and their last finished step.
     steps: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    #: Why the clip on the card does not start yet, in words; empty while none waits for memory.
+    holding: str = ""
 
 
 class Card(BaseModel):

@@ -566,8 +566,10 @@ class Dispatcher:
             self._stories[job.id] = tried
             if len(self._stories) > _STORIES:
                 del self._stories[next(iter(self._stories))]
+        written = await self._store(self._ledger.finish, claim, ended, transition)
+        # Once they are in the store, not before: lessons may be read meanwhile.
         self._learned |= bool(ended.peaks)
-        if not await self._store(self._ledger.finish, claim, ended, transition):
+        if not written:
             log.warning("attempt %s ended twice; the second ending (%s) is void", claim.attempt_id, ended.outcome)
         elif not transition.state.final:
             # The objects of a job that has ended are swept by its prefix.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from cluster.lessons import Peak
 from pipeline.clip import ClipSpec
 from pipeline.problems import Problem
 
@@ -242,6 +243,22 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Overflow:
+    """One layout in which a clip ran out of memory on a card."""
+
+    stage: str
+    #: The layout as text.
+    layout: str
+    #: Steps done by then.
+    step: int
+    #: Predicted peak, highest live bytes before the allocation that failed, and usable bytes of the card.
+    predicted_bytes: int
+    measured_bytes: int
+    usable_bytes: int
+    card: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ended:
     """How an attempt ended, as the renderer (or the dispatcher, for a dead one) reports it."""
 
@@ -253,8 +270,12 @@ class Ended:
     measured_bytes: int = 0
     #: Usable bytes of the card, for memory outcomes.
     usable_bytes: int = 0
+    #: Of those taken off, what other programs hold.
+    foreign_bytes: int = 0
     #: Predicted peak in bytes.
     predicted_bytes: int = 0
+    #: Of `TOO_BIG`: the smallest card class that holds it; None where none does.
+    smallest_class: str | None = None
     #: Stage that ran out of memory.
     stage: str = ""
     #: The newest checkpoint of this attempt that is in storage.
@@ -263,6 +284,12 @@ class Ended:
     resumed_step: int = 0
     #: Of `STOPPED`: why, such as `drain` or `preempt`.
     cause: str = ""
+    #: What each layout it was tried in took of the card, oldest first.
+    peaks: tuple[Peak, ...] = ()
+    #: Of these, the ones it ran out of memory in, also where it was rendered after all; oldest first.
+    overflows: tuple[Overflow, ...] = ()
+    #: The renderer's process cannot go on, whatever the clip: it exits after this, and Serve replaces it.
+    sticky: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

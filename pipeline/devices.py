@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from pipeline.admission import Observation
+
 
 class Device(Protocol):
     """One card as a model sees it. Implementations: `pipeline.models.devices` (CUDA, emulated), `HOST` below."""
@@ -16,6 +18,11 @@ class Device(Protocol):
 
     def usable_bytes(self) -> int:
         """Bytes a clip may use now, resident weights of our own included."""
+        ...
+
+    @property
+    def foreign_bytes(self) -> int:
+        """Bytes of the card that other programs have now; already taken off `usable_bytes`."""
         ...
 
     def used_bytes(self) -> int:
@@ -32,6 +39,10 @@ class Device(Protocol):
 
     def free_cached(self) -> None:
         """Give cached but unused memory back to the driver."""
+        ...
+
+    def observe(self, observation: Observation) -> None:
+        """Learn how a clip's peak compares to its prediction: what is kept back of the card follows it."""
         ...
 
     def work(self) -> AbstractContextManager[None]:

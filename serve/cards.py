@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import pynvml
 
-from cluster.cards import NOMINAL_BYTES, card_class_of, usable_threshold
+from cluster.cards import NOMINAL_BYTES, card_class_of
+from pipeline.admission import Observation, margin
 from pipeline.devices import Device
 from pipeline.emulation import emulated_bytes
+from pipeline.footprint import cuda_model
+from pipeline.nvml import Nvml, UnknownMemoryError
 from pipeline.weights import WeightsError
 from serve.settings import EMULATED_USABLE_SHARE
 from serve.worker import CardIdentity
+
+log = logging.getLogger("clipmill.cards")
 
 #: What to do where a model that needs torch is asked for on an installation without it.
 INSTALL_TORCH = "Install it: pip install 'clipmill[render]' -c constraints.txt; `--model camera` needs none."
@@ -89,17 +95,34 @@ class LazyDevice:
     """A card whose torch side is opened by the first model that needs it: the `camera` family needs none."""
 
     def __init__(
-        self, total_bytes: int, usable_bytes: int, torch_device: str, open_device: Callable[[], Device]
+        self,
+        total_bytes: int,
+        usable_bytes: int,
+        torch_device: str,
+        open_device: Callable[[], Device],
+        foreign_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`usable_bytes`: with nobody else on the card; `foreign_bytes`: what others hold while it is not open."""
         self.total_bytes = total_bytes
         self.torch_device = torch_device
         self._usable_bytes = usable_bytes
         self._open = open_device
+        self._foreign_bytes = foreign_bytes
         self._device: Device | None = None
 
     def usable_bytes(self) -> int:
-        """As measured once the card is open, before that the part of the total that is safe to count on."""
-        return self._device.usable_bytes() if self._device else self._usable_bytes
+        """As measured once the card is open, before that the part that is safe to count on beside other programs."""
+        return self._device.usable_bytes() if self._device else max(0, self._usable_bytes - self._foreign_bytes())
+
+    @property
+    def foreign_bytes(self) -> int:
+        """Bytes that other programs hold on the card."""
+        return self._device.foreign_bytes if self._device else self._foreign_bytes()
+
+    def observe(self, observation: Observation) -> None:
+        """Learn from a clip's peak."""
+        if self._device:
+            self._device.observe(observation)
 
     def used_bytes(self) -> int:
         """Live bytes of this process."""
@@ -160,11 +183,25 @@ def gpu_card(card: str | None, card_class: str) -> tuple[CardIdentity, Device]:
     by_index = {str(i): gpu for i, gpu in enumerate(gpus)}
     gpu = next((g for g in gpus if visible and g.uuid.startswith(visible)), by_index.get(visible, gpus[0]))
 
+    uuid = visible if visible.startswith("MIG-") else gpu.uuid
+    memory = Nvml()
+
     def open_device() -> Device:
         from pipeline.models.devices import CudaDevice
 
-        return CudaDevice()
+        return CudaDevice(uuid=uuid, memory=memory)
 
+    def foreign_bytes() -> int:
+        try:
+            found = memory.memory(uuid)
+        except UnknownMemoryError as error:
+            log.warning("other programs on the card are not seen: %s", error)
+            return 0
+        return max(0, found.used_bytes - (found.own_bytes or 0))
+
+    total = gpu.total_bytes
+    with suppress(UnknownMemoryError):
+        total = memory.memory(uuid).total_bytes
     identity = CardIdentity(card=gpu.uuid, card_class=card_class, kind=gpu.name)
-    usable = min(gpu.total_bytes, usable_threshold(card_class))
-    return identity, LazyDevice(gpu.total_bytes, usable, "cuda:0", open_device)
+    usable = max(0, total - cuda_model().context_bytes - margin(total))
+    return identity, LazyDevice(total, usable, "cuda:0", open_device, foreign_bytes)

@@ -49,11 +49,13 @@ class Keeper:
         self._writing: threading.Thread | None = None
         self._last_step = assignment.resume.step if assignment.resume else 0
         self._last_at: float | None = None
-        self._final: tuple[int, bytes] | None = None
+        #: The newest snapshot, whether it is in storage or not.
+        self.held: tuple[int, bytes] | None = None
 
     def begin_anew(self) -> None:
         """The clip starts at step 0 after all."""
         self._last_step = 0
+        self.held = None
 
     def after_step(self, step: int, steps: int, snapshot: Snapshot | None) -> None:
         """Save the clip if it is time to. Never waits for storage: while one is being written, none is taken."""
@@ -61,8 +63,7 @@ class Keeper:
             return
         if step >= steps:
             # For a decode that fails; what is stored only once it does costs a copy and no writing.
-            data = self._take(step, snapshot)
-            self._final = (step, data) if data is not None else None
+            self._take(step, snapshot)
             return
         now = self._clock()
         if self._last_at is None:
@@ -84,11 +85,11 @@ class Keeper:
             if data is not None:
                 self._write(step, data)
 
-    def save_final(self) -> None:
-        """Save the clip as it stood after its last step, so that only the decode has to be done again."""
+    def save_held(self) -> None:
+        """Save the newest snapshot that was taken, and return when it is in storage or cannot be."""
         self.close()
-        if self._final is not None:
-            self._write(*self._final)
+        if self.held is not None and (self.newest is None or self.newest.step < self.held[0]):
+            self._write(*self.held)
 
     def close(self) -> None:
         """Wait for the one being written."""
@@ -98,10 +99,12 @@ class Keeper:
 
     def _take(self, step: int, snapshot: Snapshot) -> bytes | None:
         try:
-            return snapshot()
+            data = snapshot()
         except Exception as error:
             self._failed(step, error)
             return None
+        self.held = (step, data)
+        return data
 
     def _write(self, step: int, data: bytes) -> None:
         key = checkpoint_key(self._assignment.job_id, self._assignment.attempt_id, step)

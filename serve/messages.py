@@ -6,7 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from cluster.dispatcher import CardFree, CheckpointFailed, CheckpointSaved, Event, StepDone
-from cluster.jobs import Checkpoint, Ended, Objects, Outcome
+from cluster.jobs import Checkpoint, Ended, Objects, Outcome, Overflow
+from cluster.lessons import Peak
+from pipeline.layouts import Layout
 from pipeline.problems import Problem
 
 #: First message of every stream: the renderer has the assignment.
@@ -28,6 +30,7 @@ def event_to_wire(event: Event) -> dict[str, Any]:
             body = asdict(event)
             body["outcome"] = event.outcome.value
             body["problem"] = event.problem.model_dump() if event.problem else None
+            body["peaks"] = [asdict(peak) | {"layout": peak.layout.model_dump(mode="json")} for peak in event.peaks]
             return {"event": "ended", **body}
 
 
@@ -48,6 +51,10 @@ def event_from_wire(message: dict[str, Any]) -> Event:
             body["problem"] = Problem.model_validate(body["problem"]) if body["problem"] else None
             body["checkpoint"] = Checkpoint(**body["checkpoint"]) if body["checkpoint"] else None
             body["objects"] = Objects(**body["objects"]) if body["objects"] else None
+            body["peaks"] = tuple(
+                Peak(**peak | {"layout": Layout.model_validate(peak["layout"])}) for peak in body.get("peaks", ())
+            )
+            body["overflows"] = tuple(Overflow(**overflow) for overflow in body.get("overflows", ()))
             return Ended(**body)
         case other:
             raise ValueError(f"unknown event {other!r} from a renderer: is it of another version?")

@@ -15,7 +15,7 @@ from cluster.ingest import IncomingRow
 from cluster.resolve import Defaults
 from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
 from pipeline.problems import BadInputError
-from serve.views import batch_view, job_view
+from serve.views import batch_view, card_view, job_view
 
 View = dict[str, Any]
 
@@ -110,7 +110,7 @@ class LocalPort:
 
     def cards(self) -> list[View]:
         """See `FarmPort`."""
-        return [beat.model_dump(mode="json") for beat in self.farm.desk.cards()]
+        return [card_view(beat) for beat in self.farm.desk.cards()]
 
 
 class RemotePort:

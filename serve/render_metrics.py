@@ -9,6 +9,8 @@ from serve.worker import CardIdentity
 
 #: Upper bounds in seconds: from camera frames to 1024p on a small card.
 STEP_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+#: Upper bounds of measured over predicted bytes.
+RATIO_BOUNDS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0)
 _STEP_TAGS = ("model", "resolution_class", "card_class")
 _CARD_TAGS = ("card", "card_class")
 
@@ -17,7 +19,8 @@ class RayObserver:
     """A `serve.worker.Observer` for a process that Ray runs. One per process: Ray's metrics go by name."""
 
     def __init__(self, identity: CardIdentity) -> None:
-        self._card = {"card": identity.card, "card_class": identity.card_class}
+        self._class = {"card_class": identity.card_class}
+        self._card = {"card": identity.card, **self._class}
         self._steps = Histogram(
             "clipmill_step_seconds",
             description="Seconds a step took; the sum is rebuilt from buckets: see clipmill_step_seconds_spent.",
@@ -31,6 +34,12 @@ class RayObserver:
             "clipmill_vram_predicted_bytes",
             description="Predicted peak of the clip the card rendered last.",
             tag_keys=_CARD_TAGS,
+        )
+        self._ratio = Histogram(
+            "clipmill_vram_measured_ratio",
+            description="Measured over predicted peak of clips, those that ran out of memory included.",
+            boundaries=list(RATIO_BOUNDS),
+            tag_keys=_STEP_TAGS,
         )
         self._measured = Gauge(
             "clipmill_vram_measured_bytes",
@@ -50,7 +59,10 @@ class RayObserver:
         if seconds > 0:
             self._spent.inc(seconds, tags)
 
-    def memory(self, predicted_bytes: int, measured_bytes: int) -> None:
+    def memory(self, spec: ClipSpec, predicted_bytes: int, measured_bytes: int) -> None:
         """See `serve.worker.Observer`."""
+        if predicted_bytes:
+            tags = {"model": spec.family, "resolution_class": spec.resolution_class.value, **self._class}
+            self._ratio.observe(measured_bytes / predicted_bytes, tags)
         self._predicted.set(predicted_bytes, self._card)
         self._measured.set(measured_bytes, self._card)

@@ -22,13 +22,15 @@ from serve.checkpoints import CheckpointEvery
 from serve.messages import ACCEPTED, event_to_wire
 from serve.render_metrics import RayObserver
 from serve.settings import FarmArgs
-from serve.worker import CARD_LOCK, CardIdentity, Flight, WeightsPlace, Worker
+from serve.worker import CARD_LOCK, CardIdentity, Flight, Hold, WeightsPlace, Worker
 
 log = logging.getLogger("clipmill.renderer")
 
 BEAT_S = 0.5
 #: A renderer that had no answer from any dispatcher for this long stops: its lease is gone.
 DEAF_S = 10.0
+#: What a renderer that cannot go on leaves its last words to be sent in.
+LAST_WORDS_S = 0.5
 
 
 class Renderer:
@@ -55,8 +57,11 @@ class Renderer:
             ),
             RayObserver(identity),
             every=CheckpointEvery(steps=farm.checkpoint_steps, seconds=farm.checkpoint_s),
+            hold=Hold(patience_s=farm.hold_s),
         )
         self._flights: dict[str, Flight] = {}
+        #: A clip broke what this process holds of its card: it exits when its last clip has ended.
+        self._broken = False
         self._dispatcher = ray_serve.get_deployment_handle("dispatcher", app_name=context.app_name)
         self._heard_at = time.monotonic()
         self._beats = asyncio.create_task(self._beat_for_ever())
@@ -82,6 +87,9 @@ class Renderer:
         try:
             while True:
                 event = await events.get()
+                if isinstance(event, Ended) and event.sticky:
+                    # Before it is sent: whoever has it may close this stream at once.
+                    self._broken = True
                 yield event_to_wire(event)
                 if isinstance(event, Ended):
                     return
@@ -90,6 +98,9 @@ class Renderer:
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(work)
             self._flights.pop(flight.assignment.attempt_id, None)
+            if self._broken and not self._flights:
+                log.error("this process cannot use its card any more; it exits so that Serve replaces it")
+                loop.call_later(LAST_WORDS_S, os._exit, 1)
 
     async def pid(self, want: str) -> int:
         """Process id, for chaos tests and `doctor`."""
@@ -139,11 +150,18 @@ class Renderer:
             total_bytes=device.total_bytes,
             usable_bytes=device.usable_bytes(),
             used_bytes=device.used_bytes(),
-            state=CardState.BUSY if CARD_LOCK.locked() else CardState.IDLE,
+            foreign_bytes=device.foreign_bytes,
+            state=self._state(),
             family=self._worker.family,
             steps={attempt_id: flight.steps for attempt_id, flight in self._flights.items()},
+            holding=self._worker.holding,
         )
         return beat.model_dump(mode="json")
+
+    def _state(self) -> CardState:
+        if self._broken:
+            return CardState.DRAINING
+        return CardState.BUSY if CARD_LOCK.locked() else CardState.IDLE
 
 
 def _open_card(farm: FarmArgs, card_class: str, home: Path) -> tuple[CardIdentity, Any, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from cluster.cards import NOMINAL_BYTES, Fleet, usable_threshold
+from cluster.cards import NOMINAL_BYTES, Fleet, promised_bytes
 from cluster.few_step import FewStep, check_few_step
 from pipeline.emulation import emulated_bytes
 from pipeline.families import FAMILIES
@@ -116,6 +116,8 @@ class FarmArgs(BaseModel):
     #: to 85 MB (Wan2.2-5B); it is copied and hashed between two steps, and written beside them.
     checkpoint_steps: Annotated[int, Field(ge=1)] = 10
     checkpoint_s: Annotated[float, Field(gt=0)] = 30
+    #: Seconds that a clip waits on its card for memory that other programs have taken, before it goes back.
+    hold_s: Annotated[float, Field(ge=0)] = 30
     #: Seconds that clips in flight may take to finish when the farm closes.
     drain_s: float = 20
 
@@ -177,4 +179,4 @@ class FarmArgs(BaseModel):
         """Bytes a clip can count on on every card of the class."""
         if self.emulate:
             return int(emulated_bytes(NOMINAL_BYTES[card_class]) * EMULATED_USABLE_SHARE)
-        return usable_threshold(card_class)
+        return promised_bytes(NOMINAL_BYTES[card_class])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.cards import GIB, Beat
 from cluster.jobs import Batch, Job, JobState
+from cluster.suggest import FULL_SHARE, largest_fit
+from pipeline.families import FAMILIES
 
 
 def batch_view(batch: Batch) -> dict[str, Any]:
@@ -46,3 +49,30 @@ def job_view(job: Job) -> dict[str, Any]:
         "notes": job.row.get("notes") or [],
         "row": job.row,
     }
+
+
+def card_view(beat: Beat) -> dict[str, Any]:
+    """A card as the API and `--json` show it: its heartbeat, the largest clips it holds now, and how full it is."""
+    # Small networks are for emulated cards, whose bytes the real ones would overflow.
+    families = [f for f in FAMILIES.values() if f.needs_torch and (f.repo is None) == (beat.kind == "emulated")]
+    fits = {family.name: largest_fit(family, beat.usable_bytes) for family in families}
+    used = (beat.used_bytes + beat.foreign_bytes) / beat.total_bytes if beat.total_bytes else 0.0
+    return {
+        **beat.model_dump(mode="json"),
+        "used_share": round(used, 3),
+        "largest": {
+            name: {"class": found[0].value, "frames": found[1]} if found else None for name, found in fits.items()
+        },
+        "warning": _warning(beat, used),
+    }
+
+
+def _warning(beat: Beat, used: float) -> str:
+    if used <= FULL_SHARE:
+        return ""
+    others = f", {_bytes_text(beat.foreign_bytes)} of it by other programs" if beat.foreign_bytes else ""
+    return f"{used:.0%} of {_bytes_text(beat.total_bytes)} in use{others}"
+
+
+def _bytes_text(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"

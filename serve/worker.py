@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import tempfile
@@ -14,13 +15,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cluster.cards import every_class
 from cluster.dispatcher import Assignment, CardFree, Event, StepDone
-from cluster.jobs import Ended, Objects, Outcome
+from cluster.escalation import story
+from cluster.jobs import Ended, Objects, Outcome, Overflow
+from cluster.lessons import Peak
 from cluster.storage import MissingObjectError, Storage, StorageError, StorageShelf
+from pipeline.admission import Admission, NeedsBiggerCard, Observation, Reservation
 from pipeline.clip import ClipSpec
 from pipeline.devices import Device
-from pipeline.families import Family, family_named
-from pipeline.footprint import Footprint, leanest, plan
+from pipeline.emulation import emulation_scale
+from pipeline.families import Family, Stage, family_named
+from pipeline.footprint import Footprint, footprint, leaner, leanest, plan, weights_on_card
 from pipeline.layouts import Layout
 from pipeline.models.loading import load_model
 from pipeline.models.model import Frames, Model, OnStep, Snapshot, Stopped
@@ -28,6 +34,8 @@ from pipeline.problems import BadInputError, Problem
 from pipeline.render import render_frames, write_clip
 from pipeline.weights import WeightsError
 from serve.checkpoints import CheckpointEvery, Keeper
+from serve.faults import is_out_of_memory, is_sticky
+from serve.settings import EMULATED_USABLE_SHARE
 
 if TYPE_CHECKING:
     from pipeline.caches import TensorCache
@@ -37,6 +45,9 @@ log = logging.getLogger("clipmill.renderer")
 #: One clip on the card at a time in this process, whatever Serve believes: a cancelled call frees its slot
 #: before its thread has stopped, and the next clip must not start beside that ghost.
 CARD_LOCK = threading.Lock()
+
+#: How often a clip waits for other programs to give memory back after it ran out of it, and tries the same again.
+_MOST_WAITS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +84,29 @@ class Flight:
         self.steps = (assignment.resume.step if assignment.resume else 0, assignment.spec.total_steps)
         #: Why it begins anew although there was a checkpoint; empty where it does not.
         self.refused = ""
+        #: What it took of the card in each layout it was tried in.
+        self.peaks: list[Peak] = []
+        #: Where it ran out of memory, and how often it waited for other programs to give memory back after that.
+        self.overflows: list[Overflow] = []
+        self.waits = 0
         self._stop = threading.Event()
         self._leave = threading.Event()
+        #: Either of the two.
+        self._told = threading.Event()
 
     def stop(self, *, checkpoint: bool = False) -> None:
         """Stop within a step; with `checkpoint`, save the clip first, or finish it where its frames are there."""
         (self._leave if checkpoint else self._stop).set()
+        self._told.set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long, or until told to stop."""
+        self._told.wait(seconds)
+
+    @property
+    def told(self) -> bool:
+        """Whether it was told to stop, with a checkpoint or without."""
+        return self._told.is_set()
 
     @property
     def leaving(self) -> bool:
@@ -102,13 +130,50 @@ class Flight:
         self.steps = (0, self.assignment.spec.total_steps)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    """How long a clip waits for memory that other programs have taken, in seconds."""
+
+    patience_s: float = 30.0
+    poll_s: float = 0.5
+    #: Lets time pass; returns early where the flight is told to stop.
+    pause: Callable[[Flight, float], None] = Flight.pause
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Admitted:
+    layout: Layout
+    predicted: Footprint
+    #: The predicted peak, corrected by what was measured before.
+    expected_bytes: int
+    reservation: Reservation
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rendered:
+    frames: Frames
+    #: What the provenance says of the model.
+    model: dict[str, Any]
+    layout: Layout
+    predicted: Footprint
+    measured_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Full:
+    """The card was full."""
+
+    stage: str
+    failure: str
+
+
 class Observer(Protocol):
     """Hears what rendering takes. Called in the render's thread; must be quick and must not raise."""
 
     def step(self, spec: ClipSpec, seconds: float) -> None:
         """A step took so long. A clip's first step is left out: encoders and decoder of the still share its time."""
 
-    def memory(self, predicted_bytes: int, measured_bytes: int) -> None:
+    def memory(self, spec: ClipSpec, predicted_bytes: int, measured_bytes: int) -> None:
         """Predicted and measured peak of a clip that was rendered, or that ran out of memory."""
 
 
@@ -116,7 +181,7 @@ class _Nobody:
     def step(self, spec: ClipSpec, seconds: float) -> None:
         pass
 
-    def memory(self, predicted_bytes: int, measured_bytes: int) -> None:
+    def memory(self, spec: ClipSpec, predicted_bytes: int, measured_bytes: int) -> None:
         pass
 
 
@@ -132,7 +197,15 @@ class Worker:
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
         every: CheckpointEvery | None = None,
+        hold: Hold | None = None,
     ) -> None:
+        self._hold = hold or Hold()
+        #: Why this process cannot use its card any more; empty while it can.
+        self._broken = ""
+        #: All that is promised of this card.
+        self.admission = Admission()
+        #: What the clip on the card waits for before it starts, in words; empty where it does not wait.
+        self.holding = ""
         self._every = every or CheckpointEvery()
         self._observer: Observer = observer or _Nobody()
         self._clock = clock
@@ -155,9 +228,13 @@ class Worker:
     def run(self, flight: Flight) -> Ended:
         """Render and publish one clip, in the calling thread. Never raises."""
         keeper = Keeper(self.storage, flight.assignment, flight.emit, self._every, self._clock)
+        if self._broken:
+            return Ended(outcome=Outcome.LOST, detail=f"this renderer is being replaced: {self._broken}")
         ended = self._end(flight, keeper)
         keeper.close()
-        return replace(ended, checkpoint=keeper.newest)
+        if ended.sticky:
+            self._broken = ended.detail
+        return replace(ended, checkpoint=keeper.newest, peaks=tuple(flight.peaks), overflows=tuple(flight.overflows))
 
     def _end(self, flight: Flight, keeper: Keeper) -> Ended:
         try:
@@ -175,8 +252,13 @@ class Worker:
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f" ({Path(last.filename).name}:{last.lineno})"
             detail = f"{type(error).__name__}: {error}{where}"
+            sticky = is_sticky(error)
+            if sticky:
+                # The snapshot is on the host: whatever became of the card, it is good.
+                keeper.save_held()
             # A full disk knows better than the escalation what to do about it.
-            return Ended(outcome=Outcome.ERROR, detail=detail, problem=getattr(error, "problem", None))
+            problem = getattr(error, "problem", None)
+            return Ended(outcome=Outcome.ERROR, detail=detail, problem=problem, sticky=sticky)
 
     def _run(self, flight: Flight, keeper: Keeper) -> Ended:
         spec = flight.assignment.spec
@@ -184,24 +266,30 @@ class Worker:
         resume = self._fetch(flight)
         self._take_card(flight)
         holds_slot = False
+        admitted: _Admitted | None = None
         try:
+            found = self._admit(flight)
+            if isinstance(found, NeedsBiggerCard):
+                return self._refuse(spec, found)
+            admitted = found
             began = time.monotonic()
-            planned = self._plan(spec)
-            if planned is None:
-                return self._refuse(spec)
-            layout, predicted = planned
-            rendered = self._render(flight, keeper, still, layout, predicted, resume)
+            rendered = self._render(flight, keeper, still, admitted, resume)
             if isinstance(rendered, Ended):
                 return rendered
-            frames, model_facts, measured_bytes = rendered
+            predicted, measured_bytes = rendered.predicted, rendered.measured_bytes
             facts = {
                 "content_key": flight.assignment.content_key,
                 "still_sha256": flight.assignment.still,
                 "adjusted": flight.assignment.row.get("adjusted") or [],
-                "model": model_facts,
-                "layout": layout.model_dump(mode="json"),
+                "model": rendered.model,
+                "layout": rendered.layout.model_dump(mode="json"),
+                "escalated": [asdict(overflow) for overflow in flight.overflows],
                 "card": {**self.identity.__dict__, "usable_bytes": self.device.usable_bytes()},
-                "memory": {"predicted_bytes": predicted.peak_bytes, "measured_bytes": measured_bytes},
+                "memory": {
+                    "predicted_bytes": predicted.peak_bytes,
+                    "corrected_bytes": admitted.expected_bytes,
+                    "measured_bytes": measured_bytes,
+                },
                 "attempt": flight.assignment.attempt_id,
                 "render_seconds": round(time.monotonic() - began, 3),
                 **_resumption(flight, resume),
@@ -209,11 +297,14 @@ class Worker:
             while not (holds_slot := self._publishing.acquire(timeout=0.1)):
                 flight.check()
         finally:
+            # By the thread that worked on the card, once it has: a cancelled clip keeps lock and promise until then.
+            if admitted is not None:
+                admitted.reservation.release()
             CARD_LOCK.release()
         try:
             flight.emit(CardFree())
             flight.check()
-            objects = self._publish(flight, frames, facts)
+            objects = self._publish(flight, rendered.frames, facts)
         finally:
             if holds_slot:
                 self._publishing.release()
@@ -244,24 +335,111 @@ class Worker:
             CARD_LOCK.release()
             raise
 
-    def _plan(self, spec: ClipSpec) -> tuple[Layout, Footprint] | None:
-        if self._family is not None and self._family.name != spec.family:
-            self._unload()
-        return plan(spec, self.device.usable_bytes())
+    def _admit(self, flight: Flight) -> _Admitted | NeedsBiggerCard:
+        """Promise the clip its part of the card; waits a while where other programs have taken it. Raises `Stopped`."""
+        spec = flight.assignment.spec
+        give_up: float | None = None
+        try:
+            while True:
+                # Foreign memory first: what appears between the two readings makes the clip wait, not start.
+                foreign, usable = self.device.foreign_bytes, self.device.usable_bytes()
+                reserved = self.admission.reserved_bytes
+                if planned := self._plan(flight, usable - reserved):
+                    reservation = self.admission.reserve(min(planned[2], usable - reserved), usable)
+                    if isinstance(reservation, Reservation):
+                        if self._family is not None and self._family.name != spec.family:
+                            self._unload()
+                        layout, predicted, expected_bytes = planned
+                        return _Admitted(
+                            layout=layout, predicted=predicted, expected_bytes=expected_bytes, reservation=reservation
+                        )
+                refusal = NeedsBiggerCard(
+                    predicted_bytes=self._least(spec),
+                    usable_bytes=usable,
+                    foreign_bytes=foreign,
+                    reserved_bytes=reserved,
+                    smallest_class=self._smallest_class(self._least(spec)),
+                )
+                if refusal.predicted_bytes > usable + foreign:
+                    return refusal
+                # A clip in flight ends by itself; how long another program stays nobody knows.
+                if refusal.predicted_bytes > usable:
+                    now = self._clock()
+                    give_up = now + self._hold.patience_s if give_up is None else give_up
+                    if now >= give_up:
+                        return refusal
+                if not self.holding:
+                    log.info("attempt %s waits for memory: it %s", flight.assignment.attempt_id, refusal)
+                self.holding = str(refusal)
+                self._hold.pause(flight, self._hold.poll_s)
+                flight.check(before=True)
+        finally:
+            self.holding = ""
 
-    def _refuse(self, spec: ClipSpec) -> Ended:
-        needed, usable = leanest(spec)[1].peak_bytes, self.device.usable_bytes()
+    def _plan(self, flight: Flight, usable_bytes: int) -> tuple[Layout, Footprint, int] | None:
+        spec = flight.assignment.spec
+        correct = flight.assignment.lessons.corrector(spec.family)
+        planned = plan(spec, usable_bytes, correct)
+        return (*planned, correct(*planned)) if planned else None
+
+    def _least(self, spec: ClipSpec) -> int:
+        return leanest(spec)[1].peak_bytes
+
+    def _smallest_class(self, needed_bytes: int) -> str | None:
+        if self.identity.kind == "emulated":
+            return every_class(emulation_scale(), EMULATED_USABLE_SHARE).smallest_class_for(needed_bytes)
+        return every_class().smallest_class_for(needed_bytes)
+
+    def _refuse(self, spec: ClipSpec, refusal: NeedsBiggerCard) -> Ended:
         return Ended(
             outcome=Outcome.TOO_BIG,
             detail=(
-                f"{spec.family} at {spec.width}×{spec.height} × {spec.frames} frames needs {needed / 2**20:.0f} MiB; "
-                f"{self.identity.card} ({self.identity.card_class}) has {usable / 2**20:.0f} MiB usable"
+                f"{spec.family} at {spec.width}×{spec.height} × {spec.frames} frames on {self.identity.card} "
+                f"({self.identity.card_class}): {refusal}"
             ),
-            predicted_bytes=needed,
-            usable_bytes=usable,
+            predicted_bytes=refusal.predicted_bytes,
+            usable_bytes=refusal.usable_bytes,
+            foreign_bytes=refusal.foreign_bytes,
+            smallest_class=refusal.smallest_class,
         )
 
     def _render(
+        self, flight: Flight, keeper: Keeper, still: bytes, admitted: _Admitted, resume: bytes | None
+    ) -> _Rendered | Ended:
+        """Render, in ever leaner layouts where memory runs out, each going on from the newest snapshot.
+
+        Ends: every layout after the first has a switch more than the one before.
+        """
+        layout, predicted = admitted.layout, admitted.predicted
+        while True:
+            tried = self._try(flight, keeper, still, layout, predicted, resume)
+            if isinstance(tried, _Rendered):
+                return tried
+            # Outside the `except`: while the exception lives, its traceback keeps the tensors alive.
+            gc.collect()
+            self.device.free_cached()
+            self._saw(flight, layout, predicted, out_of_memory=True)
+            overflow = Overflow(
+                stage=tried.stage,
+                layout=str(layout),
+                step=flight.steps[0],
+                predicted_bytes=predicted.peak_bytes,
+                measured_bytes=self.device.peak_bytes(),
+                usable_bytes=self.device.usable_bytes(),
+                card=self.identity.card,
+            )
+            flight.overflows.append(overflow)
+            log.warning("attempt %s is out of memory: %s", flight.assignment.attempt_id, story([overflow]))
+            if kept := self._kept_bytes():
+                failure = f"{tried.failure}; {kept} bytes of it are not released, so this process is replaced"
+                return self._out_of_memory(flight, keeper, overflow, failure, sticky=True)
+            following = self._next(flight, layout, tried.stage)
+            if following is None:
+                return self._out_of_memory(flight, keeper, overflow, tried.failure)
+            layout, predicted = following
+            resume = self._go_back(flight, keeper, resume)
+
+    def _try(
         self,
         flight: Flight,
         keeper: Keeper,
@@ -269,37 +447,124 @@ class Worker:
         layout: Layout,
         predicted: Footprint,
         resume: bytes | None,
-    ) -> tuple[Frames, dict[str, Any], int] | Ended:
+    ) -> _Rendered | _Full:
         spec = flight.assignment.spec
-        failure: str | None = None
         with self._work(family_named(spec.family)):
+            stage = str(Stage.ENCODE)
             try:
                 model = self._load(spec)
                 self.device.reset_peak()
-                frames = self._frames(model, flight, keeper, still, layout, resume)
+                try:
+                    frames = self._frames(model, flight, keeper, still, layout, resume)
+                finally:
+                    stage = str(getattr(model, "stage", stage))
                 measured_bytes = self.device.peak_bytes()
-                self._observer.memory(predicted.peak_bytes, measured_bytes)
-                return frames, {**model.describe(), **model.notes(spec)}, measured_bytes
+                self._saw(flight, layout, predicted, out_of_memory=False)
+                return _Rendered(
+                    frames=frames,
+                    model={**model.describe(), **model.notes(spec)},
+                    layout=layout,
+                    predicted=predicted,
+                    measured_bytes=measured_bytes,
+                )
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                failure = str(error)
-        # Outside the `except`: while the exception lives, its traceback keeps the tensors alive.
-        self.device.free_cached()
-        self._observer.memory(predicted.peak_bytes, self.device.peak_bytes())
+                return _Full(stage=stage, failure=str(error))
+
+    def _kept_bytes(self) -> int:
+        """Bytes that a failed try left on the card beside the weights; 0 where it left none to speak of."""
+        weights_bytes = getattr(self._model, "weights_bytes", None)
+        if weights_bytes is None:
+            return 0
+        kept = self.device.used_bytes() - int(weights_bytes)
+        # Below a hundredth of the card are workspaces that cuBLAS keeps, and blocks rounded up.
+        return kept if kept > self.device.total_bytes // 100 else 0
+
+    def _next(self, flight: Flight, layout: Layout, stage: str) -> tuple[Layout, Footprint] | None:
+        """The next layout with `stage` leaner that fits; the same once more where other programs gave memory back."""
+        spec, usable = flight.assignment.spec, self.device.usable_bytes()
+        following = leaner(layout, Stage(stage), family_named(spec.family))
+        while following is not None:
+            predicted = footprint(spec, following)
+            if predicted.stages[stage] <= usable:
+                return following, predicted
+            following = leaner(following, Stage(stage), family_named(spec.family))
+        predicted = footprint(spec, layout)
+        needed = predicted.stages[stage]
+        if flight.waits >= _MOST_WAITS or not usable < needed <= usable + self.device.foreign_bytes:
+            return None
+        flight.waits += 1
+        give_up = self._clock() + self._hold.patience_s
+        self.holding = f"{stage} needs {needed} bytes, {usable} usable beside other programs"
+        try:
+            while self.device.usable_bytes() < needed:
+                if self._clock() >= give_up:
+                    return None
+                self._hold.pause(flight, self._hold.poll_s)
+                if flight.told:
+                    break
+        finally:
+            self.holding = ""
+        return layout, predicted
+
+    @staticmethod
+    def _go_back(flight: Flight, keeper: Keeper, resume: bytes | None) -> bytes | None:
+        """The newest snapshot of the clip, the flight's steps set back to it; None where it begins anew."""
+        if flight.leaving:
+            keeper.save_held()
+        flight.check(before=True)
+        step, data = 0, None
+        if keeper.held is not None:
+            step, data = keeper.held
+        elif flight.assignment.resume is not None and not flight.refused:
+            step, data = flight.assignment.resume.step, resume
+        flight.steps = (step, flight.steps[1])
+        return data
+
+    def _out_of_memory(
+        self, flight: Flight, keeper: Keeper, overflow: Overflow, failure: str, *, sticky: bool = False
+    ) -> Ended:
+        keeper.save_held()
         step, steps = flight.steps
-        first = flight.assignment.resume.step if flight.assignment.resume and not flight.refused else 0
-        stage = "decode" if step >= steps else "denoise" if step > first else "encode"
-        if stage == "decode":
-            keeper.save_final()
         return Ended(
             outcome=Outcome.OOM,
-            stage=stage,
-            detail=f"out of memory in {stage} at step {step} of {steps} on {self.identity.card}: {failure}",
-            measured_bytes=self.device.peak_bytes(),
-            predicted_bytes=predicted.peak_bytes,
-            usable_bytes=self.device.usable_bytes(),
+            stage=overflow.stage,
+            detail=f"out of memory in {overflow.stage} at step {step} of {steps} on {self.identity.card}: {failure}",
+            measured_bytes=overflow.measured_bytes,
+            predicted_bytes=overflow.predicted_bytes,
+            usable_bytes=overflow.usable_bytes,
+            foreign_bytes=self.device.foreign_bytes,
+            sticky=sticky,
         )
+
+    def _saw(self, flight: Flight, layout: Layout, predicted: Footprint, *, out_of_memory: bool) -> None:
+        measured_bytes = self.device.peak_bytes()
+        self._observer.memory(flight.assignment.spec, predicted.peak_bytes, measured_bytes)
+        flight.peaks.append(
+            Peak(
+                layout=layout,
+                predicted_bytes=predicted.peak_bytes,
+                measured_bytes=measured_bytes,
+                usable_bytes=self.device.usable_bytes(),
+                out_of_memory=out_of_memory,
+                absent_bytes=self._absent_bytes(flight.assignment.spec, layout),
+                partial=bool(flight.overflows) or (flight.assignment.resume is not None and not flight.refused),
+            )
+        )
+        # A family that uses no card memory says nothing about the card.
+        if predicted.peak_bytes:
+            expected = flight.assignment.lessons.correct(flight.assignment.spec.family, layout, predicted)
+            self.device.observe(
+                Observation(predicted_bytes=expected, measured_bytes=measured_bytes, out_of_memory=out_of_memory)
+            )
+
+    def _absent_bytes(self, spec: ClipSpec, layout: Layout) -> int:
+        """Weights that `layout` keeps on the card and that were not needed: of encoders whose results are cached."""
+        weights_bytes = getattr(self._model, "weights_bytes", None)
+        if weights_bytes is None or layout.stream_weights:
+            return 0
+        return max(0, weights_on_card(family_named(spec.family), layout).decode_bytes - weights_bytes)
 
     def _frames(
         self, model: Model, flight: Flight, keeper: Keeper, still: bytes, layout: Layout, resume: bytes | None
@@ -401,16 +666,6 @@ class Worker:
         """Release the card."""
         with suppress(Exception), CARD_LOCK:
             self._unload()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the card is full, in any of the forms libraries give it."""
-    if type(error).__name__ in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
-        return True
-    text = str(error)
-    # cuBLAS and cuDNN report a failed allocation as a plain RuntimeError.
-    marks = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION")
-    return isinstance(error, RuntimeError) and any(mark in text for mark in marks)
 
 
 def _is_refusal(error: Exception) -> bool:

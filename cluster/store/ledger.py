@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -12,6 +12,8 @@ from cluster.cards import Beat, Card
 from cluster.chunks import chunks
 from cluster.ids import new_id
 from cluster.jobs import FINAL_STATES, Checkpoint, Ended, Job, JobState, Outcome, Reason, Transition
+from cluster.lessons import Lessons
+from cluster.store import peaks
 from cluster.store.database import Database
 from cluster.store.rows import is_attended, job_from, objects_value, select_jobs
 from cluster.store.schema import attempts, batches, cards, clips, dispatcher, jobs
@@ -47,6 +49,8 @@ class Claim:
     renderer: str
     card: str
     card_class: str
+    #: Card kind. Known to whoever claimed only.
+    kind: str = field(default="", compare=False)
     #: The step it goes on from; 0: it begins anew.
     resumed_step: int = 0
     #: The checkpoint to go on from, and who did the steps up to it, oldest first. Known to whoever claimed only.
@@ -171,6 +175,7 @@ class Ledger:
                         renderer=card.renderer,
                         card=card.card,
                         card_class=card.card_class,
+                        kind=card.kind,
                         resumed_step=resumed_step,
                         resume=resume,
                         done=done,
@@ -272,10 +277,16 @@ class Ledger:
                 # The attempt was live, so its job must be running under its fence: anything else is a broken store.
                 raise RuntimeError(f"job {job.id} is not running under fence {claim.fence} of {claim.attempt_id}")
             self._tally(c, claim, ended, transition)
+            if job.spec:
+                peaks.record(self._db, c, job.spec, claim.kind, ended.peaks)
             self._count(c, "gpu_seconds", claim, card_class=claim.card_class, by=max(0, now - fenced.started_at))
             if ended.outcome is Outcome.LOST and fenced.lease_until < now:
                 count(self._db, c, "leases_expired")
             return True
+
+    def lessons(self) -> Lessons:
+        """What measured peaks have taught."""
+        return peaks.load(self._db)
 
     def relax(self, job: Job, needs_bytes: int) -> None:
         """Let a waiting job run on smaller cards, in a leaner layout."""

@@ -173,6 +173,25 @@ tallies = Table(
     Column("value", Float, nullable=False),
 )
 
+#: What measured peaks say of predicted ones: `cluster.lessons`. One row a key, however many clips were rendered.
+peaks = Table(
+    "peaks",
+    metadata,
+    Column("family", String(64), primary_key=True),
+    Column("resolution_class", String(16), primary_key=True),
+    Column("frames", Integer, primary_key=True, autoincrement=False),
+    Column("layout", String(255), primary_key=True),
+    Column("dtype", String(16), primary_key=True),
+    Column("kind", String(128), primary_key=True),
+    # Of the coefficients that the factors compare with.
+    Column("footprint", String(16), nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("ooms", Integer, nullable=False),
+    Column("largest", Float, nullable=False),
+    Column("recent", JSON, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
 #: One row: the epoch of the dispatcher in office. A write under another epoch is refused.
 dispatcher = Table(
     "dispatcher",

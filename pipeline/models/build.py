@@ -23,8 +23,9 @@ from torch import nn
 from pipeline.caches import TensorCache
 from pipeline.devices import Device
 from pipeline.families import Component, Family
-from pipeline.models.diffusion import DiffusionModel, Parts
+from pipeline.models.diffusion import DiffusionModel
 from pipeline.models.loading import _ENGINES
+from pipeline.models.parts import Parts
 
 #: Component name -> its published configuration.
 Configs = Mapping[str, Mapping[str, Any]]
@@ -34,7 +35,7 @@ _FILES = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 
 @cache
 def configs_of(family: Family) -> Configs:
-    """The configuration of every component but the tokenizer: the package's copy, or what the small network is built of.
+    """The configuration of every component but the tokenizer: the package's copy, or a small network's own.
 
     Raises `LookupError` for a family that has neither.
     """

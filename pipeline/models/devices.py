@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from pipeline.admission import MARGIN_MEMORY, Observation, margin
 from pipeline.devices import Device
+from pipeline.footprint import cuda_model
+from pipeline.nvml import CardMemory, GpuMemory, Nvml, UnknownMemoryError
 
 _MIB = 2**20
 
@@ -23,19 +27,50 @@ _MIB = 2**20
 class CudaDevice:
     """One CUDA card. What others hold on it shrinks what is usable."""
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, *, uuid: str = "", memory: GpuMemory | None = None) -> None:
+        """`uuid` as NVML writes it (default: as CUDA tells it); `memory`: who knows what it holds (default: NVML)."""
         self._index = index
         self.torch_device = f"cuda:{index}"
         self.total_bytes = int(torch.cuda.mem_get_info(index)[1])
+        self._uuid = uuid or f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+        self._memory = memory or Nvml()
+        self._observations: collections.deque[Observation] = collections.deque(maxlen=MARGIN_MEMORY)
 
     def usable_bytes(self) -> int:
-        """Free bytes plus our own reserve, less a margin: the larger of 512 MiB and 5 % of the card.
+        """All of the card but what others hold, this process's context and the margin (`pipeline.admission.margin`).
 
-        The margin covers what no allocator sees: library workspaces, loaded kernels, fragmentation.
+        Never more than the share of the card that torch is allowed
+        (`torch.cuda.set_per_process_memory_fraction`), less the margin.
         """
-        free = int(torch.cuda.mem_get_info(self._index)[0])
-        margin = max(512 * _MIB, self.total_bytes // 20)
-        return max(0, free + torch.cuda.memory_reserved(self._index) - margin)
+        total, foreign, context = self._shares()
+        allowed = int(torch.cuda.get_per_process_memory_fraction(self._index) * self.total_bytes)
+        return max(0, min(total - foreign - context, allowed) - margin(self.total_bytes, tuple(self._observations)))
+
+    @property
+    def foreign_bytes(self) -> int:
+        """Bytes that other programs hold on the card."""
+        return self._shares()[1]
+
+    def _shares(self) -> tuple[int, int, int]:
+        """(total, foreign, own context) in bytes."""
+        reserved = torch.cuda.memory_reserved(self._index)
+        try:
+            found = self._memory.memory(self._uuid)
+        except UnknownMemoryError:
+            free, total = torch.cuda.mem_get_info(self._index)
+            found = CardMemory(total_bytes=total, used_bytes=total - free)
+        # A context grows as kernels are loaded: it is counted with what it will take.
+        context = cuda_model().context_bytes
+        own = reserved + context
+        # Less than torch alone has cannot be all of ours: the driver saw another process, or none.
+        if found.own_bytes is not None and found.own_bytes >= reserved:
+            own = found.own_bytes
+            context = max(context, own - reserved)
+        return found.total_bytes, max(0, found.used_bytes - own), context
+
+    def observe(self, observation: Observation) -> None:
+        """Learn from a clip's peak: the margin follows it."""
+        self._observations.append(observation)
 
     def used_bytes(self) -> int:
         """Bytes of live tensors of this process."""
@@ -61,18 +96,32 @@ class CudaDevice:
             yield
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hidden:
+    """What an emulated card takes and no prediction knows: other kernels, other rounding. Weights are what they are."""
+
+    #: Bytes taken per byte that an operation returns.
+    factor: float = 1.0
+    #: Bytes taken besides while an operation runs, per byte that it returns.
+    workspace: float = 0.0
+
+
 class _Ledger:
     """Live storages of one emulated card, each counted once however many views it has. Threads share it."""
 
     def __init__(self, total_bytes: int) -> None:
         self._total = total_bytes
         self._lock = threading.Lock()
-        self._sizes: dict[int, tuple[int, weakref.ref[Any]]] = {}
+        # Bytes counted, bytes of the storage, the storage.
+        self._sizes: dict[int, tuple[int, int, weakref.ref[Any]]] = {}
         # A storage may die at any bytecode of any thread, even inside the lock below: its callback only appends
         # here. It runs before the address can be used again, so `_settle` always comes before a reused address.
         self._dead: collections.deque[int] = collections.deque()
         self._live = 0
         self._peak = 0
+        #: What others hold of the card.
+        self.foreign = 0
+        self.hidden = Hidden()
 
     def _settle(self) -> None:
         while self._dead:
@@ -81,26 +130,33 @@ class _Ledger:
     def _bury(self, address: int, _storage: object) -> None:
         self._dead.append(address)
 
-    def take(self, storage: torch.UntypedStorage) -> None:
-        """Count `storage`; raise `torch.OutOfMemoryError`, counting nothing, where it does not fit."""
+    def take(self, storage: torch.UntypedStorage, hidden: Hidden | None = None) -> None:
+        """Count `storage` and what is hidden besides.
+
+        Raises `torch.OutOfMemoryError`, counting nothing, where it does not fit.
+        """
         address = storage._cdata
         nbytes = storage.nbytes()
         with self._lock:
             self._settle()
             known = self._sizes.get(address)
-            grown = nbytes - (known[0] if known else 0)
+            grown = nbytes - (known[1] if known else 0)
             if grown == 0:
                 return
-            if grown > 0 and self._live + grown > self._total:
-                free = self._total - self._live
+            spike = 0
+            if hidden is not None:
+                spike = max(0, round(grown * hidden.workspace))
+                grown = round(grown * hidden.factor)
+            if grown > 0 and self._live + grown + spike > self._total - self.foreign:
+                free = max(0, self._total - self.foreign - self._live)
                 raise torch.OutOfMemoryError(
                     f"Emulated card out of memory. Tried to allocate {grown / _MIB:.2f} MiB. The card has a total "
                     f"capacity of {self._total / _MIB:.2f} MiB of which {free / _MIB:.2f} MiB is free."
                 )
-            reference = known[1] if known else weakref.ref(storage, partial(self._bury, address))
-            self._sizes[address] = (nbytes, reference)
+            reference = known[2] if known else weakref.ref(storage, partial(self._bury, address))
+            self._sizes[address] = ((known[0] if known else 0) + grown, nbytes, reference)
             self._live += grown
-            self._peak = max(self._peak, self._live)
+            self._peak = max(self._peak, self._live + spike)
 
     def live_bytes(self) -> int:
         with self._lock:
@@ -128,7 +184,7 @@ class _Watch(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu":
-                self._ledger.take(leaf.untyped_storage())
+                self._ledger.take(leaf.untyped_storage(), self._ledger.hidden)
         return result
 
 
@@ -147,8 +203,32 @@ class EmulatedDevice:
         self._thread = threading.local()
 
     def usable_bytes(self) -> int:
-        """All but 5 %: the same share that a real card keeps back, without the constant an emulated one has not."""
-        return self.total_bytes - self.total_bytes // 20
+        """All but 5 % and what others hold: the share that a real card keeps back, without its constants."""
+        return max(0, self.total_bytes - self.total_bytes // 20 - self.foreign_bytes)
+
+    @property
+    def foreign_bytes(self) -> int:
+        """Bytes that stand for what other programs hold; may be set at any time, from any thread.
+
+        What does not fit beside them raises `torch.OutOfMemoryError`; what was there before stays.
+        """
+        return self._ledger.foreign
+
+    @foreign_bytes.setter
+    def foreign_bytes(self, count: int) -> None:
+        self._ledger.foreign = count
+
+    @property
+    def hidden(self) -> Hidden:
+        """What operations take besides what they return; may be set between clips. Weights held are not scaled."""
+        return self._ledger.hidden
+
+    @hidden.setter
+    def hidden(self, hidden: Hidden) -> None:
+        self._ledger.hidden = hidden
+
+    def observe(self, observation: Observation) -> None:
+        """Nothing: an emulated card keeps back the same share whatever was seen."""
 
     def used_bytes(self) -> int:
         """Bytes of live storages counted on this card."""
@@ -172,7 +252,9 @@ class EmulatedDevice:
         Without this, the first view of a weight would be counted as a new allocation.
         """
         for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone()
+            # Not as an operation of the card: nothing is hidden in a copy of weights.
+            with off_card():
+                tensor.data = tensor.data.clone()
             self._ledger.take(tensor.untyped_storage())
 
     def let_go(self, module: nn.Module) -> None:

@@ -7,13 +7,10 @@ cancelling, resuming and moving networks on and off the card, is here.
 from __future__ import annotations
 
 import hashlib
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -33,104 +30,16 @@ from pipeline.layouts import Layout
 from pipeline.models.chunking import chunk_feed_forward
 from pipeline.models.devices import displace, off_card, place
 from pipeline.models.errors import BlackOutputError, NotFiniteError
-from pipeline.models.model import Frames, OnStep, Snapshot
+from pipeline.models.model import Frames, OnStep
+from pipeline.models.parts import Conditions, Halves, Parts, along_time, clear_frames, picture_sha256, rows, widened
+from pipeline.models.phases import Phase, Run
 from pipeline.models.streaming import StreamedWeights
 from pipeline.noise import clip_noise
-from pipeline.samplers import adds_noise, give_state, make_scheduler, take_state
+from pipeline.samplers import adds_noise, give_state, make_scheduler
 from pipeline.stills import fit_still
 
 #: Latents up to this size are kept on the shelf when a clip is done, so that a larger one can start from them.
 KEPT_LATENTS_BYTES = 2 * 2**20
-
-Conditions = Mapping[str, torch.Tensor]
-
-
-class Parts(SimpleNamespace):
-    """The components of a loaded model by name, networks in evaluation mode, and the stage each network serves."""
-
-    stages: Mapping[str, Stage]
-
-    def of(self, stage: Stage) -> list[torch.nn.Module]:
-        """The networks of one stage."""
-        return [getattr(self, name) for name, its in self.stages.items() if its is stage]
-
-    @property
-    def networks(self) -> tuple[torch.nn.Module, ...]:
-        """The components that hold weights."""
-        return tuple(getattr(self, name) for name in self.stages)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Halves:
-    """What denoising is conditioned on: arguments of the network for each half of guidance, one row a clip."""
-
-    unconditional: Conditions
-    conditional: Conditions
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Phase:
-    """One run of the loop: the base rendering of a clip, or the clip itself."""
-
-    index: int
-    spec: ClipSpec
-    #: Steps done here; fewer than the spec's where it starts from enlarged latents.
-    steps: int
-    #: Steps of the phases before.
-    before: int
-
-
-class _Run:
-    """Reports the steps of one phase and gives snapshots of it.
-
-    An object that is emptied at the end, not a closure: whoever keeps a snapshot function must not keep latents.
-    """
-
-    def __init__(
-        self,
-        *,
-        model: DiffusionModel,
-        phase: _Phase,
-        spec: ClipSpec,
-        layout: Layout,
-        on_step: OnStep,
-        scheduler: Any,
-        state: DenoiseState,
-        conditions: str,
-    ) -> None:
-        self._model, self._phase, self._spec, self._layout = model, phase, spec, layout
-        self._on_step = on_step
-        self._scheduler, self._conditions = scheduler, conditions
-        self._state: DenoiseState | None = state
-        self._skipped = len(scheduler.timesteps) - phase.steps
-
-    def _done(self, step_index: int) -> int:
-        return self._phase.before + step_index - self._skipped
-
-    def after_step(self, done: int, _total: int) -> None:
-        # Deep layers kept from an earlier step do not travel: leave only where the next step renews them.
-        whole = (done - self._skipped) % self._phase.spec.step_cache == 0
-        taken: Snapshot | None = self.snapshot if self._model.family.resumable and whole else None
-        self._on_step(self._done(done), self._spec.total_steps, taken)
-
-    def snapshot(self) -> bytes:
-        if self._state is None:
-            raise RuntimeError("a snapshot is taken while its step is reported, not later")
-        return checkpoints.dump(
-            Checkpoint(
-                identity=self._model.identity(self._spec),
-                phase=self._phase.index,
-                step_index=self._state.step_index,
-                done=self._done(self._state.step_index),
-                latents=self._state.latents,
-                scheduler=take_state(self._scheduler, self._phase.spec.steps),
-                conditions=self._conditions,
-                made={**self._model.describe(), "layout": self._layout.model_dump(mode="json")},
-            )
-        )
-
-    def release(self) -> None:
-        self._state = self._scheduler = None
 
 
 class DiffusionModel(ABC):
@@ -155,6 +64,8 @@ class DiffusionModel(ABC):
         #: Files of the adapters that clips may ask for, by SHA-256.
         self.adapters: Mapping[str, Path] = {}
         self._adapter: Adapter | None = None
+        #: What is being done: tells where memory ran out.
+        self.stage = Stage.ENCODE
 
     # -- what a family brings -------------------------------------------------------------------------------
 
@@ -224,6 +135,19 @@ class DiffusionModel(ABC):
         return self._device
 
     @property
+    def weights_bytes(self) -> int:
+        """Bytes of the networks that are on the card while nothing is evaluated: between clips nothing else is."""
+        if self._parts is None:
+            return 0
+        streamed = {stage for stage, _ in self._streams}
+        return sum(
+            tensor.nbytes
+            for stage in self._placed - streamed
+            for network in self._parts.of(stage)
+            for tensor in (*network.parameters(), *network.buffers())
+        )
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the denoiser computes in."""
         return self._dtype
@@ -255,8 +179,8 @@ class DiffusionModel(ABC):
                 for still, spec in zip(stills, specs, strict=True)
             ]
             halves = Halves(
-                unconditional=_rows([single.unconditional for single in singles]),
-                conditional=_rows([single.conditional for single in singles]),
+                unconditional=rows([single.unconditional for single in singles]),
+                conditional=rows([single.conditional for single in singles]),
             )
             scales = [torch.as_tensor(self.guidance(spec), device=self._device.torch_device) for spec in specs]
             scale = torch.cat([s.reshape(1, 1, -1, 1, 1).double() for s in scales])
@@ -388,6 +312,7 @@ class DiffusionModel(ABC):
     @contextmanager
     def encoders(self) -> Iterator[None]:
         """The encoders and the VAE are on the card inside."""
+        self.stage = Stage.ENCODE
         if self._evicting:
             # What the encoders need may be all there is: the denoiser must not be beside them.
             self._take_off(Stage.DENOISE)
@@ -396,6 +321,7 @@ class DiffusionModel(ABC):
         yield
 
     def _ready(self, stage: Stage, layout: Layout) -> None:
+        self.stage = stage
         if layout.evict_encoders:
             self._take_off(Stage.ENCODE)
         if stage is Stage.DENOISE:
@@ -406,11 +332,15 @@ class DiffusionModel(ABC):
 
     def _lay_out(self, layout: Layout) -> None:
         """Before a clip: what `layout` says of where weights lie between evaluations."""
+        self.stage = Stage.ENCODE
         self._evicting = layout.evict_encoders
         if self._streaming != layout.stream_weights:
             for stage in (Stage.ENCODE, Stage.DENOISE):
                 self._take_off(stage)
             self._streaming = layout.stream_weights
+        if layout.evict_encoders:
+            # A clip that goes on, or finds all in the cache, never asks for them.
+            self._take_off(Stage.ENCODE)
 
     def _put(self, stage: Stage) -> None:
         if stage in self._placed:
@@ -483,18 +413,18 @@ class DiffusionModel(ABC):
         assert latents is not None
         return latents
 
-    def _phases(self, spec: ClipSpec) -> list[_Phase]:
+    def _phases(self, spec: ClipSpec) -> list[Phase]:
         base = spec.base_spec
         if base is None:
-            return [_Phase(index=0, spec=spec, steps=spec.steps, before=0)]
+            return [Phase(index=0, spec=spec, steps=spec.steps, before=0)]
         return [
-            _Phase(index=0, spec=base, steps=base.steps, before=0),
-            _Phase(index=1, spec=spec, steps=spec.refined_steps, before=base.steps),
+            Phase(index=0, spec=base, steps=base.steps, before=0),
+            Phase(index=1, spec=spec, steps=spec.refined_steps, before=base.steps),
         ]
 
     def _run_phase(
         self,
-        phase: _Phase,
+        phase: Phase,
         picture: Image.Image,
         clean: torch.Tensor | None,
         spec: ClipSpec,
@@ -502,6 +432,7 @@ class DiffusionModel(ABC):
         on_step: OnStep,
         checkpoint: Checkpoint | None,
     ) -> torch.Tensor:
+        self.stage = Stage.ENCODE
         halves = self.condition(picture, phase.spec)
         named = digest({f"u.{n}": t for n, t in halves.unconditional.items()}) + digest(
             {f"c.{n}": t for n, t in halves.conditional.items()}
@@ -516,7 +447,7 @@ class DiffusionModel(ABC):
         else:
             noise = self._noise(phase.spec, "refine", 0)
             state = refine(scheduler, clean.to(noise.dtype), noise, phase.spec.steps, phase.steps)
-        run = _Run(
+        run = Run(
             model=self,
             phase=phase,
             spec=spec,
@@ -534,7 +465,7 @@ class DiffusionModel(ABC):
             run.release()
         return self.settle(latents, halves)
 
-    def _resume(self, scheduler: Any, phase: _Phase, checkpoint: Checkpoint, conditions: str) -> DenoiseState:
+    def _resume(self, scheduler: Any, phase: Phase, checkpoint: Checkpoint, conditions: str) -> DenoiseState:
         if checkpoint.conditions != conditions:
             raise CheckpointError("a checkpoint under other conditions", checkpoint.conditions[:12], conditions[:12])
         try:
@@ -599,7 +530,7 @@ class DiffusionModel(ABC):
         _, frames, height, width = self.latent_shape(large)
         if large.upscale is Upscale.LATENTS:
             # Ends of the clip stay its ends, so time is aligned at corners; pixels are areas, so space is not.
-            timed = _along_time(latents, frames)
+            timed = along_time(latents, frames)
             flat = timed.transpose(1, 2).flatten(0, 1)
             sized = torch.nn.functional.interpolate(flat, size=(height, width), mode="bicubic", align_corners=False)
             return sized.unflatten(0, (latents.shape[0], frames)).transpose(1, 2).contiguous()
@@ -608,7 +539,7 @@ class DiffusionModel(ABC):
             [np.asarray(Image.fromarray(p).resize(large.size, Image.Resampling.LANCZOS)) for p in pictures]
         )
         pixels = torch.from_numpy(enlarged).permute(3, 0, 1, 2).unsqueeze(0).float()
-        pixels = _along_time(pixels, large.frames) / 127.5 - 1.0
+        pixels = along_time(pixels, large.frames) / 127.5 - 1.0
         with self.encoders():
             return self.encode_frames(pixels.to(self._device.torch_device)).to(self._latents_dtype)
 
@@ -622,53 +553,3 @@ class DiffusionModel(ABC):
             if isinstance(error, torch.OutOfMemoryError):
                 self._device.free_cached()
             raise
-
-
-def picture_sha256(picture: Image.Image) -> str:
-    """SHA-256 (hex) of a picture's size and RGB bytes."""
-    return hashlib.sha256(f"{picture.size}".encode() + picture.convert("RGB").tobytes()).hexdigest()
-
-
-def clear_frames(error: BaseException | None) -> None:
-    """Drop the locals of every finished frame that `error`, its cause and its context hold."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-
-
-def unit_floats(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """(1, 3, height, width) float32 in 0…1."""
-    array = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0
-    return np.ascontiguousarray(array.transpose(2, 0, 1)[None])
-
-
-def _rows(singles: Sequence[Conditions]) -> Conditions:
-    return {name: torch.cat([single[name] for single in singles]) for name in singles[0]}
-
-
-def _along_time(clip: torch.Tensor, frames: int) -> torch.Tensor:
-    """(rows, channels, frames', height, width) with another frame count, linearly, ends kept."""
-    count = clip.shape[2]
-    if count == frames:
-        return clip
-    places = torch.linspace(0, count - 1, frames, dtype=torch.float64)
-    below = places.floor().long().clamp(max=count - 1)
-    above = (below + 1).clamp(max=count - 1)
-    share = (places - below).to(device=clip.device, dtype=clip.dtype).view(1, 1, -1, 1, 1)
-    return clip[:, :, below] * (1 - share) + clip[:, :, above] * share
-
-
-@contextmanager
-def widened(networks: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Inside, `networks` compute in float32; afterwards in what they did before."""
-    before = [network.dtype for network in networks]
-    try:
-        for network in networks:
-            network.float()
-        yield
-    finally:
-        for network, dtype in zip(networks, before, strict=True):
-            # Not the class's own: diffusers' warns of every move to half precision, whatever is lost by it.
-            torch.nn.Module.to(network, dtype)  # type: ignore[arg-type]

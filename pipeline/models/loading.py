@@ -30,7 +30,8 @@ from pipeline.weights import (
 
 if TYPE_CHECKING:
     from pipeline.caches import TensorCache
-    from pipeline.models.diffusion import DiffusionModel, Parts
+    from pipeline.models.diffusion import DiffusionModel
+    from pipeline.models.parts import Parts
 
 #: Engine -> module and class; imported when a family of that engine is loaded.
 _ENGINES = {
@@ -177,7 +178,7 @@ def _load_parts(family: Family, folder: Path, dtype: Any, on_load: OnLoad) -> Pa
     import torch
 
     from pipeline.models.devices import off_card
-    from pipeline.models.diffusion import Parts
+    from pipeline.models.parts import Parts
 
     found: dict[str, Any] = {}
     # Constructors draw from the global generator what is overwritten a moment later; that is nobody's business.

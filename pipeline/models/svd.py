@@ -19,7 +19,8 @@ from PIL import Image
 from pipeline.caches import cache_key
 from pipeline.clip import ClipSpec, Sampler
 from pipeline.layouts import Layout
-from pipeline.models.diffusion import Conditions, DiffusionModel, Halves, picture_sha256, unit_floats, widened
+from pipeline.models.diffusion import DiffusionModel
+from pipeline.models.parts import Conditions, Halves, picture_sha256, unit_floats, widened
 from pipeline.noise import noise
 
 #: How much moves, 1…255; what the authors' demonstration and diffusers take.

@@ -16,7 +16,8 @@ from PIL import Image
 from pipeline.caches import cache_key
 from pipeline.clip import ClipSpec
 from pipeline.layouts import Layout
-from pipeline.models.diffusion import Conditions, DiffusionModel, Halves, picture_sha256, unit_floats
+from pipeline.models.diffusion import DiffusionModel
+from pipeline.models.parts import Conditions, Halves, picture_sha256, unit_floats
 
 #: Length, in tokens, of the prompt embeddings that the denoiser was trained on.
 MAX_TOKENS = 512

@@ -1,24 +1,47 @@
-"""`footprint`: what a model needs of a card, known without GPU and without weights."""
+"""`footprint`: what a model needs of a card, known without GPU and without weights, and what measured peaks taught."""
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
+from typer.core import TyperGroup
 
-from cluster.cards import NOMINAL_BYTES, Fleet, usable_threshold
+from cluster.cards import NOMINAL_BYTES, Fleet, promised_bytes
+from cluster.lessons import LessonsFileError, from_text, to_text
+from cluster.store import Database, peaks
 from pipeline.clip import Tier
 from pipeline.families import Family, family_named, size_for
 from pipeline.footprint import cuda_share, flops_per_step, footprint_of, memory_model
 from pipeline.problems import BadInputError
-from serve.cli.common import Exit, Json, console, fail, print_json, telling_errors
+from serve.cli.common import Exit, Home, Json, console, fail, print_json, settings_for, telling_errors
 from serve.cli.show import bytes_text
 
 _GIB = 2**30
 
 
+class _FamilyOrCommand(TyperGroup):
+    """`footprint FAMILY` means `footprint show FAMILY`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click."""
+        if args and args[0] not in (*self.commands, "--help", "-h"):
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_FamilyOrCommand,
+    no_args_is_help=True,
+    help="What a model needs of a card (`clipmill footprint FAMILY`), and what measured peaks taught.",
+)
+
+
+@app.command("show")
 def footprint(
     family: Annotated[str, typer.Argument(help="A model, such as i2vgen-xl (see `clipmill models`).")],
     frames: Annotated[
@@ -67,10 +90,62 @@ def footprint(
             )
 
 
+@app.command("export")
+def export_lessons(
+    file: Annotated[Path, typer.Argument(help="Where to write them, as JSON.", dir_okay=False)],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Write what this farm's measured peaks have taught, for another farm with such cards."""
+    with telling_errors():
+        lessons = peaks.load(_store(home))
+        file.write_text(to_text(lessons, version("clipmill")), encoding="utf-8")
+        if as_json:
+            print_json({"file": str(file), "lessons": len(lessons.lessons)})
+        else:
+            console.print(f"wrote {_lessons_text(len(lessons.lessons))} to {file}", soft_wrap=True)
+
+
+@app.command("import")
+def import_lessons(
+    file: Annotated[Path, typer.Argument(help="What `clipmill footprint export` wrote.", dir_okay=False)],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Take over what another farm has learned; what this farm knows from more clips stays."""
+    with telling_errors():
+        try:
+            lessons = from_text(file.read_bytes())
+        except LessonsFileError as error:
+            fail(Exit.USAGE, f"{file} holds no lessons: {error}. Write it by `clipmill footprint export FILE`.")
+        taken = peaks.merge(_store(home), lessons)
+        left = len(lessons.lessons) - taken
+        if as_json:
+            print_json({"file": str(file), "taken": taken, "left": left})
+        else:
+            console.print(
+                f"took over {_lessons_text(taken)}; left {left}, of which this farm knows as much or which are of "
+                "another version of a model's footprint",
+                soft_wrap=True,
+            )
+
+
+def _store(home: Path | None) -> Database:
+    settings = settings_for(home)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database_url)
+    database.migrate()
+    return database
+
+
+def _lessons_text(count: int) -> str:
+    return f"{count} lesson{'' if count == 1 else 's'}"
+
+
 def footprint_rows(family: Family, frames: list[int]) -> list[dict[str, Any]]:
     """One row for each class, frame count and layout, from the closed form."""
     rows = []
-    cards = Fleet(usable_bytes={name: usable_threshold(name) for name in NOMINAL_BYTES})
+    cards = Fleet(usable_bytes={name: promised_bytes(NOMINAL_BYTES[name]) for name in NOMINAL_BYTES})
     for resolution_class in family.classes:
         width, height = size_for(resolution_class, 1.0, family.stride)
         pixels = width * height

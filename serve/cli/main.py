@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from serve.cli import farm, machine, manifests, models
-from serve.cli.footprint import footprint
+from serve.cli import farm, footprint, machine, manifests, models
 from serve.cli.render import render
+from serve.cli.suggest import suggest
 
 app = typer.Typer(
     name="clipmill",
@@ -24,7 +24,8 @@ app.command()(farm.wait)
 app.command()(farm.cancel)
 app.command()(machine.cards)
 app.command()(machine.doctor)
-app.command()(footprint)
+app.command()(suggest)
+app.add_typer(footprint.app, name="footprint")
 app.add_typer(manifests.app, name="manifests")
 app.add_typer(models.app, name="models")
 

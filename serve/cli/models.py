@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from cluster.cards import NOMINAL_BYTES, Fleet, usable_threshold
+from cluster.cards import NOMINAL_BYTES, Fleet, promised_bytes
 from pipeline.clip import Tier
 from pipeline.families import FAMILIES, Family, family_named
 from pipeline.families.licences import licence_problem
@@ -291,4 +291,4 @@ def _smallest_card(family: Family) -> str | None:
     if memory_model(family) is None:
         return "no card needed"
     needed = leanest_of(family, family.native_class.pixels, family.tiers[Tier.STANDARD].frames)[1].peak_bytes
-    return Fleet(usable_bytes={name: usable_threshold(name) for name in NOMINAL_BYTES}).smallest_class_for(needed)
+    return Fleet(usable_bytes={name: promised_bytes(NOMINAL_BYTES[name]) for name in NOMINAL_BYTES}).smallest_class_for(needed)

@@ -89,7 +89,7 @@ class ProgressView:
             return "", ""
         per_second = rendered / elapsed
         left = (moment.rows - now) / per_second
-        return f"{per_second * 60:.1f} clips/min", f"about {clock_text(left)} left"
+        return f"{per_second * 60:.1f} clips/min", f"about {clock_text(left)} left" if round(left) else "finishing"
 
     def _say(self, moment: Moment, done: int, rate: str, eta: str) -> None:
         if self._clock() - self._said_at < 5:
@@ -168,8 +168,8 @@ def batches_table(batches: list[dict[str, Any]]) -> Table:
 def cards_table(cards: list[dict[str, Any]]) -> Table:
     """Cards with what they hold."""
     table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
-    for column in ("card", "class", "kind", "state", "used", "usable", "model"):
-        table.add_column(column, justify="right" if column in ("used", "usable") else "left")
+    for column in ("card", "class", "kind", "state", "used", "others", "usable", "model", "largest that fits"):
+        table.add_column(column, justify="right" if column in ("used", "others", "usable") else "left")
     for card in cards:
         table.add_row(
             card["card"],
@@ -177,10 +177,29 @@ def cards_table(cards: list[dict[str, Any]]) -> Table:
             card["kind"],
             card["state"],
             bytes_text(card["used_bytes"]),
+            bytes_text(card.get("foreign_bytes", 0)),
             bytes_text(card["usable_bytes"]),
             card["family"] or "",
+            _largest_text(card),
         )
+    said = [
+        f"{card['card']}: {words}"
+        for card in cards
+        for words in (card.get("warning"), card.get("holding") and f"a clip waits for memory: it {card['holding']}")
+        if words
+    ]
+    if said:
+        table.caption, table.caption_justify = Text("\n".join(said), style="yellow"), "left"
     return table
+
+
+def _largest_text(card: dict[str, Any]) -> str:
+    # A farm of another version may not say.
+    found = card.get("largest") or {}
+    names = [card["family"]] if card["family"] in found else list(found)
+    return "\n".join(
+        f"{name} {fit['class']} × {fit['frames']}" if (fit := found[name]) else f"{name}: none" for name in names
+    )
 
 
 def bytes_text(count: int) -> str:

@@ -27,7 +27,7 @@ from cluster.storage import StorageError
 from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
 from pipeline.problems import BadInputError, Problem
 from serve.metrics import exposition
-from serve.views import batch_view, job_view
+from serve.views import batch_view, card_view, job_view
 
 log = logging.getLogger("clipmill.gateway")
 
@@ -115,7 +115,7 @@ def create_api(
 
     @api.get("/v1/cards")
     def cards() -> dict[str, Any]:
-        return {"object": "list", "data": [beat.model_dump(mode="json") for beat in farm.desk.cards()]}
+        return {"object": "list", "data": [card_view(beat) for beat in farm.desk.cards()]}
 
     @api.put("/v1/stills")
     async def put_still(request: Request) -> dict[str, Any]:

@@ -165,19 +165,22 @@ def test_a_killed_ray_daemon_ends_the_command_with_an_error_and_the_next_one_goe
     assert terminal.rows("SELECT count(*) FROM attempts WHERE outcome = 'completed'") == [(10,)]
 
 
-def test_the_diffusion_path_gives_equal_frames_twice(terminal: Terminal) -> None:
-    row = {"prompt": "flowers blooming", "frames": 4, "steps": 2}
-    catalog = write_catalog(terminal.folder / "shop", [row, row | {"prompt": "leaves falling"}])
+def test_every_diffusion_model_gives_equal_frames_twice(terminal: Terminal) -> None:
+    models = ("i2vgen-xl-tiny", "svd-xt-tiny", "wan2.2-5b-tiny")
+    row = {"prompt": "flowers blooming", "resolution_class": "256p", "frames": 5, "steps": 3}
+    rows = [row | {"model": model} for model in models]
+    catalog = write_catalog(terminal.folder / "shop", [*rows, rows[0] | {"prompt": "leaves falling"}])
     hashes = []
     for home in ("first", "second"):
         env = {"CLIPMILL_HOME": str(terminal.folder / home), "PYTHONHASHSEED": "0" if home == "first" else "77"}
-        words = ("render", str(catalog), "--model", "i2vgen-xl-tiny", "--seed", "7", "--out", f"out-{home}")
+        words = ("render", str(catalog), "--seed", "7", "--out", f"out-{home}")
         result = terminal.run(*words, **env)
         assert result.code == 0, result.err
-        found = [json.loads((terminal.folder / f"out-{home}" / f"row-{i}.json").read_text()) for i in range(2)]
+        found = [json.loads((terminal.folder / f"out-{home}" / f"row-{i}.json").read_text()) for i in range(4)]
+        assert [provenance["spec"]["family"] for provenance in found[:3]] == list(models)
         hashes.append([provenance["frames_sha256"] for provenance in found])
     assert hashes[0] == hashes[1]
-    assert hashes[0][0] != hashes[0][1]
+    assert len(set(hashes[0])) == 4
 
 
 def test_the_shared_catalog(terminal: Terminal, shared_catalog: Path) -> None:

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from pipeline.admission import Observation
+from pipeline.footprint import cuda_model
 from pipeline.models import devices
 from pipeline.models.devices import CudaDevice, EmulatedDevice, HostDevice, place
+from pipeline.nvml import CardMemory, GpuMemory, UnknownMemoryError
 
 KIB = 1024
 
@@ -157,17 +160,105 @@ def test_a_storage_that_grows_is_counted_at_its_new_size() -> None:
     assert card.used_bytes() == 0
 
 
+class Shared:
+    """What NVML would say of one card."""
+
+    def __init__(self, used: float, own: float | None, total: float = 24) -> None:
+        self.used, self.own, self.total = used, own, total
+
+    def memory(self, uuid: str) -> CardMemory:
+        assert uuid == "GPU-1"
+        own = None if self.own is None else int(self.own * GIB)
+        return CardMemory(total_bytes=int(self.total * GIB), used_bytes=int(self.used * GIB), own_bytes=own)
+
+
+class Untold:
+    def memory(self, uuid: str) -> CardMemory:
+        raise UnknownMemoryError("no driver")
+
+
+GIB = 2**30
+CONTEXT = 0.45
+"""GiB that a process's context is counted with."""
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch):
+    """A CUDA card as torch reports it: total, free and reserved GiB, and the share that torch may have."""
+
+    def card(memory: GpuMemory, *, total: float = 24, free: float = 0, reserved: float = 0, fraction: float = 1):
+        answers = {
+            "mem_get_info": lambda _i: (int(free * GIB), int(total * GIB)),
+            "memory_reserved": lambda _i: int(reserved * GIB),
+            "get_per_process_memory_fraction": lambda _i: fraction,
+        }
+        for name, answer in answers.items():
+            monkeypatch.setattr(devices.torch.cuda, name, answer)
+        return CudaDevice(0, uuid="GPU-1", memory=memory)
+
+    assert cuda_model().context_bytes == pytest.approx(CONTEXT * GIB, rel=0.03), "the figures below count on it"
+    return card
+
+
+def gib(count: int) -> float:
+    return count / GIB
+
+
 @pytest.mark.parametrize(
-    ("total_gib", "free_gib", "reserved_gib", "usable_gib"),
-    [(24, 20, 3, 21.8), (8, 7, 0.5, 7.0), (24, 0.1, 0, 0)],
+    ("used", "own", "reserved", "foreign", "usable"),
+    [
+        pytest.param(0.5, 0.5, 0, 0, 24 - 0.5 - 1.2, id="alone: the context that is there, and the margin"),
+        pytest.param(0.2, 0.2, 0, 0, 24 - CONTEXT - 1.2, id="a context that has yet to grow"),
+        pytest.param(8.5, 8.5, 8, 0, 24 - 0.5 - 1.2, id="what is our own is ours to use"),
+        pytest.param(18.5, 8.5, 8, 10, 14 - 0.5 - 1.2, id="others hold 10 GiB"),
+        pytest.param(18.5, None, 8, 10.5 - CONTEXT, 24 - 10.5 - 1.2, id="in a container: our own is not told"),
+        pytest.param(18.5, 0.1, 8, 10.5 - CONTEXT, 24 - 10.5 - 1.2, id="less than torch has is not our own"),
+        pytest.param(23.9, 0.5, 0, 23.4, 0, id="never below nothing"),
+    ],
 )
-def test_a_cuda_cards_usable_share(
-    monkeypatch: pytest.MonkeyPatch, total_gib: float, free_gib: float, reserved_gib: float, usable_gib: float
-) -> None:
-    """Margin: 5 % of 24 GiB is 1.2; of 8 GiB it would be 0.4, less than 512 MiB; never below nothing."""
-    gib = 2**30
-    monkeypatch.setattr(devices.torch.cuda, "mem_get_info", lambda _i: (int(free_gib * gib), int(total_gib * gib)))
-    monkeypatch.setattr(devices.torch.cuda, "memory_reserved", lambda _i: int(reserved_gib * gib))
-    card = CudaDevice(0)
-    assert card.total_bytes == total_gib * gib
-    assert card.usable_bytes() == pytest.approx(usable_gib * gib, abs=16)
+def test_what_others_hold_is_not_usable(cuda, used, own, reserved, foreign, usable) -> None:
+    card = cuda(Shared(used, own), reserved=reserved, free=24)
+    assert gib(card.foreign_bytes) == pytest.approx(foreign, abs=0.02)
+    assert gib(card.usable_bytes()) == pytest.approx(usable, abs=0.02)
+
+
+def test_without_nvml_the_whole_cards_free_memory_decides(cuda) -> None:
+    card = cuda(Untold(), free=20, reserved=3)
+    assert gib(card.foreign_bytes) == pytest.approx(24 - 20 - 3 - CONTEXT, abs=0.02)
+    assert gib(card.usable_bytes()) == pytest.approx(20 + 3 - 1.2, abs=0.02)
+
+
+def test_a_share_torch_was_given_is_not_exceeded(cuda) -> None:
+    card = cuda(Shared(0.5, 0.5), fraction=1 / 3)
+    assert gib(card.usable_bytes()) == pytest.approx(8 - 1.2, abs=0.02)
+
+
+def test_a_card_that_keeps_its_word_keeps_less_back(cuda) -> None:
+    card = cuda(Shared(0.5, 0.5))
+    before = card.usable_bytes()
+    for _ in range(5):
+        card.observe(Observation(predicted_bytes=100, measured_bytes=99))
+    assert gib(card.usable_bytes() - before) == pytest.approx(0.3, abs=0.001)
+    card.observe(Observation(predicted_bytes=100, measured_bytes=50, out_of_memory=True))
+    assert card.usable_bytes() == before
+
+
+def test_what_others_take_of_an_emulated_card_is_refused_and_comes_back() -> None:
+    card = EmulatedDevice(100 * KIB)
+    with card.work():
+        kept = torch.zeros(60 * 256)
+        card.foreign_bytes = 30 * KIB
+        assert card.usable_bytes() == 65 * KIB
+        with pytest.raises(torch.OutOfMemoryError, match=r"of which 0\.01 MiB is free"):
+            torch.zeros(11 * 256)
+        beside = torch.zeros(10 * 256)
+        card.foreign_bytes = 50 * KIB
+        # What was there stays, and what is smaller than before may come.
+        with pytest.raises(torch.OutOfMemoryError, match=r"of which 0\.00 MiB is free"):
+            torch.zeros(1)
+        beside.resize_(256)
+        del beside, kept
+        card.foreign_bytes = 0
+        whole = torch.zeros(100 * 256)
+    del whole
+    assert card.usable_bytes() == 95 * KIB

@@ -26,7 +26,7 @@ from cluster.dispatcher import (
     Timing,
     Verdict,
 )
-from cluster.jobs import Checkpoint, Ended, Job, JobState, Outcome, checkpoint_key
+from cluster.jobs import Checkpoint, Ended, Job, JobState, Outcome, Overflow, checkpoint_key
 from cluster.storage import Storage
 from cluster.store import Database, Desk, Ledger, Stretch
 from pipeline.footprint import footprint
@@ -840,3 +840,79 @@ async def test_a_broken_store_ends_the_loop_with_its_error(sqlite_database, cloc
         await farm.dispatcher.run()
     async with asyncio.timeout(5):
         await farm.dispatcher.stop(0)
+
+
+# -- cards that fail again and again -----------------------------------------------------------------------------
+
+
+async def failing(farm, count: int, ended: Ended, first: int = 1) -> None:
+    """`count` calls from the `first` on, each of another job, end so."""
+    for number in range(first, first + count):
+        call = await farm.called(number)
+        call.report(ended)
+        await farm.until(lambda call=call: call.closed and farm.dispatcher.flying() == 0)
+        farm.dispatcher.beat(beat())
+
+
+async def test_a_card_that_breaks_clips_rests_and_is_then_probed(farm):
+    batch_id = farm.submit(*(draft(number, priority=9 - number) for number in range(1, 4)))
+    farm.dispatcher.beat(beat())
+    broken = Ended(outcome=Outcome.ERROR, sticky=True, detail="illegal address", stage="denoise")
+    # The first job is the first of the queue each time: it fails for good before the others are tried.
+    await failing(farm, 7, broken)
+    assert [call.job for call in farm.pool.calls] == ["1", "1", "1", "2", "2", "2", "3"]
+    await farm.looks_again()
+    assert len(farm.pool.calls) == 7, "three jobs failed on it: the third waits"
+    assert farm.job(batch_id, 3).state is JobState.QUEUED
+    farm.clock.now += 15 * 60
+    farm.dispatcher.beat(beat())
+    (await farm.called(8)).complete()
+    await farm.reaches(batch_id, JobState.COMPLETED, 3)
+
+
+async def test_while_a_card_rests_another_takes_its_clips(farm):
+    farm.submit(*(draft(number, priority=9 - number) for number in range(1, 4)))
+    farm.dispatcher.beat(beat())
+    await failing(farm, 7, Ended(outcome=Outcome.CRASHED))
+    farm.dispatcher.beat(beat("gpu1"))
+    call = await farm.called(8)
+    assert (call.job, call.assignment.renderer) == ("3", "renderer-gpu1")
+
+
+async def test_a_renderer_about_to_exit_gets_nothing_more(farm):
+    batch_id = farm.submit(draft(1))
+    farm.dispatcher.beat(beat())
+    call = await farm.called()
+    call.report(Ended(outcome=Outcome.ERROR, sticky=True, detail="illegal address"))
+    await farm.until(lambda: farm.dispatcher.flying() == 0)
+    await farm.looks_again()
+    assert len(farm.pool.calls) == 1, "its last beat said that it was idle"
+    farm.dispatcher.beat(beat(state=CardState.DRAINING, steps={"attempt_beside": (3, 5)}))
+    await farm.looks_again()
+    assert len(farm.pool.calls) == 1
+    assert farm.job(batch_id).attempts == 1
+    farm.dispatcher.beat(beat(renderer="successor"))
+    assert (await farm.called(2)).assignment.renderer == "successor"
+
+
+async def test_a_clip_that_fits_no_card_after_all_tells_all_it_was_tried_on(farm):
+    def ended(card: str, usable_bytes: int) -> Ended:
+        overflow = Overflow(
+            stage="denoise",
+            layout="guidance=split",
+            step=2,
+            predicted_bytes=GIB,
+            measured_bytes=2 * GIB,
+            usable_bytes=usable_bytes,
+            card=card,
+        )
+        return Ended(outcome=Outcome.OOM, usable_bytes=usable_bytes, detail="full", overflows=(overflow,))
+
+    batch_id = farm.submit(draft(1))
+    farm.dispatcher.beat(beat("small", usable_bytes=7 * GIB))
+    farm.dispatcher.beat(beat("large", usable_bytes=21 * GIB))
+    (await farm.called(1)).report(ended("small", 7 * GIB))
+    (await farm.called(2)).report(ended("large", 21 * GIB))
+    job = await farm.reaches(batch_id, JobState.FAILED)
+    assert (job.reason, job.attempts) == ("out_of_memory", 1)
+    assert job.problems[0].message.index("on small") < job.problems[0].message.index("on large")

@@ -60,7 +60,7 @@ def allocator_peak(work, folder: Path):
     found.export_chrome_trace(str(path))
     events = json.loads(path.read_text())["traceEvents"]
     spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "aten::convolution")
-    moves = sorted(((e["ts"], e["args"]["Addr"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]"))
+    moves = sorted((e["ts"], e["args"]["Addr"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
     inner: set[int] = set()
     open_at: dict[int, int] = {}
     place = 0

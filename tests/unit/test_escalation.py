@@ -4,8 +4,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cluster.cards import GIB, Fleet
-from cluster.escalation import after_attempt, no_card_fits
-from cluster.jobs import MAX_ATTEMPTS, MAX_RELEASES, Ended, Job, JobState, Outcome, Reason
+from cluster.escalation import after_attempt, no_card_fits, story
+from cluster.jobs import MAX_ATTEMPTS, MAX_RELEASES, Ended, Job, JobState, Outcome, Overflow, Reason
 from tests.building import FLEET, spec
 
 LARGEST = max(FLEET.usable_bytes.values())
@@ -13,12 +13,25 @@ MEMORY = (Outcome.OOM, Outcome.TOO_BIG)
 LOSSES = (Outcome.LOST, Outcome.STOPPED)
 
 sizes = st.one_of(st.integers(0, 30 * GIB), st.sampled_from([0, 7 * GIB, 7 * GIB + 1, LARGEST - 1, LARGEST]))
+overflows = st.builds(
+    Overflow,
+    stage=st.sampled_from(["encode", "denoise", "decode"]),
+    layout=st.sampled_from(["batched", "split"]),
+    step=st.integers(0, 50),
+    predicted_bytes=sizes,
+    measured_bytes=sizes,
+    usable_bytes=sizes,
+    card=st.sampled_from(["gpu0", "gpu1"]),
+)
 endings = st.builds(
     Ended,
     outcome=st.sampled_from(Outcome),
     detail=st.text(max_size=20),
     usable_bytes=sizes,
     predicted_bytes=sizes,
+    foreign_bytes=st.just(0) | sizes,
+    sticky=st.booleans(),
+    overflows=st.lists(overflows, max_size=3).map(tuple),
 )
 
 
@@ -108,6 +121,65 @@ def test_out_of_memory_moves_to_the_next_larger_class():
     assert "fewer than 8 frames" in last.problem.remedy
     assert "below" not in last.problem.remedy, "there is no class below 256p"
     assert "8 frames" in last.problem.remedy
+
+
+def overflow(card: str, stage: str = "denoise", step: int = 3, layout: str = "guidance=batched") -> Overflow:
+    return Overflow(
+        stage=stage,
+        layout=layout,
+        step=step,
+        predicted_bytes=5 * GIB,
+        measured_bytes=6 * GIB,
+        usable_bytes=7 * GIB,
+        card=card,
+    )
+
+
+def test_a_job_that_ran_out_of_memory_everywhere_tells_where_it_was_tried():
+    first, second = overflow("gpu0"), overflow("gpu0", layout="guidance=split")
+    moved = after_attempt(job(), Ended(outcome=Outcome.OOM, usable_bytes=7 * GIB, overflows=(first, second)), FLEET)
+    assert (moved.state, moved.problem) == (JobState.QUEUED, None)
+    ended = Ended(outcome=Outcome.OOM, usable_bytes=21 * GIB, detail="full", overflows=(overflow("gpu9", "decode", 8),))
+    moved = after_attempt(job(needs_bytes=moved.needs_bytes), ended, FLEET, (first, second))
+    assert (moved.state, moved.reason) == (JobState.FAILED, Reason.OUT_OF_MEMORY)
+    assert moved.problem.message == (
+        "full; tried: denoise at step 3 on gpu0 with guidance=batched (predicted 5.0 GiB, measured 6.0 GiB, "
+        "usable 7.0 GiB); denoise at step 3 on gpu0 with guidance=split (predicted 5.0 GiB, measured 6.0 GiB, "
+        "usable 7.0 GiB); decode at step 8 on gpu9 with guidance=batched (predicted 5.0 GiB, measured 6.0 GiB, "
+        "usable 7.0 GiB)"
+    )
+    again = story([first, second, first])
+    assert again.count("guidance=batched") == 1
+    assert "2 times" in again
+
+
+@given(jobs)
+def test_a_card_that_others_filled_is_not_called_too_small(before):
+    """The card has 7 GiB, of which others took 4 in the middle of a clip that needs 5."""
+    before = replace(before, needs_bytes=2 * GIB, cancel_requested=False)
+    ended = Ended(
+        outcome=Outcome.OOM, usable_bytes=3 * GIB, foreign_bytes=4 * GIB, predicted_bytes=5 * GIB, detail="full"
+    )
+    moved = after_attempt(before, ended, Fleet(usable_bytes={"c8": 7 * GIB}))
+    if before.releases + 1 < MAX_RELEASES:
+        assert (moved.state, moved.costs_attempt, moved.needs_bytes) == (JobState.QUEUED, False, 5 * GIB)
+    else:
+        assert moved.state is JobState.FAILED
+
+
+def test_leaner_layouts_that_a_leaking_process_left_untried_are_tried_in_a_fresh_one():
+    ended = Ended(outcome=Outcome.OOM, usable_bytes=21 * GIB, sticky=True)
+    now = job(needs_bytes=GIB)
+    for attempts in range(1, MAX_ATTEMPTS):
+        now = apply(now, ended)
+        assert (now.state, now.attempts, now.needs_bytes) == (JobState.QUEUED, attempts, GIB)
+    assert apply(now, ended).state is JobState.FAILED
+
+
+def test_a_broken_process_costs_one_attempt_and_no_progress():
+    moved = after_attempt(job(), Ended(outcome=Outcome.ERROR, sticky=True, detail="illegal address"), FLEET)
+    assert (moved.state, moved.costs_attempt, moved.keeps_checkpoint) == (JobState.QUEUED, True, True)
+    assert moved.needs_bytes is None, "it is no matter of size"
 
 
 @given(jobs, endings)

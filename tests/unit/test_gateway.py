@@ -23,6 +23,7 @@ from pipeline.problems import BadInputError
 from serve.gateway.api import create_api
 from serve.ports import FarmUnreachableError, LocalPort, RemotePort
 from serve.settings import CardClassArgs, FarmArgs, Settings
+from serve.views import card_view
 from tests.building import beat, claim_one, completed, still_png
 
 
@@ -361,7 +362,7 @@ def test_healthy_while_the_store_answers(http, farm):
     ledger.take_office("x")
     ledger.record_cards([beat()])
     assert http.get("/healthz").json() == {"status": "ok", "cards": 1}
-    assert http.get("/v1/cards").json() == {"object": "list", "data": [beat().model_dump(mode="json")]}
+    assert http.get("/v1/cards").json() == {"object": "list", "data": [card_view(beat())]}
 
 
 def test_unhealthy_when_the_store_is_gone(tmp_path, nudges):

@@ -28,11 +28,11 @@ from pipeline.families import FAMILIES, family_named
 from pipeline.footprint import footprint, leanest, plan
 from pipeline.layouts import RESIDENT, Layout
 from pipeline.models.devices import EmulatedDevice, HostDevice
-from pipeline.models.diffusion import Halves
 from pipeline.models.errors import NotFiniteError
 from pipeline.models.i2vgen_xl import I2VGenXL
 from pipeline.models.loading import load_model
 from pipeline.models.model import Stopped
+from pipeline.models.parts import Halves
 from pipeline.models.tiny import make_tiny
 from pipeline.stills import fit_still
 from pipeline.weights import WeightsError, built_folder, cached_folder, weights_present

@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.dispatcher import CardFree, CheckpointFailed, CheckpointSaved, StepDone
-from cluster.jobs import Checkpoint, Ended, Objects, Outcome
+from cluster.jobs import Checkpoint, Ended, Objects, Outcome, Overflow
+from cluster.lessons import Peak
+from pipeline.layouts import Layout
 from pipeline.problems import Problem
 from serve.messages import event_from_wire, event_to_wire
 
@@ -21,6 +23,26 @@ objects = st.builds(
     frames_sha256=texts,
 )
 checkpoints = st.builds(Checkpoint, texts, numbers)
+peaks = st.builds(
+    Peak,
+    layout=st.builds(Layout, split_guidance=st.booleans(), chunk_feed_forward=st.integers(1, 8)),
+    predicted_bytes=numbers,
+    measured_bytes=numbers,
+    usable_bytes=numbers,
+    out_of_memory=st.booleans(),
+    absent_bytes=numbers,
+    partial=st.booleans(),
+)
+overflows = st.builds(
+    Overflow,
+    stage=texts,
+    layout=texts,
+    step=numbers,
+    predicted_bytes=numbers,
+    measured_bytes=numbers,
+    usable_bytes=numbers,
+    card=texts,
+)
 endings = st.builds(
     Ended,
     outcome=st.sampled_from(Outcome),
@@ -34,6 +56,9 @@ endings = st.builds(
     checkpoint=st.none() | checkpoints,
     resumed_step=numbers,
     cause=texts,
+    overflows=st.lists(overflows, max_size=2).map(tuple),
+    sticky=st.booleans(),
+    peaks=st.lists(peaks, max_size=2).map(tuple),
 )
 events = (
     endings

@@ -3,6 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.breaker import route_of
 from cluster.cards import Fleet
 from cluster.jobs import Job, JobState
 from cluster.placement import Refuse, Snapshot, Start, Wait, WaitReason, place
@@ -168,3 +169,20 @@ def test_reasons_are_ordered_from_the_hardest():
     assert all(a < b for a, b in pairwise(WaitReason))
     empty = place(Snapshot(waiting=[job(1, needs_bytes=20)], cards=[card("a", 8)], fleet=FLEET))
     assert empty == [Wait(job(1, needs_bytes=20), WaitReason.NO_CARD_OF_THIS_SIZE)]
+
+
+def test_a_card_behind_a_breaker_gets_other_clips_only():
+    small, large, other = card("gpu0", 8), card("gpu1", 24), job(2, spec=spec("i2vgen-xl"))
+    closed = frozenset({route_of(spec(), "gpu0", 8)})
+
+    def decided(waiting, *cards, closed=closed):
+        return place(Snapshot(waiting=waiting, cards=cards, fleet=FLEET, closed=closed))
+
+    assert decided([job(1)], small, large) == [Start(job(1), large)], "another card is there"
+    assert decided([other], small, large) == [Start(other, small)], "another family is not concerned"
+    assert decided([job(1)], small) == [Wait(job(1), WaitReason.FITTING_CARDS_FAILED)]
+    busy = large.model_copy(update={"idle": False})
+    assert decided([job(1)], small, busy) == [Wait(job(1), WaitReason.ALL_FITTING_CARDS_BUSY)]
+    resting = small.model_copy(update={"idle": False})
+    assert decided([job(1)], resting) == [Wait(job(1), WaitReason.FITTING_CARDS_FAILED)]
+    assert decided([job(1)], small, closed=frozenset()) == [Start(job(1), small)]

@@ -17,9 +17,9 @@ from pipeline.clip import BaseClip, ClipSpec, ResolutionClass, Sampler, Upscale
 from pipeline.families import Stage, family_named
 from pipeline.layouts import Layout
 from pipeline.models.devices import HostDevice
-from pipeline.models.diffusion import Halves, Parts
 from pipeline.models.loading import load_model
 from pipeline.models.model import Stopped
+from pipeline.models.parts import Halves, Parts
 from pipeline.models.svd import StableVideo
 from pipeline.models.tiny import make_tiny
 from pipeline.noise import noise

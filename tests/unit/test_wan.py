@@ -27,9 +27,9 @@ from pipeline.clip import BaseClip, ClipSpec, ResolutionClass, Sampler, Tier, Up
 from pipeline.families import Stage, family_named
 from pipeline.layouts import RESIDENT, Layout
 from pipeline.models.devices import EmulatedDevice, HostDevice
-from pipeline.models.diffusion import Halves
 from pipeline.models.loading import _load_parts, load_model
 from pipeline.models.model import Stopped
+from pipeline.models.parts import Halves
 from pipeline.models.tiny import make_tiny
 from pipeline.models.wan import MAX_TOKENS, Wan
 from pipeline.samplers import make_scheduler, start_within

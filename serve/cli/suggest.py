@@ -1,0 +1,162 @@
+"""`suggest`: what a card can render, before anything is loaded or bought."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from cluster.suggest import EFFICIENCY, FP16_TFLOPS, Option, largest_worth, tflops_of, usable_of
+from cluster.suggest import suggest as options_for
+from pipeline.clip import ResolutionClass
+from pipeline.families import FAMILIES, family_named
+from pipeline.footprint import cuda_share
+from pipeline.problems import BadInputError
+from pipeline.stills import open_still
+from serve.cards import find_gpus
+from serve.cli.common import Json, console, print_json, telling_errors
+from serve.cli.show import bytes_text, clock_text
+
+_GIB = 2**30
+
+
+def suggest(
+    vram: Annotated[
+        float | None, typer.Option(min=1, help="Memory of the card in GB (default: of this machine's first GPU).")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="A still: its shape and size say which classes are worth it.", metavar="FILE")
+    ] = None,
+    within: Annotated[
+        float | None, typer.Option(min=0.1, help="Only what is expected to take at most so many seconds.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model (see `clipmill models`).", metavar="NAME")] = None,
+    card: Annotated[
+        str | None, typer.Option(help="The card's name, such as 'RTX 4090': tells the expected time.", metavar="NAME")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which classes, frames and layouts fit a card, without GPU or weights."""
+    with telling_errors():
+        if vram is None:
+            gpu = next(iter(find_gpus()), None)
+            if gpu is None:
+                raise BadInputError("vram", "this machine has no NVIDIA GPU", "Name the memory: --vram 12.")
+            vram, card = gpu.total_bytes / _GIB, card or gpu.name
+        tflops = tflops_of(card) if card else None
+        if card and tflops is None:
+            raise BadInputError("card", f"the speed of {card!r} is not known", f"Known are {', '.join(FP16_TFLOPS)}.")
+        if within is not None and tflops is None:
+            raise BadInputError("within", "the time depends on the card", "Name it too: --card 'RTX 4090'.")
+        families = [family_named(model)] if model else [f for f in FAMILIES.values() if f.repo]
+        aspect, largest, still = 1.0, ResolutionClass.P1024, None
+        if image is not None:
+            still = open_still(image.read_bytes()).size
+            aspect, largest = still[0] / still[1], largest_worth(*still)
+        usable = usable_of(vram)
+        found = options_for(families, usable, aspect=aspect, largest=largest, tflops=tflops, within_s=within)
+        notes = _notes(found, still, largest, card, tflops)
+        if as_json:
+            print_json(
+                {
+                    "vram_gib": vram,
+                    "usable_bytes": usable,
+                    "card": card,
+                    "tflops": tflops,
+                    "efficiency": EFFICIENCY if tflops else None,
+                    "image": {"size": f"{still[0]}x{still[1]}", "largest_class": largest.value} if still else None,
+                    "options": [_view(option) for option in found],
+                    "notes": notes,
+                }
+            )
+            return
+        console.print(f"A card of {vram:.3g} GB: clips may use {bytes_text(usable)} of it")
+        if found:
+            console.print(_table(found))
+        else:
+            what = "fits" if within is None else f"fits and is done within {clock_text(within)}"
+            console.print(f"None of {', '.join(f.name for f in families)} {what}; `--model camera` needs no card.")
+        for note in notes:
+            console.print(f"  {note}", style="dim", soft_wrap=True)
+
+
+def _view(option: Option) -> dict[str, Any]:
+    return {
+        "model": option.family.name,
+        "class": option.resolution_class.value,
+        "size": f"{option.width}x{option.height}",
+        "tier": option.tier.value,
+        "frames": option.frames,
+        "max_frames": option.max_frames,
+        "steps": option.steps,
+        "layout": str(option.layout),
+        "switches": option.layout.model_dump(mode="json"),
+        "stage_bytes": dict(option.predicted.stages),
+        "total_bytes": _total(option),
+        "faster": [{"layout": str(f.layout), "needs_bytes": f.needs_bytes} for f in option.faster],
+        "max_guidance": option.guidance,
+        "tflop_per_step": round(option.flops_per_step / 1e12, 3),
+        "seconds": None if option.seconds is None else round(option.seconds, 1),
+        "recommended": option.recommended,
+    }
+
+
+def _total(option: Option) -> int:
+    peak = option.predicted.peak_bytes
+    # Small networks run on emulated cards, which have no CUDA.
+    return peak + (cuda_share(peak) if option.family.repo else 0)
+
+
+def _table(options: list[Option]) -> Table:
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
+    for column in ("", "model", "class", "size", "tier"):
+        table.add_column(column, no_wrap=True)
+    for column in ("frames", "at most", "needs", "guidance up to", "about"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("layout", overflow="fold")
+    table.add_column("the fastest needs", justify="right")
+    for option in options:
+        table.add_row(
+            "*" if option.recommended else "",
+            option.family.name,
+            option.resolution_class.value,
+            f"{option.width}×{option.height}",
+            option.tier.value,
+            str(option.frames),
+            str(option.max_frames),
+            bytes_text(_total(option)),
+            f"{option.guidance:g}",
+            "" if option.seconds is None else clock_text(option.seconds),
+            str(option.layout),
+            bytes_text(option.faster[0].needs_bytes) if option.faster else "(this one)",
+        )
+    return table
+
+
+def _notes(
+    found: list[Option], still: tuple[int, int] | None, largest: ResolutionClass, card: str | None, tflops: float | None
+) -> list[str]:
+    notes = (
+        []
+        if not found
+        else [
+            "* is the class to start with: the model's own, or the nearest below it that fits.",
+            "needs: tensors at their peak with CUDA's own share, an estimate. The layout is the fastest that fits; "
+            "the fastest of all would need what is named last, CUDA's share apart.",
+            "guidance: its value costs nothing in memory or time; above the model's own, pictures get harsh. "
+            "Guidance 1 is none at all, and halves the arithmetic of a step.",
+        ]
+    )
+    if any(option.layout.stream_weights for option in found):
+        notes.append("weights=streamed: they are copied to the card for every evaluation; the time does not count it.")
+    if found and tflops is not None:
+        notes.append(
+            f"about: an estimate, good to a factor of two: the steps' arithmetic at {EFFICIENCY:.0%} of the "
+            f"{tflops:g} TFLOPS published for {card}, loading, decoding and encoding apart."
+        )
+    if still is not None:
+        notes.append(f"A still of {still[0]}×{still[1]} pixels has nothing to show in classes above {largest.value}.")
+    return notes

@@ -1,0 +1,408 @@
+"""The real worker on emulated cards that are smaller than they say, or shrink under the clip. Nothing sleeps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from cluster.dispatcher import Assignment, Event, StepDone
+from cluster.jobs import Checkpoint, Ended, Outcome
+from cluster.storage import Storage
+from cluster.store import Stretch
+from pipeline.clip import Sampler
+from pipeline.families import Stage, family_named
+from pipeline.footprint import footprint, leaner, memory_model
+from pipeline.layouts import RESIDENT, Layout
+from pipeline.models.devices import EmulatedDevice
+from serve.checkpoints import CheckpointEvery
+from serve.faults import is_out_of_memory, is_sticky
+from serve.messages import ACCEPTED, event_from_wire
+from serve.worker import CARD_LOCK, CardIdentity, Flight, Hold, WeightsPlace, Worker
+from tests.building import spec, still_png
+
+STEPS = 5
+#: Bytes of all networks of the small model on a card, and of those that denoising needs.
+MODEL = memory_model(family_named("i2vgen-xl-tiny"))
+WEIGHTS = MODEL.weights_bytes
+WITHOUT_ENCODERS = WEIGHTS - MODEL.weights[Stage.ENCODE]
+#: A step of 4 frames of 64² takes 0.56 MB besides with guidance batched and 0.28 MB split; decoding takes 0.33 MB.
+BETWEEN = 450_000
+LARGE = 2 * WEIGHTS
+CLIP = spec("i2vgen-xl-tiny", width=64, height=64, frames=4, steps=STEPS, guidance=9.0, sampler=Sampler.UNIPC)
+SPLIT = Layout(split_guidance=True)
+ILLEGAL = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported later."
+
+
+class Boastful(EmulatedDevice):
+    """A card that says everything is usable that it was made with, whatever became of it."""
+
+    def usable_bytes(self) -> int:
+        return LARGE
+
+    def leave(self, count: int) -> None:
+        """Let a clip have `count` bytes in all from here on."""
+        self.foreign_bytes = self.total_bytes - count
+
+
+class Said(list[Event]):
+    """What a flight said; `when` reacts in the thread that says it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.when: Callable[[Event], None] = lambda _event: None
+
+    def __call__(self, event: Event) -> None:
+        self.append(event)
+        self.when(event)
+
+    @property
+    def steps(self) -> list[int]:
+        return [event.step for event in self if isinstance(event, StepDone)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small tensors gain nothing from more, and waiting threads take cores from other tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Where the small network's weights are made, once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage(tmp_path / "storage")
+
+
+@pytest.fixture
+def make_worker(home, storage):
+    made: list[Worker] = []
+
+    def make(device: EmulatedDevice, hold: Hold | None = None) -> Worker:
+        identity = CardIdentity(card="gpu0", card_class="c8", kind="test")
+        weights = WeightsPlace(home=home, folders={}, offline=True)
+        every = CheckpointEvery(steps=2, seconds=1e9)
+        made.append(Worker(identity, device, storage, weights, every=every, hold=hold))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        worker.close()
+    assert not CARD_LOCK.locked()
+
+
+@pytest.fixture
+def fly(storage):
+    still = storage.put_still(still_png())
+
+    def make(attempt: str = "attempt_1", resume: Checkpoint | None = None) -> Flight:
+        assignment = Assignment(
+            attempt_id=attempt,
+            job_id="video_1",
+            renderer="r",
+            card_class="c8",
+            owner="local",
+            still=still,
+            spec=CLIP,
+            content_key="ke" * 32,
+            row={"number": 1},
+            resume=resume,
+            done=(Stretch(step=resume.step, attempt="attempt_1", card="gpu9", card_class="c8"),) if resume else (),
+        )
+        return Flight(assignment, Said())
+
+    return make
+
+
+def at_step(step: int, act: Callable[[], object]) -> Callable[[Event], None]:
+    """Reacts to the first report of `step` only."""
+    left = [step]
+
+    def react(event: Event) -> None:
+        if isinstance(event, StepDone) and left == [event.step]:
+            left.clear()
+            act()
+
+    return react
+
+
+def provenance(storage: Storage, ended: Ended) -> dict:
+    return json.loads(storage.get_bytes(ended.objects.provenance))
+
+
+@pytest.fixture
+def whole(make_worker, fly):
+    """Frames of the clip on a card with room for it, in any layout."""
+
+    def frames_sha256(layout: Layout) -> str:
+        worker = make_worker(EmulatedDevice(2**40))
+        worker._plan = lambda flight, usable: (layout, footprint(CLIP, layout), 0)
+        ended = worker.run(fly("reference"))
+        assert (ended.outcome, ended.overflows) == (Outcome.COMPLETED, ())
+        return ended.objects.frames_sha256
+
+    return frames_sha256
+
+
+def test_a_clip_that_overflows_its_card_is_rendered_in_a_leaner_layout(make_worker, fly, storage, whole):
+    device = Boastful(LARGE)
+    worker, made = make_worker(device), fly()
+    # What prompt and still are encoded to is kept, so that denoising is what takes most.
+    assert worker.run(fly("attempt_0")).overflows == ()
+    device.leave(WEIGHTS + BETWEEN)
+    ended = worker.run(made)
+    assert (ended.outcome, ended.detail) == (Outcome.COMPLETED, "")
+    assert ended.objects.frames_sha256 == whole(SPLIT)
+    assert made.emit.steps == [0, 0, 1, 2, 3, 4, 5], "the first step did not fit, all others did"
+    (overflow,) = ended.overflows
+    assert (overflow.stage, overflow.layout, overflow.step, overflow.card) == ("denoise", str(RESIDENT), 0, "gpu0")
+    assert overflow.predicted_bytes == footprint(CLIP).peak_bytes
+    assert WEIGHTS < overflow.measured_bytes <= WEIGHTS + BETWEEN
+    told = provenance(storage, ended)
+    assert [entry["layout"] for entry in told["escalated"]] == [str(RESIDENT)]
+    assert told["layout"] == SPLIT.model_dump(mode="json")
+    assert told["memory"]["predicted_bytes"] == footprint(CLIP, SPLIT).peak_bytes
+    assert [(peak.layout, peak.out_of_memory) for peak in ended.peaks] == [(RESIDENT, True), (SPLIT, False)]
+
+
+def test_memory_lost_between_two_steps_repeats_the_steps_since_the_last_snapshot(make_worker, fly):
+    device = Boastful(LARGE)
+    made = fly()
+    made.emit.when = at_step(3, lambda: device.leave(WEIGHTS + BETWEEN))
+    ended = make_worker(device).run(made)
+    assert ended.outcome is Outcome.COMPLETED
+    assert made.emit.steps == [0, 1, 2, 3, 2, 3, 4, 5]
+    assert [(o.stage, o.step) for o in ended.overflows] == [("denoise", 3)]
+
+
+def test_a_decode_that_overflows_repeats_only_the_decode(make_worker, fly, storage, whole):
+    device = Boastful(LARGE)
+    made = fly()
+    made.emit.when = at_step(STEPS, lambda: device.leave(WEIGHTS + 200_000))
+    ended = make_worker(device).run(made)
+    assert (ended.outcome, ended.detail) == (Outcome.COMPLETED, "")
+    assert made.emit.steps == [0, 1, 2, 3, 4, 5, 5], "no step is done twice"
+    assert [(o.stage, o.step) for o in ended.overflows] == [("decode", STEPS)]
+    assert ended.objects.frames_sha256 == whole(RESIDENT), "the encoders took no part in it"
+    told = provenance(storage, ended)
+    assert told["layout"] == Layout(evict_encoders=True).model_dump(mode="json")
+
+
+def test_where_no_layout_is_left_it_ends_with_its_history_and_a_checkpoint(make_worker, fly, storage, whole):
+    device = Boastful(LARGE)
+    worker, made = make_worker(device), fly()
+    made.emit.when = at_step(3, lambda: device.leave(WITHOUT_ENCODERS + 150_000))
+    ended = worker.run(made)
+    assert (ended.outcome, ended.stage, ended.sticky) == (Outcome.OOM, "denoise", False)
+    evicted = Layout(split_guidance=True, evict_encoders=True)
+    assert [(o.stage, o.step, o.layout) for o in ended.overflows] == [
+        ("denoise", 3, str(RESIDENT)),
+        # The encoders alone are more than there is.
+        ("encode", 2, str(SPLIT)),
+        ("denoise", 2, str(evicted)),
+    ]
+    assert "out of memory in denoise" in ended.detail
+    assert ended.checkpoint.step == 2
+    # All that the tries took is off the card, and it renders the next clip.
+    assert WITHOUT_ENCODERS <= device.used_bytes() < WITHOUT_ENCODERS + 1000
+    device.leave(LARGE)
+    again = worker.run(fly("attempt_2", ended.checkpoint))
+    assert (again.outcome, again.overflows) == (Outcome.COMPLETED, ())
+    assert again.objects.frames_sha256 == whole(RESIDENT)
+
+
+def test_a_process_that_keeps_memory_is_replaced(make_worker, fly):
+    device = Boastful(LARGE)
+    worker, made, leak = make_worker(device), fly(), []
+    made.emit.when = at_step(2, lambda: (leak.append(torch.ones(2**20)), device.leave(WEIGHTS + 2**22 + 100_000)))
+    ended = worker.run(made)
+    assert (ended.outcome, ended.sticky) == (Outcome.OOM, True)
+    assert f"{2**22} bytes of it are not released" in ended.detail
+    assert len(ended.overflows) == 1, "nothing more is tried in a process that leaks"
+    assert ended.checkpoint.step == 2
+    assert worker.run(fly("attempt_2")).outcome is Outcome.LOST
+
+
+def test_a_broken_card_is_reported_with_the_snapshot_and_left(make_worker, fly, whole):
+    def break_card() -> None:
+        raise RuntimeError(ILLEGAL)
+
+    worker, made = make_worker(EmulatedDevice(LARGE)), fly()
+    made.emit.when = at_step(3, break_card)
+    ended = worker.run(made)
+    assert (ended.outcome, ended.sticky, ended.checkpoint.step) == (Outcome.ERROR, True, 2)
+    assert "illegal memory access" in ended.detail
+    refused = worker.run(fly("attempt_2"))
+    assert (refused.outcome, refused.sticky) == (Outcome.LOST, False)
+
+    made = fly("attempt_3", ended.checkpoint)
+    ended = make_worker(EmulatedDevice(LARGE)).run(made)
+    assert made.emit.steps == [2, 3, 4, 5]
+    assert ended.objects.frames_sha256 == whole(RESIDENT)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_clip_waits_for_what_other_programs_took_in_the_middle_of_it(make_worker, fly, whole, comes_back):
+    device, now = EmulatedDevice(LARGE), [0.0]
+
+    def pause(_flight: Flight, seconds: float) -> None:
+        now[0] += seconds
+        if comes_back:
+            device.foreign_bytes = 0
+
+    worker, made = make_worker(device, Hold(patience_s=3, poll_s=1, pause=pause)), fly()
+    worker._clock = lambda: now[0]
+    made.emit.when = at_step(3, lambda: setattr(device, "foreign_bytes", LARGE - 1000))
+    ended = worker.run(made)
+    assert [o.step for o in ended.overflows] == [3]
+    if comes_back:
+        assert ended.outcome is Outcome.COMPLETED
+        assert ended.objects.frames_sha256 == whole(RESIDENT)
+    else:
+        assert (ended.outcome, ended.foreign_bytes, now) == (Outcome.OOM, LARGE - 1000, [3.0])
+        assert ended.checkpoint.step == 2
+
+
+RENDERER = """
+import asyncio, json, sys
+from pathlib import Path
+from cluster.storage import Storage
+from serve.cards import LazyDevice
+from serve.renderer import Renderer
+from serve.worker import CardIdentity, WeightsPlace, Worker
+
+class Broken(Storage):
+    def get_still(self, sha256):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+async def main(home, assignment):
+    renderer = Renderer.__new__(Renderer)
+    renderer._flights, renderer._broken = {}, False
+    device = LazyDevice(2**30, 2**30, "cpu", None)
+    weights = WeightsPlace(home=home, folders={}, offline=True)
+    identity = CardIdentity(card="gpu0", card_class="c8", kind="test")
+    renderer._worker = Worker(identity, device, Broken(home / "storage"), weights)
+    async for message in renderer.run(assignment, want="r"):
+        print(json.dumps(message), flush=True)
+    print(renderer._state().value, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
+"""
+
+
+def test_a_renderer_whose_card_is_broken_says_so_and_exits(fly, tmp_path):
+    assignment = fly().assignment.model_dump_json()
+    command = [sys.executable, "-c", RENDERER, str(tmp_path), assignment]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    accepted, ended, state = done.stdout.splitlines()
+    assert json.loads(accepted) == ACCEPTED
+    told = event_from_wire(json.loads(ended))
+    assert (told.outcome, told.sticky) == (Outcome.ERROR, True)
+    assert (state, done.returncode) == ("draining", 1)
+
+
+def test_told_to_leave_while_out_of_memory_it_leaves_with_its_snapshot(make_worker, fly):
+    device, made = Boastful(LARGE), fly()
+
+    made.emit.when = at_step(3, lambda: device.leave(WEIGHTS + BETWEEN))
+    worker = make_worker(device)
+    found = worker._next
+    # The order to leave arrives while the next layout is looked for.
+    worker._next = lambda *args: (made.stop(checkpoint=True), found(*args))[1]
+    ended = worker.run(made)
+    assert (ended.outcome, ended.checkpoint.step) == (Outcome.STOPPED, 2)
+    assert made.emit.steps == [0, 1, 2, 3]
+
+
+# -- layouts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["i2vgen-xl", "i2vgen-xl-tiny", "svd-xt", "wan2.2-5b", "camera"])
+@pytest.mark.parametrize("stage", list(Stage))
+def test_ever_leaner_layouts_change_one_stage_take_less_of_it_and_end(name, stage):
+    family = family_named(name)
+    other = {
+        Stage.ENCODE: {"split_guidance", "chunk_feed_forward", "decode_frames", "evict_denoiser"},
+        Stage.DENOISE: {"decode_frames", "evict_denoiser"},
+        Stage.DECODE: {"split_guidance", "chunk_feed_forward", "stream_weights"},
+    }[stage]
+    frames = 17 if name.startswith("wan") else 16
+    clip = spec(name, width=512, height=512, frames=frames, guidance=5)
+    layout, seen = family.layouts[0], []
+    while (following := leaner(layout, stage, family)) is not None:
+        assert following.model_dump(include=other) == layout.model_dump(include=other)
+        assert footprint(clip, following).stages[stage] < footprint(clip, layout).stages[stage]
+        seen.append(layout := following)
+        assert len(seen) <= 8, "this never ends"
+    assert bool(seen) == (name != "camera")
+
+
+def test_the_cheapest_switches_come_first():
+    family, layout, seen = family_named("i2vgen-xl"), RESIDENT, []
+    while (layout := leaner(layout, Stage.DENOISE, family)) is not None:
+        seen.append(layout)
+    assert seen[:3] == [
+        Layout(split_guidance=True),
+        Layout(split_guidance=True, chunk_feed_forward=8),
+        Layout(split_guidance=True, chunk_feed_forward=8, evict_encoders=True),
+    ]
+    svd, layout, seen = family_named("svd-xt"), family_named("svd-xt").layouts[0], []
+    while (layout := leaner(layout, Stage.DECODE, svd)) is not None:
+        seen.append((layout.evict_encoders, layout.evict_denoiser, layout.decode_frames))
+    assert seen == [(True, False, 8), (True, True, 8), (True, True, 4), (True, True, 2), (True, True, 1)]
+
+
+# -- what exceptions say ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.65 GiB",
+        "CUDA error: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasSetWorkspace(handle, ...)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    ],
+)
+def test_failed_allocations_by_their_texts(text):
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_sticky(RuntimeError(text))
+    assert not is_out_of_memory(ValueError(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ILLEGAL,
+        "CUDA error: device-side assert triggered",
+        "CUDA error: unspecified launch failure",
+        "CUDA error: uncorrectable ECC error encountered",
+        "CUDA error: unknown error",
+        "CUDA error: misaligned address",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( ... )`",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    ],
+)
+def test_errors_after_which_a_process_is_lost_by_their_texts(text):
+    assert is_sticky(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.parametrize("text", ["CUDA error: invalid argument", "unknown error", "CUBLAS_STATUS_NOT_INITIALIZED"])
+def test_errors_of_one_clip_say_nothing_of_the_card(text):
+    assert not is_sticky(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError(text))
