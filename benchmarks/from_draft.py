@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-
 from report import Aim, Report, parser
+
 from pipeline.clip import BaseClip, ClipSpec, ResolutionClass, Tier, Upscale
 from pipeline.families import family_named
 from pipeline.layouts import RESIDENT

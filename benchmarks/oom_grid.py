@@ -41,7 +41,8 @@ from pipeline.clip import ClipSpec, ResolutionClass, content_key
 from pipeline.families import family_named
 from pipeline.footprint import footprint, leanest, weights_on_card
 from serve.checkpoints import CheckpointEvery
-from serve.worker import CardIdentity, Flight, Hold, WeightsPlace, Worker
+from serve.flight import CardIdentity, Flight, Hold, WeightsPlace
+from serve.worker import Worker
 
 if TYPE_CHECKING:
     from pipeline.models.devices import EmulatedDevice
@@ -168,16 +169,18 @@ class Pool:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
         card = self.cards[assignment.renderer]
+        came = False
         comes = self.drawn.random() < self.foreign_often
         workspace = self.drawn.uniform(0, WORKSPACE)
 
         def emit(event: Event) -> None:
             # In the thread that renders, holding the card.
+            nonlocal came
             if isinstance(event, StepDone) and event.step == 0:
                 self._set_up(card, assignment.spec, workspace)
             if isinstance(event, StepDone) and event.step == 1 and comes and not card.device.foreign_bytes:
                 card.device.foreign_bytes = round(FOREIGN * ROOM_BYTES[assignment.card_class])
-                self.foreign += 1
+                self.foreign, came = self.foreign + 1, True
             if isinstance(event, CardFree):
                 card.device.foreign_bytes = 0
             loop.call_soon_threadsafe(events.put_nowait, event)
@@ -191,7 +194,7 @@ class Pool:
                 event = await events.get()
                 if isinstance(event, Ended):
                     failed = sum(peak.out_of_memory for peak in event.peaks)
-                    if card.device.foreign_bytes:
+                    if came:
                         self.squeezed += failed
                     else:
                         self.ooms += failed

@@ -20,8 +20,8 @@ from pipeline.emulation import emulated_bytes
 from pipeline.footprint import cuda_model
 from pipeline.nvml import Nvml, UnknownMemoryError
 from pipeline.weights import WeightsError
+from serve.flight import CardIdentity
 from serve.settings import EMULATED_USABLE_SHARE
-from serve.worker import CardIdentity
 
 log = logging.getLogger("clipmill.cards")
 

@@ -36,7 +36,10 @@ class Keeper:
         emit: Callable[[Event], None],
         every: CheckpointEvery,
         clock: Callable[[], float],
+        observe: Callable[[int], None] = lambda _nbytes: None,
     ) -> None:
+        """`observe` is told the bytes of each checkpoint that was written."""
+        self._observe = observe
         self._storage = storage
         self._assignment = assignment
         self._emit = emit
@@ -114,6 +117,7 @@ class Keeper:
             self._failed(step, error)
             return
         self.newest, self.fault = Checkpoint(key, step), ""
+        self._observe(len(data))
         self._emit(CheckpointSaved(self.newest))
 
     def _failed(self, step: int, error: Exception) -> None:

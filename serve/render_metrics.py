@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from pipeline.clip import ClipSpec
-from serve.worker import CardIdentity
+from serve.flight import CardIdentity
 
 #: Upper bounds in seconds: from camera frames to 1024p on a small card.
 STEP_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -16,7 +16,7 @@ _CARD_TAGS = ("card", "card_class")
 
 
 class RayObserver:
-    """A `serve.worker.Observer` for a process that Ray runs. One per process: Ray's metrics go by name."""
+    """A `serve.flight.Observer` for a process that Ray runs. One per process: Ray's metrics go by name."""
 
     def __init__(self, identity: CardIdentity) -> None:
         self._class = {"card_class": identity.card_class}
@@ -46,9 +46,12 @@ class RayObserver:
             description="Measured peak of the clip the card rendered last.",
             tag_keys=_CARD_TAGS,
         )
+        self._checkpoint = Gauge(
+            "clipmill_checkpoint_bytes", description="Bytes of the checkpoint written last.", tag_keys=_STEP_TAGS
+        )
 
     def step(self, spec: ClipSpec, seconds: float) -> None:
-        """See `serve.worker.Observer`."""
+        """See `serve.flight.Observer`."""
         tags = {
             "model": spec.family,
             "resolution_class": spec.resolution_class.value,
@@ -60,9 +63,14 @@ class RayObserver:
             self._spent.inc(seconds, tags)
 
     def memory(self, spec: ClipSpec, predicted_bytes: int, measured_bytes: int) -> None:
-        """See `serve.worker.Observer`."""
+        """See `serve.flight.Observer`."""
         if predicted_bytes:
             tags = {"model": spec.family, "resolution_class": spec.resolution_class.value, **self._class}
             self._ratio.observe(measured_bytes / predicted_bytes, tags)
         self._predicted.set(predicted_bytes, self._card)
         self._measured.set(measured_bytes, self._card)
+
+    def checkpoint(self, spec: ClipSpec, nbytes: int) -> None:
+        """See `serve.flight.Observer`."""
+        tags = {"model": spec.family, "resolution_class": spec.resolution_class.value, **self._class}
+        self._checkpoint.set(nbytes, tags)

@@ -19,10 +19,11 @@ from cluster.jobs import Ended
 from cluster.storage import Storage
 from serve.cards import claim, emulated_card, gpu_card
 from serve.checkpoints import CheckpointEvery
+from serve.flight import CardIdentity, Flight, Hold, WeightsPlace
 from serve.messages import ACCEPTED, event_to_wire
 from serve.render_metrics import RayObserver
 from serve.settings import FarmArgs
-from serve.worker import CARD_LOCK, CardIdentity, Flight, Hold, WeightsPlace, Worker
+from serve.worker import CARD_LOCK, Worker
 
 log = logging.getLogger("clipmill.renderer")
 

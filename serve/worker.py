@@ -9,14 +9,14 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cluster.cards import every_class
-from cluster.dispatcher import Assignment, CardFree, Event, StepDone
+from cluster.dispatcher import CardFree
 from cluster.escalation import story
 from cluster.jobs import Ended, Objects, Outcome, Overflow
 from cluster.lessons import Peak
@@ -35,6 +35,7 @@ from pipeline.render import render_frames, write_clip
 from pipeline.weights import WeightsError
 from serve.checkpoints import CheckpointEvery, Keeper
 from serve.faults import is_out_of_memory, is_sticky
+from serve.flight import CardIdentity, Flight, Hold, Nobody, Observer, WeightsPlace
 from serve.settings import EMULATED_USABLE_SHARE
 
 if TYPE_CHECKING:
@@ -48,96 +49,6 @@ CARD_LOCK = threading.Lock()
 
 #: How often a clip waits for other programs to give memory back after it ran out of it, and tries the same again.
 _MOST_WAITS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class CardIdentity:
-    """Which card a renderer holds."""
-
-    card: str
-    card_class: str
-    kind: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsPlace:
-    """Where weights come from."""
-
-    home: Path
-    #: A local folder per family.
-    folders: dict[str, Path]
-    offline: bool
-    #: Address asked instead of the hub; empty for the hub.
-    mirror: str = ""
-    #: Families whose licence was accepted in the farm's configuration.
-    accepted: frozenset[str] = frozenset()
-    #: Safetensors of the adapters that clips may name, by SHA-256.
-    adapters: Mapping[str, Path] = field(default_factory=dict)
-
-
-class Flight:
-    """One assignment on its way through a worker; `stop` may be called from any thread."""
-
-    def __init__(self, assignment: Assignment, emit: Callable[[Event], None]) -> None:
-        self.assignment = assignment
-        self.emit = emit
-        self.steps = (assignment.resume.step if assignment.resume else 0, assignment.spec.total_steps)
-        #: Why it begins anew although there was a checkpoint; empty where it does not.
-        self.refused = ""
-        #: What it took of the card in each layout it was tried in.
-        self.peaks: list[Peak] = []
-        #: Where it ran out of memory, and how often it waited for other programs to give memory back after that.
-        self.overflows: list[Overflow] = []
-        self.waits = 0
-        self._stop = threading.Event()
-        self._leave = threading.Event()
-        #: Either of the two.
-        self._told = threading.Event()
-
-    def stop(self, *, checkpoint: bool = False) -> None:
-        """Stop within a step; with `checkpoint`, save the clip first, or finish it where its frames are there."""
-        (self._leave if checkpoint else self._stop).set()
-        self._told.set()
-
-    def pause(self, seconds: float) -> None:
-        """Wait so long, or until told to stop."""
-        self._told.wait(seconds)
-
-    @property
-    def told(self) -> bool:
-        """Whether it was told to stop, with a checkpoint or without."""
-        return self._told.is_set()
-
-    @property
-    def leaving(self) -> bool:
-        """Whether it was told to save a checkpoint and stop."""
-        return self._leave.is_set()
-
-    def check(self, *, before: bool = False) -> None:
-        """Raise `Stopped` once told to stop; `before` the first step there is nothing to save either."""
-        if self._stop.is_set() or (before and self.leaving):
-            raise Stopped
-
-    def report(self, step: int, steps: int) -> None:
-        """Tell of a finished step."""
-        self.steps = (step, steps)
-        self.emit(StepDone(step=step, steps=steps))
-
-    def begin_anew(self, reason: str) -> None:
-        """The checkpoint cannot be used: all steps are still to be done."""
-        log.warning("attempt %s begins anew: %s", self.assignment.attempt_id, reason)
-        self.refused = reason
-        self.steps = (0, self.assignment.spec.total_steps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hold:
-    """How long a clip waits for memory that other programs have taken, in seconds."""
-
-    patience_s: float = 30.0
-    poll_s: float = 0.5
-    #: Lets time pass; returns early where the flight is told to stop.
-    pause: Callable[[Flight, float], None] = Flight.pause
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,24 +78,6 @@ class _Full:
     failure: str
 
 
-class Observer(Protocol):
-    """Hears what rendering takes. Called in the render's thread; must be quick and must not raise."""
-
-    def step(self, spec: ClipSpec, seconds: float) -> None:
-        """A step took so long. A clip's first step is left out: encoders and decoder of the still share its time."""
-
-    def memory(self, spec: ClipSpec, predicted_bytes: int, measured_bytes: int) -> None:
-        """Predicted and measured peak of a clip that was rendered, or that ran out of memory."""
-
-
-class _Nobody:
-    def step(self, spec: ClipSpec, seconds: float) -> None:
-        pass
-
-    def memory(self, spec: ClipSpec, predicted_bytes: int, measured_bytes: int) -> None:
-        pass
-
-
 class Worker:
     """Holds a card, keeps one model warm, renders and publishes clips."""
 
@@ -207,7 +100,7 @@ class Worker:
         #: What the clip on the card waits for before it starts, in words; empty where it does not wait.
         self.holding = ""
         self._every = every or CheckpointEvery()
-        self._observer: Observer = observer or _Nobody()
+        self._observer: Observer = observer or Nobody()
         self._clock = clock
         self.identity = identity
         self.device = device
@@ -227,7 +120,15 @@ class Worker:
 
     def run(self, flight: Flight) -> Ended:
         """Render and publish one clip, in the calling thread. Never raises."""
-        keeper = Keeper(self.storage, flight.assignment, flight.emit, self._every, self._clock)
+        spec = flight.assignment.spec
+        keeper = Keeper(
+            self.storage,
+            flight.assignment,
+            flight.emit,
+            self._every,
+            self._clock,
+            lambda nbytes: self._observer.checkpoint(spec, nbytes),
+        )
         if self._broken:
             return Ended(outcome=Outcome.LOST, detail=f"this renderer is being replaced: {self._broken}")
         ended = self._end(flight, keeper)

@@ -291,4 +291,6 @@ def _smallest_card(family: Family) -> str | None:
     if memory_model(family) is None:
         return "no card needed"
     needed = leanest_of(family, family.native_class.pixels, family.tiers[Tier.STANDARD].frames)[1].peak_bytes
-    return Fleet(usable_bytes={name: promised_bytes(NOMINAL_BYTES[name]) for name in NOMINAL_BYTES}).smallest_class_for(needed)
+    return Fleet(usable_bytes={name: promised_bytes(NOMINAL_BYTES[name]) for name in NOMINAL_BYTES}).smallest_class_for(
+        needed
+    )

@@ -23,8 +23,9 @@ from pipeline.footprint import cuda_model, leanest
 from pipeline.models.devices import EmulatedDevice
 from pipeline.nvml import Nvml, UnknownMemoryError
 from serve.cards import gpu_card
+from serve.flight import CardIdentity, Flight, Hold, WeightsPlace
 from serve.messages import event_from_wire, event_to_wire
-from serve.worker import CARD_LOCK, CardIdentity, Flight, Hold, WeightsPlace, Worker
+from serve.worker import CARD_LOCK, Worker
 from tests.building import Clock, spec, still_png
 
 MIB = 2**20

@@ -254,7 +254,9 @@ def test_at_rest_the_view_is_the_plane_itself() -> None:
 
 def test_same_arguments_same_bytes_and_every_frame_is_told() -> None:
     still, told = four_markers(), []
-    first = CameraModel().render(still, spec("orbit right"), RESIDENT, lambda done, of, _snapshot: told.append((done, of)))
+    first = CameraModel().render(
+        still, spec("orbit right"), RESIDENT, lambda done, of, _snapshot: told.append((done, of))
+    )
     assert told == [(i, 9) for i in range(1, 10)]
     other_seed = spec("orbit right").model_copy(update={"seed": 99})
     second = CameraModel().render(still, other_seed, RESIDENT, lambda done, of, _snapshot: None)

@@ -31,8 +31,9 @@ from pipeline.weights import (
     index_digest,
     wanted_files,
 )
+from serve.flight import CardIdentity, Flight, WeightsPlace
 from serve.settings import FarmArgs
-from serve.worker import CardIdentity, Flight, WeightsPlace, Worker
+from serve.worker import Worker
 from tests.building import spec, still_png
 from tests.hub import OTHER, REVISION, TINY, Folders, from_hub, load, manifest_for
 

@@ -20,7 +20,8 @@ from pipeline.problems import BadInputError
 from pipeline.weights import WeightsError
 from serve import worker as worker_module
 from serve.cards import LazyDevice
-from serve.worker import CARD_LOCK, CardIdentity, Flight, WeightsPlace, Worker, is_out_of_memory
+from serve.flight import CardIdentity, Flight, WeightsPlace
+from serve.worker import CARD_LOCK, Worker, is_out_of_memory
 from tests.building import spec, still_png
 
 PATIENCE_S = 30
@@ -204,6 +205,9 @@ class Watching:
 
     def step(self, spec, seconds: float) -> None:
         self.steps.append((spec.family, seconds))
+
+    def checkpoint(self, spec, nbytes: int) -> None:
+        pass
 
     def memory(self, spec, predicted_bytes: int, measured_bytes: int) -> None:
         self.peaks.append((predicted_bytes, measured_bytes))

@@ -21,8 +21,9 @@ from pipeline.layouts import RESIDENT, Layout
 from pipeline.models.devices import EmulatedDevice
 from serve.checkpoints import CheckpointEvery
 from serve.faults import is_out_of_memory, is_sticky
+from serve.flight import CardIdentity, Flight, Hold, WeightsPlace
 from serve.messages import ACCEPTED, event_from_wire
-from serve.worker import CARD_LOCK, CardIdentity, Flight, Hold, WeightsPlace, Worker
+from serve.worker import CARD_LOCK, Worker
 from tests.building import spec, still_png
 
 STEPS = 5
@@ -280,7 +281,8 @@ from pathlib import Path
 from cluster.storage import Storage
 from serve.cards import LazyDevice
 from serve.renderer import Renderer
-from serve.worker import CardIdentity, WeightsPlace, Worker
+from serve.flight import CardIdentity, WeightsPlace
+from serve.worker import Worker
 
 class Broken(Storage):
     def get_still(self, sha256):

@@ -19,7 +19,8 @@ from pipeline.models.devices import HostDevice
 from pipeline.models.i2vgen_xl import I2VGenXL
 from serve.cards import LazyDevice
 from serve.checkpoints import CheckpointEvery, Keeper
-from serve.worker import CARD_LOCK, CardIdentity, Flight, WeightsPlace, Worker
+from serve.flight import CardIdentity, Flight, WeightsPlace
+from serve.worker import CARD_LOCK, Worker
 from tests.building import spec, still_png
 
 PATIENCE_S = 30
