@@ -448,10 +448,11 @@ class DiffusionModel(ABC):
             noise = self._noise(phase.spec, "refine", 0)
             state = refine(scheduler, clean.to(noise.dtype), noise, phase.spec.steps, phase.steps)
         run = Run(
-            model=self,
+            identity=self.identity(spec),
+            made={**self.describe(), "layout": layout.model_dump(mode="json")},
+            resumable=self.family.resumable,
             phase=phase,
             spec=spec,
-            layout=layout,
             on_step=on_step,
             scheduler=scheduler,
             state=state,

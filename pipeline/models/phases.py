@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import checkpoint as checkpoints
 from pipeline.checkpoint import Checkpoint
 from pipeline.clip import ClipSpec
 from pipeline.denoise import DenoiseState
-from pipeline.layouts import Layout
 from pipeline.models.model import OnStep, Snapshot
 from pipeline.samplers import take_state
-
-if TYPE_CHECKING:
-    from pipeline.models.diffusion import DiffusionModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +35,18 @@ class Run:
     def __init__(
         self,
         *,
-        model: DiffusionModel,
+        identity: Mapping[str, Any],
+        made: Mapping[str, Any],
+        resumable: bool,
         phase: Phase,
         spec: ClipSpec,
-        layout: Layout,
         on_step: OnStep,
         scheduler: Any,
         state: DenoiseState,
         conditions: str,
     ) -> None:
-        self._model, self._phase, self._spec, self._layout = model, phase, spec, layout
+        self._identity, self._made, self._resumable = identity, made, resumable
+        self._phase, self._spec = phase, spec
         self._on_step = on_step
         self._scheduler, self._conditions = scheduler, conditions
         self._state: DenoiseState | None = state
@@ -59,7 +58,7 @@ class Run:
     def after_step(self, done: int, _total: int) -> None:
         # Deep layers kept from an earlier step do not travel: leave only where the next step renews them.
         whole = (done - self._skipped) % self._phase.spec.step_cache == 0
-        taken: Snapshot | None = self.snapshot if self._model.family.resumable and whole else None
+        taken: Snapshot | None = self.snapshot if self._resumable and whole else None
         self._on_step(self._done(done), self._spec.total_steps, taken)
 
     def snapshot(self) -> bytes:
@@ -67,14 +66,14 @@ class Run:
             raise RuntimeError("a snapshot is taken while its step is reported, not later")
         return checkpoints.dump(
             Checkpoint(
-                identity=self._model.identity(self._spec),
+                identity=self._identity,
                 phase=self._phase.index,
                 step_index=self._state.step_index,
                 done=self._done(self._state.step_index),
                 latents=self._state.latents,
                 scheduler=take_state(self._scheduler, self._phase.spec.steps),
                 conditions=self._conditions,
-                made={**self._model.describe(), "layout": self._layout.model_dump(mode="json")},
+                made=self._made,
             )
         )
 

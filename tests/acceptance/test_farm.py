@@ -85,7 +85,7 @@ def test_batches_by_command_line_and_http(up: Up) -> None:
 
 
 def test_a_farm_never_swaps_a_diffusion_job_for_camera_moves(up: Up) -> None:
-    catalog = write_catalog(up.terminal.folder / "plain", [{"prompt": "zoom in"}])
+    catalog = write_catalog(up.terminal.folder / "plain", [{"prompt": "zoom in", "resolution_class": "1024p"}])
     result = up.terminal.run("submit", str(catalog), "--wait", "--json")
     assert result.code == 1
     [job] = result.json["jobs"]

@@ -329,8 +329,8 @@ def test_nothing_is_left_after_a_cancel_and_an_unload(home: Path, layout: Layout
     loaded = load(home, card)
     loaded.render(picture(), spec_of(steps=1), layout, no_step)
     resting = card.used_bytes()
-    stages = [stage for stage in Stage if not (layout.evict_encoders and stage is Stage.ENCODE)]
-    assert resting == weights_of(loaded.parts, stages)
+    gone = {Stage.ENCODE: layout.evict_encoders, Stage.DENOISE: layout.evict_denoiser}
+    assert resting == weights_of(loaded.parts, [stage for stage in Stage if not gone.get(stage)])
 
     def stop(done: int, _total: int, _snapshot: Any) -> None:
         if done == 2:
