@@ -22,10 +22,10 @@ UV_INSTALL = UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" UV_PYTHON_DOWNLOADS=never \
 .DELETE_ON_ERROR:
 # `make -j test` must not start two farms at once.
 .NOTPARALLEL:
-.PHONY: help demo test unit integration lint bench install clean
+.PHONY: help demo test unit integration lint bench bench-gpu install clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(BASE) ## Turn the eight example stills into clips, without a GPU and without weights
 	CLIPMILL_HOME=$(DEMO_HOME) $(BIN)/clipmill render examples/catalog/catalog.csv --model camera --out $(DEMO)
@@ -49,6 +49,12 @@ lint: $(DEV) ## Check style, types and the walls between the three floors
 bench: $(DEV) ## Run the benchmarks; figures are printed with the machine they were measured on
 	$(BIN)/python benchmarks/footprints.py --check
 	$(BIN)/python benchmarks/farm.py
+	$(BIN)/python benchmarks/from_draft.py --rounds 1
+	$(BIN)/python benchmarks/oom_grid.py --check
+
+bench-gpu: $(DEV) ## The benchmarks that need an NVIDIA GPU: a clip of every model, and predicted against measured memory
+	$(BIN)/python benchmarks/gpu_clip.py --check
+	$(BIN)/python benchmarks/vram_grid.py --check
 
 install: $(DEV) ## Install everything for working on clipmill into .venv
 

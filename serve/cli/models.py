@@ -290,7 +290,10 @@ def _here_text(view: dict[str, Any]) -> str:
 def _smallest_card(family: Family) -> str | None:
     if memory_model(family) is None:
         return "no card needed"
-    needed = leanest_of(family, family.native_class.pixels, family.tiers[Tier.STANDARD].frames)[1].peak_bytes
+    width, height = family.native_sizes[0] if family.native_sizes else (family.native_class.side,) * 2
+    if width * height > family.native_class.pixels:  # its class is a smaller one than it was trained at
+        width = height = family.native_class.side
+    needed = leanest_of(family, width * height, family.tiers[Tier.STANDARD].frames)[1].peak_bytes
     return Fleet(usable_bytes={name: promised_bytes(NOMINAL_BYTES[name]) for name in NOMINAL_BYTES}).smallest_class_for(
         needed
     )
