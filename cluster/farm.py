@@ -69,8 +69,6 @@ class Farm:
         on_open(batch_id)
         if not is_new and (known := self.desk.batch(self.owner, batch_id)).sealed:
             return known
-        if attended and source:
-            self.desk.supersede(self.owner, source, batch_id)
         accepted = self.accepted()
         for chunk in chunks(rows, CHUNK_ROWS):
             drafts = [draft(row, defaults, self._still_size, accepted) for row in chunk]
@@ -78,6 +76,9 @@ class Farm:
             self.desk.add(self.owner, batch_id, drafts)
             if attended:
                 self.attend(batch_id)
+        if attended and source:
+            # Only once their heirs are there: a clip that was left half way goes on from where it stands.
+            self.desk.supersede(self.owner, source, batch_id)
         self.desk.seal(self.owner, batch_id)
         return self.desk.batch(self.owner, batch_id)
 

@@ -201,7 +201,8 @@ def _choice(choices: type[StrEnum], field: str, value: object) -> StrEnum:
         return choices(_text(field, value).lower())
     except ValueError:
         remedy = f"Choose one of: {', '.join(choices)}."
-        raise BadInputError(field, f"{_show(value)} is not a {field.replace('_', ' ')}", remedy) from None
+        article = "an" if field[0] in "aeiou" else "a"
+        raise BadInputError(field, f"{_show(value)} is not {article} {field.replace('_', ' ')}", remedy) from None
 
 
 def _model(field: str, value: object) -> str | None:

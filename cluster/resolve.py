@@ -19,6 +19,8 @@ from pipeline.problems import BadInputError, Problem
 
 MAX_PROMPT_CHARACTERS = 2000
 MAX_GUIDANCE = 30.0
+#: Timesteps that consistency distillation trains, of which the sampler takes some.
+MAX_LCM_STEPS = 50
 MAX_FPS = 60
 #: A still's own aspect ratio (and its inverse) is followed up to here; a wider one has to be asked for.
 MAX_OWN_ASPECT = 2.0
@@ -193,6 +195,12 @@ def _denoising(
         "sampler",
         f"{family.name} cannot be sampled with {sampler}",
         f"Choose one of: {', '.join(family.samplers)}." if family.samplers else "Leave it empty.",
+    )
+    found.check(
+        sampler is not Sampler.LCM or steps <= MAX_LCM_STEPS,
+        "steps",
+        f"the sampler lcm has {MAX_LCM_STEPS} steps to choose from, not {steps}",
+        "Choose 4 to 8 for distilled weights, or another sampler.",
     )
     negative_prompt = (row.negative_prompt or "").strip() if family.uses_prompt else ""
     if negative_prompt and guidance == 1:

@@ -45,7 +45,9 @@ def digest(tensors: Tensors) -> str:
     """SHA-256 (hex) over names, shapes, types and bytes."""
     found = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = (
+            tensors[name].detach().cpu().contiguous().reshape(-1 if tensors[name].ndim == 0 else tensors[name].shape)
+        )
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         found.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return found.hexdigest()

@@ -139,9 +139,12 @@ class Ledger:
                     continue
                 attempt_id = new_id("attempt")
                 resume = None
-                if claimed.checkpoint_key and claimed.family in FAMILIES and FAMILIES[claimed.family].resumable:
-                    resume = Checkpoint(claimed.checkpoint_key, claimed.checkpoint_step)
-                done = self._stretches(c, job.id, resume) if resume else ()
+                if claimed.family in FAMILIES and FAMILIES[claimed.family].resumable:
+                    if claimed.checkpoint_key:
+                        resume = Checkpoint(claimed.checkpoint_key, claimed.checkpoint_step)
+                    elif claimed.fence == 1:
+                        resume = self._inherit(c, job)
+                done = self._stretches(c, resume) if resume else ()
                 resumed_step = resume.step if resume else 0
                 c.execute(
                     sa.insert(attempts).values(
@@ -327,7 +330,8 @@ class Ledger:
     def checkpointed(self, limit: int) -> list[str]:
         """Ids of jobs that have ended and whose checkpoints are still in storage."""
         with self._db.read() as c:
-            return list(c.scalars(sa.select(jobs.c.id).where(_has_ended(), _has_checkpoint()).limit(limit)))
+            ended = sa.and_(_has_ended(), ~_has_heir())
+            return list(c.scalars(sa.select(jobs.c.id).where(ended, _has_checkpoint()).limit(limit)))
 
     def forget_checkpoints(self, job_ids: Sequence[str]) -> None:
         """The checkpoints of these jobs, where they have ended, are gone from storage."""
@@ -346,7 +350,7 @@ class Ledger:
             return {
                 job_id
                 for some in chunks(job_ids, _MANY)
-                for job_id in c.scalars(sa.select(jobs.c.id).where(jobs.c.id.in_(some), _has_ended()))
+                for job_id in c.scalars(sa.select(jobs.c.id).where(jobs.c.id.in_(some), _has_ended(), ~_has_heir()))
             }
 
     def record_cards(self, beats: Iterable[Beat]) -> None:
@@ -414,7 +418,33 @@ class Ledger:
         )
         return [row.checkpoint_key] if row.checkpoint_key else []
 
-    def _stretches(self, c: Connection, job_id: str, resume: Checkpoint) -> tuple[Stretch, ...]:
+    def _inherit(self, c: Connection, job: Job) -> Checkpoint | None:
+        """The newest checkpoint of an equal clip that an earlier job left half way; the job's own from here on."""
+        left = c.execute(
+            sa.select(jobs.c.checkpoint_key, jobs.c.checkpoint_step)
+            .where(
+                jobs.c.owner == job.owner,
+                jobs.c.content_key == job.content_key,
+                jobs.c.id != job.id,
+                # A failed job's checkpoint may be what it failed of.
+                jobs.c.state.in_([JobState.QUEUED.value, JobState.HELD.value, JobState.CANCELLED.value]),
+                _has_checkpoint(),
+            )
+            .order_by(jobs.c.checkpoint_step.desc())
+            .limit(1)
+        ).one_or_none()
+        if left is None:
+            return None
+        c.execute(
+            sa.update(jobs)
+            .where(jobs.c.id == job.id)
+            .values(checkpoint_key=left.checkpoint_key, checkpoint_step=left.checkpoint_step)
+        )
+        return Checkpoint(left.checkpoint_key, left.checkpoint_step)
+
+    def _stretches(self, c: Connection, resume: Checkpoint) -> tuple[Stretch, ...]:
+        # By the job that the checkpoint lies under: it may be an earlier one of equal content.
+        job_id = resume.key.split("/")[1]
         made = {row.id: row for row in c.execute(sa.select(attempts).where(attempts.c.job_id == job_id))}
         found: list[Stretch] = []
         by: str | None = resume.key.split("/")[-2]
@@ -480,6 +510,17 @@ class Ledger:
 
 def _has_ended() -> sa.ColumnElement[bool]:
     return jobs.c.state.in_([state.value for state in FINAL_STATES])
+
+
+def _has_heir() -> sa.Exists:
+    """Of a row of `jobs`: whether a job of equal content of its owner may go on from its checkpoint."""
+    heir = jobs.alias("heir")
+    return sa.exists().where(
+        heir.c.owner == jobs.c.owner,
+        heir.c.content_key == jobs.c.content_key,
+        heir.c.id != jobs.c.id,
+        heir.c.state.not_in([state.value for state in FINAL_STATES]),
+    )
 
 
 def _has_checkpoint() -> sa.ColumnElement[bool]:

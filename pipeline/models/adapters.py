@@ -45,16 +45,41 @@ def put_on(network: nn.Module, adapter: Adapter, path: Path) -> None:
         raise WeightsError(
             f"The adapter {adapter.name!r} cannot be read: {error}", where, "Give a safetensors file; fetch it again."
         ) from error
+    unfit = f"The adapter {adapter.name!r} does not fit"
+    remedy = "Use an adapter trained for this family."
+    try:
+        config, factors = _plan(network, adapter, raw)
+    except (ValueError, IndexError, KeyError) as error:
+        raise WeightsError(f"{unfit}: {error}", where, remedy) from error
+    try:
+        inject_adapter_in_model(config, network, _NAME)
+        told = set_peft_model_state_dict(network, factors, _NAME)
+        # What no factor came for would keep the random values it was made with.
+        placed = sum(".lora_" in name for name, _ in network.named_parameters())
+        if told.unexpected_keys or placed != len(factors):
+            raise ValueError(f"{len(factors)} factors for {placed} places, {len(told.unexpected_keys)} without any")
+    except Exception as error:
+        # Whatever it was, nothing of it may stay: the next clip would be rendered through it.
+        take_off(network)
+        raise WeightsError(f"{unfit}: {error}", where, remedy) from error
+    network.eval().requires_grad_(False)
+    some = next(iter(network.parameters()))
+    for name, parameter in network.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(some.dtype)
+
+
+def _plan(network: nn.Module, adapter: Adapter, raw: dict[str, Any]) -> tuple[LoraConfig, dict[str, Any]]:
+    """What peft is to make, and the factors to fill it with. Raises `ValueError` for a file of another network."""
     factors, alphas = _sorted_out(raw)
     ranks = {name: factors[f"{name}.lora_A.weight"].shape[0] for name in _modules(factors)}
     modules = dict(network.named_modules())
-    if strange := sorted(name for name in ranks if name not in modules) or ([] if ranks else ["no LoRA at all"]):
-        raise WeightsError(
-            f"The adapter {adapter.name!r} is for another network: {len(strange)} modules are unknown, "
-            f"such as {strange[0]}",
-            where,
-            "Use an adapter trained for this family.",
-        )
+    if not ranks:
+        raise ValueError("it is no LoRA at all")
+    if strange := sorted(name for name in ranks if name not in modules):
+        raise ValueError(f"it is for another network: {len(strange)} modules are unknown, such as {strange[0]}")
+    if lacking := sorted(name for name in ranks if f"{name}.lora_B.weight" not in factors):
+        raise ValueError(f"{len(lacking)} modules have one factor of two, such as {lacking[0]}")
     config = LoraConfig(
         r=max(ranks.values()),
         lora_alpha=max(ranks.values()),
@@ -64,27 +89,7 @@ def put_on(network: nn.Module, adapter: Adapter, path: Path) -> None:
         alpha_pattern={f"^{re.escape(name)}$": adapter.scale * alphas.get(name, rank) for name, rank in ranks.items()},
         init_lora_weights=False,
     )
-    inject_adapter_in_model(config, network, _NAME)
-    try:
-        told = set_peft_model_state_dict(network, factors, _NAME)
-    except RuntimeError as error:
-        take_off(network)
-        raise WeightsError(
-            f"The adapter {adapter.name!r} does not fit: {error}", where, "Use an adapter trained for this family."
-        ) from error
-    if told.unexpected_keys:
-        take_off(network)
-        raise WeightsError(
-            f"The adapter {adapter.name!r} has {len(told.unexpected_keys)} weights without a place, such as "
-            f"{told.unexpected_keys[0]}",
-            where,
-            "Use an adapter trained for this family.",
-        )
-    network.eval().requires_grad_(False)
-    some = next(iter(network.parameters()))
-    for name, parameter in network.named_parameters():
-        if ".lora_" in name:
-            parameter.data = parameter.data.to(some.dtype)
+    return config, factors
 
 
 def take_off(network: nn.Module) -> None:

@@ -64,6 +64,8 @@ class DiffusionModel(ABC):
         #: Files of the adapters that clips may ask for, by SHA-256.
         self.adapters: Mapping[str, Path] = {}
         self._adapter: Adapter | None = None
+        #: Names the weights in keys of the cache; whoever loads from a folder of unknown content makes it stricter.
+        self.cache_name = self.weights
         #: What is being done: tells where memory ran out.
         self.stage = Stage.ENCODE
 
@@ -229,6 +231,11 @@ class DiffusionModel(ABC):
         self._placed.clear()
         self._device.free_cached()
 
+    @property
+    def weights(self) -> str:
+        """Names the weights that were loaded: their revision, or a digest of a folder of unknown revision."""
+        return self._origin.get("index_sha256") or self._origin.get("revision") or self.family.revision
+
     # -- stages ---------------------------------------------------------------------------------------------
 
     def denoise(self, halves: Halves, spec: ClipSpec, layout: Layout, on_step: OnStep) -> torch.Tensor:
@@ -297,6 +304,7 @@ class DiffusionModel(ABC):
         return {
             "family": self.family.name,
             "revision": spec.revision,
+            "weights": self.weights,
             "renderer": RENDERER_VERSION,
             "shape": list(self.latent_shape(spec)),
             "sampler": str(spec.sampler or self.family.samplers[0]),
@@ -405,7 +413,8 @@ class DiffusionModel(ABC):
                 latents = kept["latents"].to(self._device.torch_device)
             else:
                 latents = self._run_phase(phase, picture, latents, spec, layout, on_step, checkpoint)
-                if latents.nbytes <= KEPT_LATENTS_BYTES and self.family.refinable:
+                sound = bool(torch.isfinite(latents).all())
+                if sound and latents.nbytes <= KEPT_LATENTS_BYTES and self.family.refinable:
                     self.cache.put(key, {"latents": latents})
             checkpoint = None
             if phase.index + 1 < len(phases):
@@ -523,6 +532,7 @@ class DiffusionModel(ABC):
             picture=picture_sha256(picture),
             spec=spec.model_dump(mode="json"),
             dtype=str(self._dtype),
+            weights=self.cache_name,
             renderer=RENDERER_VERSION,
         )
 

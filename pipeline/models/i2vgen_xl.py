@@ -104,9 +104,7 @@ class I2VGenXL(DiffusionModel):
             with self.encoders():
                 return {"embeddings": self.embed_prompts([prompt])[0]}
 
-        key = cache_key(
-            "text", revision=self.family.revision, family=self.family.name, dtype=str(self.dtype), text=prompt
-        )
+        key = cache_key("text", weights=self.cache_name, family=self.family.name, dtype=str(self.dtype), text=prompt)
         return self.to_card(self.cache.fetch(key, embed))["embeddings"]
 
     def _picture(self, picture: Image.Image) -> Mapping[str, torch.Tensor]:
@@ -117,7 +115,7 @@ class I2VGenXL(DiffusionModel):
 
         key = cache_key(
             "picture",
-            revision=self.family.revision,
+            weights=self.cache_name,
             family=self.family.name,
             dtype=str(self.dtype),
             picture=picture_sha256(picture),

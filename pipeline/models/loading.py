@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -93,6 +94,11 @@ def load_model(
     parts = _load_parts(family, folder, getattr(torch, family.half) if cuda else torch.float32, on_load)
     model = engine(family, parts, device, origin, cache)
     model.adapters = adapters
+    if weights_dir is not None and manifest is None:
+        # Nobody vouches for its content: another file of the same name must not answer for this one.
+        stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*.safetensors"))]
+        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        model.cache_name = hashlib.sha256(repr((model.weights, files)).encode()).hexdigest()
     return model
 
 

@@ -151,7 +151,7 @@ class StableVideo(DiffusionModel):
 
         key = cache_key(
             "picture",
-            revision=self.family.revision,
+            weights=self.cache_name,
             family=self.family.name,
             dtype=str(self.dtype),
             picture=picture_sha256(picture),

@@ -126,7 +126,7 @@ class Wan(DiffusionModel):
                 return {"embeddings": self.embed_prompt(prompt)}
 
         key = cache_key(
-            "text", revision=self.family.revision, family=self.family.name, dtype=str(self.dtype), text=_clean(prompt)
+            "text", weights=self.cache_name, family=self.family.name, dtype=str(self.dtype), text=_clean(prompt)
         )
         # Kept without the zeros, which are most of it.
         embeddings = self.to_card(self.cache.fetch(key, embed))["embeddings"]
@@ -142,7 +142,7 @@ class Wan(DiffusionModel):
 
         key = cache_key(
             "picture",
-            revision=self.family.revision,
+            weights=self.cache_name,
             family=self.family.name,
             dtype=str(self.dtype),
             picture=picture_sha256(picture),

@@ -344,6 +344,10 @@ def test_an_adapter_of_another_network_or_file_is_refused(home: Path, tmp_path: 
     name = next(n for n, _ in loaded.parts.unet.named_modules() if n.endswith("attn1.to_q"))
     wrong = {f"{name}.lora_A.weight": torch.ones(2, 3), f"{name}.lora_B.weight": torch.ones(8, 2)}
     refused(changed(wrong), "does not fit")
+    half = {f"{name}.lora_A.weight": torch.ones(2, 8)}
+    refused(changed(half), "1 modules have one factor of two")
+    norm = next(n for n, m in loaded.parts.unet.named_modules() if isinstance(m, torch.nn.GroupNorm))
+    refused(changed({f"{norm}.lora_A.weight": torch.ones(2, 8), f"{norm}.lora_B.weight": torch.ones(8, 2)}), "not fit")
     path.write_bytes(b"nothing")
     sha256 = hashlib.sha256(b"nothing").hexdigest()
     loaded.adapters = {sha256: path}

@@ -720,6 +720,24 @@ def test_the_next_attempt_starts_where_the_checkpoint_stands(desk, ledger, resum
     assert desk.jobs(ME, batch_id)[0].step == 30, "progress does not fall to 0 meanwhile"
 
 
+def test_an_equal_job_goes_on_from_what_a_cancelled_one_left(desk, ledger, resumable):
+    """As when the same command runs again: its batch takes the place of the one that was left."""
+    batch_id, claim = resumable
+    ledger.renew({}, 10, {claim.attempt_id: checkpoint(claim, 30)})
+    end(ledger, claim, Ended(outcome=Outcome.LOST))
+    heir = hand_in(desk, draft(1, claim.job.content_key, spec=claim.job.spec))
+    desk.cancel(ME, batch_id)
+    assert ledger.checkpointed(10) == [], "its checkpoint is still wanted"
+    assert ledger.ended_among([claim.job.id]) == set()
+    again = claim_one(ledger, ledger.waiting(10)[0], "gpu1")
+    assert again.job.batch_id == heir
+    assert (again.resume, again.resumed_step) == (checkpoint(claim, 30), 30)
+    assert [(s.step, s.attempt) for s in again.done] == [(30, claim.attempt_id)]
+    # It failed of it: the next attempt does not inherit it once more.
+    end(ledger, again, Ended(outcome=Outcome.ERROR, resumed_step=30))
+    assert claim_one(ledger, ledger.waiting(10)[0]).resume is None
+
+
 def test_a_family_that_cannot_resume_begins_anew(desk, ledger):
     hand_in(desk, draft(1))
     claim = claim_one(ledger, ledger.waiting(10)[0])
