@@ -6,8 +6,9 @@ Renders a draft, then the larger clip from that draft at several strengths, and 
 how each moves in relation to the draft (`motion_correlation`) and how near its frames are (PSNR at the draft's size).
 With random weights this shows that the mechanism carries the motion over, and nothing about how a clip looks.
 
-Aim: with latents enlarged, at strength 0.5 and below, the motion is nearer to the draft's than that of the clip from the
-seed. Enlarging frames is shown without an aim: it needs an encoder that undoes the decoder, which random weights are not.
+Aim: with latents enlarged, at strength 0.5 and below, the motion is nearer to the draft's than that of the clip from
+the seed. Enlarging frames is shown without an aim: it needs an encoder that undoes the decoder, which random weights
+do not give.
 """
 
 from __future__ import annotations
