@@ -80,8 +80,6 @@ def build_parts(family: Family, configs: Configs, dtype: torch.dtype, device: st
             network = cls.from_config(config) if by_diffusers else cls(cls.config_class(**config))
         # Some layers make a parameter of a list, which heeds no default device.
         network.to(device)
-        # Some classes make a parameter of a list, which stays on the host.
-        network.to(device)
         _give_dtype(network, wanted)
         if device != "meta":
             _fill(network)
