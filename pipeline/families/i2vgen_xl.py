@@ -1,5 +1,7 @@
 """I2VGen-XL (Zhang et al., 2023, arXiv:2311.04145) and its tiny random sibling."""
 
+from dataclasses import replace
+
 from pipeline.clip import Sampler, Tier
 from pipeline.families.family import Component, Family, FrameRule, Stage, TierSettings
 from pipeline.layouts import RESIDENT, Layout
@@ -61,24 +63,14 @@ I2VGEN_XL = Family(
     components=_COMPONENTS,
 )
 
-I2VGEN_XL_TINY = Family(
+I2VGEN_XL_TINY = replace(
+    I2VGEN_XL,
     name="i2vgen-xl-tiny",
     title="I2VGen-XL, small random network (tests and emulated cards)",
-    engine="i2vgen-xl",
     revision="random-1",
     repo=None,
     licence="Apache-2.0",
     licence_note="Random weights: proves speed, memory and plumbing; the pictures mean nothing.",
-    stride=64,
-    frame_rule=FrameRule(minimum=2, maximum=64),
-    tiers=_TIERS,
-    guidance=9.0,
-    memory=None,
+    native_sizes=(),
     layouts=_SMALL_LAYOUTS,
-    resumable=True,
-    samplers=_SAMPLERS,
-    max_windowed_frames=512,
-    step_cacheable=True,
-    refinable=True,
-    components=_COMPONENTS,
 )

@@ -1,5 +1,7 @@
 """Wan2.2 TI2V-5B (Wan team, 2025, arXiv:2503.20314) and its tiny random sibling."""
 
+from dataclasses import replace
+
 from pipeline.clip import ResolutionClass, Sampler, Tier
 from pipeline.families.family import Component, Family, FrameRule, Stage, TierSettings
 from pipeline.layouts import RESIDENT, Layout
@@ -64,27 +66,15 @@ WAN22_5B = Family(
     variant="",
 )
 
-WAN22_5B_TINY = Family(
+WAN22_5B_TINY = replace(
+    WAN22_5B,
     name="wan2.2-5b-tiny",
     title="Wan2.2 TI2V-5B, small random network (tests and emulated cards)",
-    engine="wan",
     revision="random-1",
     repo=None,
-    licence="Apache-2.0",
     licence_note="Random weights: proves speed, memory and plumbing; the pictures mean nothing.",
-    stride=32,
-    frame_rule=_FRAMES,
-    tiers=_TIERS,
-    guidance=5.0,
-    memory=None,
+    licence_url="",
+    native_class=ResolutionClass.P512,
+    native_sizes=(),
     layouts=_SMALL_LAYOUTS,
-    resumable=True,
-    samplers=_SAMPLERS,
-    max_windowed_frames=481,
-    frames_per_latent=4,
-    pixels_per_latent=16,
-    refinable=True,
-    components=_COMPONENTS,
-    half="bfloat16",
-    variant="",
 )
