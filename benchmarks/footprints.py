@@ -112,7 +112,7 @@ def main() -> int:
     print(" ".join(f"{name}={value}" for name, value in machine.items()), flush=True)
     if arguments.write:
         print(f"wrote {table.write(family, table.measure(family, print))}")
-        closed_form.memory_model.cache_clear()
+        closed_form.reread()
 
     rows = []
     with torch.no_grad():

@@ -129,6 +129,10 @@ class Factors(BaseModel):
         """Bytes to expect where the peak of `predicted` was predicted."""
         return corrected(family, layout, predicted, self.factors.get(layout_key(layout), 1.0))
 
+    def correct_stage(self, family: str, layout: Layout, predicted: Footprint, stage: str) -> int:
+        """Bytes to expect of one stage."""
+        return corrected_stages(family, layout, predicted, self.factors.get(layout_key(layout), 1.0))[stage]
+
     def corrector(self, family: str) -> Callable[[Layout, Footprint], int]:
         """`correct` of one family, as `pipeline.footprint.plan` takes it."""
         return lambda layout, predicted: self.correct(family, layout, predicted)
@@ -306,18 +310,23 @@ def factor_of(family: str, layout: Layout, predicted: Footprint, measured_bytes:
 
 
 def corrected(family: str, layout: Layout, predicted: Footprint, factor: float) -> int:
-    """Peak of `predicted` with the activations of its stages multiplied by `factor`.
+    """Peak of `predicted` with the activations of its stages multiplied by `factor`."""
+    return max(corrected_stages(family, layout, predicted, factor).values())
+
+
+def corrected_stages(family: str, layout: Layout, predicted: Footprint, factor: float) -> Mapping[str, int]:
+    """`predicted` by stage with the activations multiplied by `factor`.
 
     Weights are what they are, and encoding is never taken for less than predicted: it is not measured apart.
     """
     if factor == 1 or predicted == NOTHING:
-        return predicted.peak_bytes
+        return predicted.stages
     weights = weights_on_card(family_named(family), layout).stages
-    return max(
-        max(weights[name], count + math.ceil((by - 1) * _activations(count, weights[name])))
+    return {
+        name: max(weights[name], count + math.ceil((by - 1) * _activations(count, weights[name])))
         for name, count in predicted.stages.items()
         for by in [max(1.0, factor) if name == Stage.ENCODE else factor]
-    )
+    }
 
 
 def _activations(stage_bytes: int, weights_bytes: int) -> float:

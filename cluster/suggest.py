@@ -3,54 +3,24 @@
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from cluster.cards import GIB, promised_bytes
-from pipeline.clip import ResolutionClass, Tier
-from pipeline.families import Family, size_for
-from pipeline.footprint import Footprint, flops_per_step, footprint_of, leanest_of
+from pipeline.clip import NO_PROMPT, ClipSpec, ResolutionClass, Tier
+from pipeline.families import Family, TierSettings, size_for
+from pipeline.footprint import Footprint, flops_per_step, leanest_of, plan
 from pipeline.layouts import Layout
+from pipeline.slowdown import FasterLayout, clip_flops, slowdown, why_not_faster
 
-#: TFLOPS of fp16 matrix products with fp32 sums and without sparsity, as NVIDIA publishes them.
-FP16_TFLOPS: Mapping[str, float] = {
-    "T4": 65,
-    "V100": 125,
-    "A10": 125,
-    "A100": 312,
-    "L4": 121,
-    "L40S": 362,
-    "RTX A6000": 155,
-    "RTX 6000 Ada": 364,
-    "RTX 3060": 25,
-    "RTX 3080": 60,
-    "RTX 3090": 71,
-    "RTX 4070": 58,
-    "RTX 4080": 97,
-    "RTX 4090": 165,
-    "RTX 5090": 210,
-    "H100": 989,
-    "H100 PCIe": 756,
-    "H200": 989,
-}
-#: Part of them that video diffusion is taken to reach. A guess: 0.6 follows from the 525 s that Wan2.2's authors
-#: publish of a 4090 (720p, 121 frames, 50 steps), networks made of convolutions reach less.
+#: Part of the published TFLOPS that video diffusion is taken to reach. A guess: 0.6 follows from the 525 s that
+#: Wan2.2's authors publish of a 4090 (720p, 121 frames, 50 steps), networks made of convolutions reach less.
 EFFICIENCY = 0.5
 #: A still is not enlarged by more than this, a side: beyond it there is nothing more to see.
 MAX_ENLARGEMENT = 1.25
 #: Part of a card's memory above which it is called full.
 FULL_SHARE = 0.8
-
-
-@dataclass(frozen=True, kw_only=True)
-class FasterLayout:
-    """A layout that is faster than the one a card has memory for."""
-
-    layout: Layout
-    #: Bytes of tensors that it takes.
-    needs_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +41,15 @@ class Option:
     #: The fastest layout that fits `frames`, and what it takes.
     layout: Layout
     predicted: Footprint
-    #: Faster ones, fastest first, and what they would take.
+    #: Those it would take before that, best first, and what they lack.
     faster: tuple[FasterLayout, ...]
     #: Highest value that is known to be good for this model: its own. It costs no memory and no time, as any above 1.
     guidance: float
     flops_per_step: float
-    #: Expected seconds of all steps; None where the card's speed is not known.
+    #: Expected seconds of all steps and decoding in that layout; None where the card's speed is not known.
     seconds: float | None
+    #: How many times as long it takes as where all fits at once; None where the card's speed is not known.
+    slowdown: float | None
     #: The class to start with: the family's native one, or what comes nearest to it from below.
     recommended: bool = False
 
@@ -85,13 +57,6 @@ class Option:
 def usable_of(vram_gib: float) -> int:
     """Bytes that clips may use of a card with so many GiB of memory, as every card class counts them."""
     return max(0, promised_bytes(int(vram_gib * GIB)))
-
-
-def tflops_of(kind: str) -> float | None:
-    """Published TFLOPS of a card by its name, such as `NVIDIA GeForce RTX 4090`; None for one that is not known."""
-    words = _words(kind)
-    known = [name for name in FP16_TFLOPS if f" {' '.join(_words(name))} " in f" {' '.join(words)} "]
-    return FP16_TFLOPS[max(known, key=len)] if known else None
 
 
 def largest_worth(width: int, height: int) -> ResolutionClass:
@@ -164,20 +129,30 @@ def _option(
     pixels = size[0] * size[1]
     settings = family.tiers[tier]
 
-    def seconds(frames: int) -> float | None:
-        if tflops is None:
-            return None
-        return flops_per_step(family, pixels, frames) * settings.steps / (tflops * 1e12 * EFFICIENCY)
+    def clip(frames: int) -> ClipSpec:
+        return _clip(family, resolution_class, size, frames, settings)
+
+    def planned(frames: int) -> tuple[Layout, Footprint] | None:
+        return plan(clip(frames), usable_bytes)
+
+    def seconds(frames: int) -> float:
+        found = planned(frames)
+        assert tflops is not None
+        assert found is not None
+        reached = tflops * EFFICIENCY
+        return clip_flops(clip(frames)) / (reached * 1e12) * slowdown(clip(frames), found[0], tflops=reached)
 
     most = max_frames(family, pixels, usable_bytes)
     if most is not None and within_s is not None:
-        in_time = bisect_right(_allowed(family), within_s, key=lambda n: seconds(n) or 0.0)
-        most = min(most, _allowed(family)[in_time - 1]) if in_time else None
+        # From above: a leaner layout may take longer than a faster one of a few frames more.
+        in_time = (n for n in reversed(_allowed(family)) if n <= most and seconds(n) <= within_s)
+        most = next(in_time, None)
     if most is None:
         return None
     frames = min(settings.frames, most)
-    layouts = [(layout, footprint_of(family, pixels, frames, layout)) for layout in family.layouts]
-    chosen = next(n for n, (_, predicted) in enumerate(layouts) if predicted.peak_bytes <= usable_bytes)
+    found = planned(frames)
+    assert found is not None, "what fits in any shape of so many pixels fits in this one"
+    reached = None if tflops is None else tflops * EFFICIENCY
     return Option(
         family=family,
         resolution_class=resolution_class,
@@ -187,12 +162,32 @@ def _option(
         frames=frames,
         steps=settings.steps,
         max_frames=most,
-        layout=layouts[chosen][0],
-        predicted=layouts[chosen][1],
-        faster=tuple(FasterLayout(layout=o, needs_bytes=p.peak_bytes) for o, p in layouts[:chosen]),
+        layout=found[0],
+        predicted=found[1],
+        faster=why_not_faster(clip(frames), usable_bytes, tflops=reached),
         guidance=family.guidance,
         flops_per_step=flops_per_step(family, pixels, frames),
-        seconds=seconds(frames),
+        seconds=None if reached is None else seconds(frames),
+        slowdown=None if reached is None else slowdown(clip(frames), found[0], tflops=reached),
+    )
+
+
+def _clip(
+    family: Family, resolution_class: ResolutionClass, size: tuple[int, int], frames: int, settings: TierSettings
+) -> ClipSpec:
+    return ClipSpec(
+        family=family.name,
+        revision=family.revision,
+        prompt=NO_PROMPT,
+        resolution_class=resolution_class,
+        width=size[0],
+        height=size[1],
+        frames=frames,
+        fps=settings.fps,
+        steps=settings.steps,
+        guidance=family.guidance,
+        seed=0,
+        sampler=family.samplers[0] if family.samplers else None,
     )
 
 
@@ -214,7 +209,3 @@ def _allowed(family: Family) -> list[int]:
 
 def _side(resolution_class: ResolutionClass) -> int:
     return resolution_class.side
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())

@@ -62,6 +62,8 @@ class NeedsBiggerCard:
     reserved_bytes: int = 0
     #: Smallest card class that holds it; None where none does.
     smallest_class: str | None = None
+    #: The stage that takes so much even in the leanest layout: `encode`, `denoise` or `decode`.
+    stage: str = ""
 
     def __str__(self) -> str:
         taken = [
@@ -74,8 +76,9 @@ class NeedsBiggerCard:
         ]
         besides = f" ({', '.join(taken)})" if taken else ""
         fits = f"the smallest card class that holds it is {self.smallest_class}" if self.smallest_class else ""
+        most = f"{self.stage.removesuffix('e')}ing takes most, in its leanest layout; " if self.stage else ""
         return (
-            f"needs {_text(self.predicted_bytes)}, {_text(self.usable_bytes)} usable{besides}; "
+            f"needs {_text(self.predicted_bytes)}, {_text(self.usable_bytes)} usable{besides}; {most}"
             f"{fits or 'no card class holds it'}"
         )
 

@@ -4,6 +4,10 @@
 
 Coefficients lie in `pipeline/footprints/<family>.json`, fitted to dry runs of the real networks by
 `clipmill footprint FAMILY --write`. They count tensors; what CUDA takes besides is estimated apart, by `cuda_share`.
+
+Decoding counts the pixels of a tile, and the blended frame besides. A decoder in half precision may overflow, and then
+decodes once more in float32: that takes the layout of `retry_layout`, which stays within the first decode's bytes where
+any does, and is counted where none does. Frames that are encoded again (`Upscale.FRAMES`) count as encoding.
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from pipeline.clip import ClipSpec
+from pipeline.clip import ClipSpec, Upscale
 from pipeline.families import Family, Line, MemoryModel, Stage, family_named
 from pipeline.layouts import RESIDENT, Layout
+from pipeline.tiles import largest_tile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,11 @@ class Footprint:
     def peak_bytes(self) -> int:
         """The largest stage: what a card must have free before the clip starts."""
         return max(self.encode_bytes, self.denoise_bytes, self.decode_bytes)
+
+    @property
+    def largest(self) -> Stage:
+        """The stage that takes most."""
+        return max(Stage, key=lambda stage: self.stages[stage])
 
     @property
     def stages(self) -> Mapping[str, int]:
@@ -98,11 +108,18 @@ def parse(table: Mapping[str, Any]) -> MemoryModel:
         dtype=table["dtype"],
         configs=table["configs"],
         source=table["source"],
+        decode_flops=table.get("decode_flops", 0.0),
+        canvas=table.get("canvas", 0.0),
+        blended=table.get("blended", 0.0),
+        decode_single=lines(table.get("decode_single", ())),
+        reencode=lines(table.get("reencode", ())),
     )
 
 
 @cache
-def _footprint(family: Family, pixels: int, frames: int, held: int, layout: Layout) -> Footprint:
+def _footprint(
+    family: Family, pixels: int, frames: int, held: int, layout: Layout, size: tuple[int, int] | None
+) -> Footprint:
     model = memory_model(family)
     if model is None:
         return NOTHING
@@ -114,21 +131,73 @@ def _footprint(family: Family, pixels: int, frames: int, held: int, layout: Layo
     weights = weights_on_card(family, layout)
     clip = latent_frames(family, frames)
     window = latent_frames(family, min(frames, held or frames))
-
-    def largest(lines: Iterable[Line], count: int) -> int:
-        return max(line.at(pixels, count) for line in lines)
-
-    encode = largest(model.encode, frames)
     # Of a windowed clip, its latents, their prediction and the noise are there whole.
-    denoise = largest(model.denoise[layout.denoise_switches], window) + round(
+    denoise = _largest(model.denoise[layout.denoise_switches], pixels, window) + round(
         3 * model.latents * pixels * (clip - window)
     )
-    decode = largest(model.decode, min(frames, layout.decode_frames)) + round(model.latents * pixels * clip)
+    decode = _decode_bytes(family, pixels, frames, layout, size)
+    if model.decode_single:
+        retry = _retry(family, pixels, frames, layout, size)
+        decode = max(decode, _decode_bytes(family, pixels, frames, retry, size, single=True))
     return Footprint(
-        encode_bytes=weights.encode_bytes + encode,
+        encode_bytes=weights.encode_bytes + _largest(model.encode, pixels, frames),
         denoise_bytes=weights.denoise_bytes + denoise,
-        decode_bytes=weights.decode_bytes + decode,
+        decode_bytes=decode,
     )
+
+
+def _largest(lines: Iterable[Line], pixels: int, frames: int) -> int:
+    return max(line.at(pixels, frames) for line in lines)
+
+
+def _decode_bytes(
+    family: Family, pixels: int, frames: int, layout: Layout, size: tuple[int, int] | None, *, single: bool = False
+) -> int:
+    """Bytes of the decode stage, weights included; `single`: of networks widened to float32."""
+    model = memory_model(family)
+    assert model is not None
+    # Of a size that is not known the tile is as large as it can be.
+    side = layout.decode_tile * family.pixels_per_latent
+    tile = largest_tile(*size, layout, family.pixels_per_latent) if size else min(pixels, side**2 or pixels)
+    held = min(frames, layout.decode_frames)
+    weights = weights_on_card(family, layout).decode_bytes + (model.weights[Stage.DECODE] if single else 0)
+    most = _largest(model.decode_single if single else model.decode, tile, held)
+    if tile < pixels:
+        most = max(most + round(model.canvas * pixels * held), round(model.blended * pixels * held))
+    return weights + most + round(model.latents * pixels * latent_frames(family, frames))
+
+
+@cache
+def _retry(family: Family, pixels: int, frames: int, layout: Layout, size: tuple[int, int] | None) -> Layout:
+    model = memory_model(family)
+    alone = layout.model_copy(update={"evict_denoiser": True})
+    if model is None or not model.decode_single:
+        return alone
+    most = _decode_bytes(family, pixels, frames, layout, size)
+    tried = [alone, *(tiled(alone, tile) for tile in tiles(family) if tile[0] < (layout.decode_tile or pixels))]
+    for each in tried:
+        if _decode_bytes(family, pixels, frames, each, size, single=True) <= most:
+            return each
+    return tried[-1]
+
+
+def retry_layout(family: Family, size: tuple[int, int], frames: int, layout: Layout) -> Layout:
+    """How a clip of `size` (width, height) that overflowed in half precision is decoded in float32.
+
+    Without the denoiser on the card; then in tiles, where whole frames would take more than the decode that overflowed.
+    """
+    return _retry(family, size[0] * size[1], frames, layout, size)
+
+
+def tiles(family: Family) -> list[tuple[int, int]]:
+    """(side, overlap), in latent pixels, of the tiles that the family's layouts declare, the largest first."""
+    found = {(layout.decode_tile, layout.decode_overlap) for layout in family.layouts if layout.decode_tile}
+    return sorted(found, reverse=True)
+
+
+def tiled(layout: Layout, tile: tuple[int, int]) -> Layout:
+    """`layout` with tiles of (side, overlap) latent pixels."""
+    return layout.model_copy(update={"decode_tile": tile[0], "decode_overlap": tile[1]})
 
 
 @cache
@@ -156,21 +225,43 @@ def latent_frames(family: Family, frames: int) -> int:
 def footprint(spec: ClipSpec, layout: Layout = RESIDENT) -> Footprint:
     """Predicted peak bytes of `spec` under `layout`: of its base rendering, where that is the larger one."""
     family = family_named(spec.family)
-    own = _footprint(family, spec.width * spec.height, spec.frames, spec.window, layout)
+    own = _footprint(family, spec.width * spec.height, spec.frames, spec.window, layout, spec.size)
     base = spec.base_spec
     if base is None:
         return own
-    small = _footprint(family, base.width * base.height, base.frames, base.window, layout)
+    small = _footprint(family, base.width * base.height, base.frames, base.window, layout, base.size)
     return Footprint(
-        encode_bytes=max(own.encode_bytes, small.encode_bytes),
+        encode_bytes=max(own.encode_bytes, small.encode_bytes, _reencode_bytes(family, spec, layout)),
         denoise_bytes=max(own.denoise_bytes, small.denoise_bytes),
         decode_bytes=max(own.decode_bytes, small.decode_bytes),
     )
 
 
+def _reencode_bytes(family: Family, spec: ClipSpec, layout: Layout) -> int:
+    model = memory_model(family)
+    if model is None or not model.reencode or spec.upscale is not Upscale.FRAMES:
+        return 0
+    lines = _largest(model.reencode, spec.width * spec.height, spec.frames)
+    return weights_on_card(family, layout).encode_bytes + lines
+
+
 def footprint_of(family: Family, pixels: int, frames: int, layout: Layout = RESIDENT) -> Footprint:
-    """The same for any clip of `frames` frames of `pixels` each, all evaluated at once."""
-    return _footprint(family, pixels, frames, 0, layout)
+    """The same for any clip of `frames` frames of `pixels` each, all evaluated at once.
+
+    In tiles it is the most that any shape takes: a narrow frame may be narrower than its tiles.
+    """
+    return _footprint(family, pixels, frames, 0, layout, None)
+
+
+def decode_of(family: Family, size: tuple[int, int], frames: int, layout: Layout, *, single: bool = False) -> int:
+    """Bytes of decoding alone, without the retry that `footprint` counts, or (`single`) of that in `layout`."""
+    return _decode_bytes(family, size[0] * size[1], frames, layout, size, single=single)
+
+
+def reread() -> None:
+    """Forget what was read of tables, after one was written."""
+    for known in (memory_model, _footprint, _retry, weights_on_card):
+        known.cache_clear()
 
 
 def flops_per_step(family: Family, pixels: int, frames: int) -> float:
@@ -226,8 +317,9 @@ def leaner(layout: Layout, stage: Stage, family: Family) -> Layout | None:
     """The next layout for a clip whose `stage` took too much memory in `layout`; None where there is none.
 
     Only switches of that stage change, the cheapest exact one first: of denoising those that the family declares, in
-    its order; of every stage networks that it does not need go off the card; decoding fewer frames at once comes last,
-    since some decoders mix them. Ends after a few: each call switches one thing on that was off.
+    its order; of every stage networks that it does not need go off the card. Decoding ends with what is not exact: the
+    family's tiles, then fewer frames at once than it declares. Ends after a few: each call switches one thing on that
+    was off, or makes it smaller.
     """
     if memory_model(family) is None:
         return None
@@ -240,13 +332,51 @@ def leaner(layout: Layout, stage: Stage, family: Family) -> Layout | None:
     if not layout.evict_encoders:
         return layout.model_copy(update={"evict_encoders": True})
     if stage is Stage.DECODE:
-        if not layout.evict_denoiser:
-            return layout.model_copy(update={"evict_denoiser": True})
-        if layout.decode_frames > 1:
-            return layout.model_copy(update={"decode_frames": layout.decode_frames // 2})
-    elif not layout.stream_weights and any(known.stream_weights for known in family.layouts):
+        return _leaner_decode(layout, family)
+    if not layout.stream_weights and any(known.stream_weights for known in family.layouts):
         return layout.model_copy(update={"stream_weights": True})
     return None
+
+
+def leaner_fit(
+    spec: ClipSpec,
+    layout: Layout,
+    stage: Stage,
+    usable_bytes: int,
+    expect: Callable[[Layout, Footprint], int] | None = None,
+) -> tuple[Layout, Footprint] | None:
+    """The first layout with `stage` leaner than in `layout` whose `stage` fits in `usable_bytes`; None where none does.
+
+    `expect` gives the bytes to expect of that stage from what was measured before. As in `plan` it never refuses: where
+    nothing fits by it, the leanest that fits as predicted is taken.
+    """
+    family, failed = family_named(spec.family), footprint(spec, layout).stages[stage]
+    least: tuple[Layout, Footprint] | None = None
+    following = leaner(layout, stage, family)
+    while following is not None:
+        predicted = footprint(spec, following)
+        # Tiles as large as the frame, say, are no leaner.
+        if predicted.stages[stage] < failed:
+            if (expect(following, predicted) if expect else predicted.stages[stage]) <= usable_bytes:
+                return following, predicted
+            if predicted.stages[stage] <= usable_bytes:
+                least = following, predicted
+        following = leaner(following, stage, family)
+    return least
+
+
+def _leaner_decode(layout: Layout, family: Family) -> Layout | None:
+    if not layout.evict_denoiser:
+        return layout.model_copy(update={"evict_denoiser": True})
+    fewer = layout.model_copy(update={"decode_frames": max(1, layout.decode_frames // 2)})
+    if fewer.decode_frames < layout.decode_frames and any(
+        known.decode_frames <= fewer.decode_frames for known in family.layouts
+    ):
+        return fewer
+    smaller = [tile for tile in tiles(family) if not 0 < layout.decode_tile <= tile[0]]
+    if smaller:
+        return tiled(layout, smaller[0])
+    return fewer if fewer != layout else None
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Layout(BaseModel):
-    """Switches that trade time for memory. They are exact, the same algebra in another order, but for one thing:
-    a decoder that mixes the frames it decodes together makes another picture of another `decode_frames`.
+    """Switches that trade time for memory. They are exact, the same algebra in another order, but for two things:
+    a decoder that mixes the frames it decodes together makes another picture of another `decode_frames`, and one that
+    looks at a whole frame (by its norms and its attention) makes slightly another of tiles.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,6 +27,17 @@ class Layout(BaseModel):
     stream_weights: bool = False
     #: Decode: frames decoded together by the VAE, where the family's decoder leaves the choice.
     decode_frames: int = Field(default=1, ge=1)
+    #: Decode: side of the tiles that a frame is decoded in, one after the other, in latent pixels; 0: the whole frame.
+    #: Not exact.
+    decode_tile: int = Field(default=0, ge=0)
+    #: Latent pixels that neighbouring tiles share at least; what they make of them is blended.
+    decode_overlap: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _tiles_move_on(self) -> Self:
+        if self.decode_overlap and self.decode_overlap >= self.decode_tile:
+            raise ValueError(f"tiles of {self.decode_tile} latent pixels cannot share {self.decode_overlap}")
+        return self
 
     @property
     def denoise_switches(self) -> str:
@@ -31,13 +45,26 @@ class Layout(BaseModel):
         guidance = "split" if self.split_guidance else "batched"
         return guidance + (f" ff{self.chunk_feed_forward}" if self.chunk_feed_forward > 1 else "")
 
+    @property
+    def brief(self) -> str:
+        """The switches that are on, such as `split ff8 streamed`; `batched` where none is."""
+        words = [
+            "encoders evicted" if self.evict_encoders else "",
+            "denoiser evicted" if self.evict_denoiser else "",
+            self.denoise_switches,
+            "streamed" if self.stream_weights else "",
+            f"tiles {self.decode_tile}" if self.decode_tile else "",
+        ]
+        return ", ".join(filter(None, words))
+
     def __str__(self) -> str:
         guidance = "split" if self.split_guidance else "batched"
         encoders = "evicted" if self.evict_encoders else "resident"
         chunks = f" feed-forward={self.chunk_feed_forward}" if self.chunk_feed_forward > 1 else ""
         denoiser = " denoiser=evicted" if self.evict_denoiser else ""
         denoiser += " weights=streamed" if self.stream_weights else ""
-        return f"encoders={encoders} guidance={guidance}{chunks}{denoiser} decode={self.decode_frames}"
+        tiles = f" tiles={self.decode_tile}-{self.decode_overlap}" if self.decode_tile else ""
+        return f"encoders={encoders} guidance={guidance}{chunks}{denoiser} decode={self.decode_frames}{tiles}"
 
 
 #: The fastest layout of every family so far: guidance batched, one frame decoded at a time (the same

@@ -26,7 +26,7 @@ from pipeline.clip import ClipSpec
 from pipeline.devices import Device
 from pipeline.emulation import emulation_scale
 from pipeline.families import Family, Stage, family_named
-from pipeline.footprint import Footprint, footprint, leaner, leanest, plan, weights_on_card
+from pipeline.footprint import Footprint, footprint, leaner_fit, leanest, plan, weights_on_card
 from pipeline.layouts import Layout
 from pipeline.models.loading import load_model
 from pipeline.models.model import Frames, Model, OnStep, Snapshot, Stopped
@@ -254,12 +254,14 @@ class Worker:
                         return _Admitted(
                             layout=layout, predicted=predicted, expected_bytes=expected_bytes, reservation=reservation
                         )
+                least = leanest(spec)[1]
                 refusal = NeedsBiggerCard(
-                    predicted_bytes=self._least(spec),
+                    predicted_bytes=least.peak_bytes,
                     usable_bytes=usable,
                     foreign_bytes=foreign,
                     reserved_bytes=reserved,
-                    smallest_class=self._smallest_class(self._least(spec)),
+                    smallest_class=self._smallest_class(least.peak_bytes),
+                    stage=least.largest,
                 )
                 if refusal.predicted_bytes > usable + foreign:
                     return refusal
@@ -282,9 +284,6 @@ class Worker:
         correct = flight.assignment.lessons.corrector(spec.family)
         planned = plan(spec, usable_bytes, correct)
         return (*planned, correct(*planned)) if planned else None
-
-    def _least(self, spec: ClipSpec) -> int:
-        return leanest(spec)[1].peak_bytes
 
     def _smallest_class(self, needed_bytes: int) -> str | None:
         if self.identity.kind == "emulated":
@@ -385,15 +384,18 @@ class Worker:
     def _next(self, flight: Flight, layout: Layout, stage: str) -> tuple[Layout, Footprint] | None:
         """The next layout with `stage` leaner that fits; the same once more where other programs gave memory back."""
         spec, usable = flight.assignment.spec, self.device.usable_bytes()
-        following = leaner(layout, Stage(stage), family_named(spec.family))
-        while following is not None:
-            predicted = footprint(spec, following)
-            if predicted.stages[stage] <= usable:
-                return following, predicted
-            following = leaner(following, Stage(stage), family_named(spec.family))
-        predicted = footprint(spec, layout)
-        needed = predicted.stages[stage]
-        if flight.waits >= _MOST_WAITS or not usable < needed <= usable + self.device.foreign_bytes:
+        lessons, failed = flight.assignment.lessons, footprint(spec, layout)
+
+        def expect(tried: Layout, predicted: Footprint) -> int:
+            return lessons.correct_stage(spec.family, tried, predicted, stage)
+
+        if following := leaner_fit(spec, layout, Stage(stage), usable, expect):
+            return following
+        foreign = self.device.foreign_bytes
+        needed = expect(layout, failed)
+        if needed > usable + foreign:
+            needed = failed.stages[stage]
+        if flight.waits >= _MOST_WAITS or not usable < needed <= usable + foreign:
             return None
         flight.waits += 1
         give_up = self._clock() + self._hold.patience_s
@@ -407,7 +409,7 @@ class Worker:
                     break
         finally:
             self.holding = ""
-        return layout, predicted
+        return layout, failed
 
     @staticmethod
     def _go_back(flight: Flight, keeper: Keeper, resume: bytes | None) -> bytes | None:

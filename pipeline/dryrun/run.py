@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -18,11 +18,15 @@ from pipeline.families import Family, Stage
 from pipeline.layouts import RESIDENT, Layout
 from pipeline.models.build import build
 from pipeline.models.diffusion import DiffusionModel
+from pipeline.models.parts import widened
 
 _T = TypeVar("_T")
 
 #: Chunks of frames that are decoded; from the third on they are all alike.
 _DECODED_CHUNKS = 3
+
+#: Switches that say where weights are, put back: what a stage takes besides them is the same.
+ALL_THERE = {"evict_encoders": False, "evict_denoiser": False, "stream_weights": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ class DryModel:
         """
         started = time.perf_counter()
         spec = clip_of(self.family, width, height, frames)
-        layout = layout.model_copy(update={"evict_encoders": False, "evict_denoiser": False, "stream_weights": False})
+        layout = layout.model_copy(update=ALL_THERE)
         found: dict[Stage, StageRun] = {}
         with self.device.work(), torch.no_grad():
             if stages & {Stage.ENCODE, Stage.DENOISE}:
@@ -121,8 +125,7 @@ class DryModel:
             if Stage.DECODE in stages:
                 # Whole, as they are there meanwhile; a part of them is decoded.
                 latents = torch.empty(1, *self.engine.latent_shape(spec), device=self.device.torch_device)
-                chunk = max(1, layout.decode_frames // self.family.frames_per_latent)
-                part = latents[:, :, : _DECODED_CHUNKS * chunk]
+                part = latents[:, :, : self._decoded(layout)]
                 _, found[Stage.DECODE] = self._measured(lambda: self.engine.decode(part, layout))
                 del latents, part
         return DryRun(
@@ -132,6 +135,41 @@ class DryModel:
             stages={stage: found[stage] for stage in Stage if stage in stages},
             seconds=time.perf_counter() - started,
         )
+
+    @property
+    def half_decoder(self) -> bool:
+        """Whether the decoder computes in half precision, so that it may overflow and decode again in float32."""
+        return any(network.dtype != torch.float32 for network in self.engine.parts.of(Stage.DECODE))
+
+    def decoded_frames(self, layout: Layout, frames: int) -> int:
+        """Frames of the clip that `run` decodes."""
+        latents = min(self._decoded(layout), (frames - 1) // self.family.frames_per_latent + 1)
+        return (latents - 1) * self.family.frames_per_latent + 1
+
+    def decode_single(self, width: int, height: int, frames: int, layout: Layout) -> StageRun:
+        """Decoding by networks widened to float32, besides the weights in half precision and in float32."""
+        networks = self.engine.parts.of(Stage.DECODE)
+        with self.device.work(), torch.no_grad():
+            shape = self.engine.latent_shape(clip_of(self.family, width, height, frames))
+            latents = torch.empty(1, *shape, device=self.device.torch_device)
+            part = latents[:, :, : self._decoded(layout)]
+            with widened(networks):
+                _, found = self._measured(lambda: self.engine.decode(part, layout))
+        return replace(found, peak_bytes=found.peak_bytes - self.weights[Stage.DECODE])
+
+    def reencode(self, width: int, height: int, frames: int) -> StageRun:
+        """Encoding a clip's frames, as after enlarging them."""
+        with self.device.work(), torch.no_grad():
+            _, found = self._measured(
+                lambda: self.engine.encode_frames(
+                    torch.empty(1, 3, frames, height, width, device=self.device.torch_device)
+                )
+            )
+        return found
+
+    def _decoded(self, layout: Layout) -> int:
+        """Latent frames of the chunks that are run."""
+        return _DECODED_CHUNKS * max(1, layout.decode_frames // self.family.frames_per_latent)
 
     def _placed(self, stage: Stage) -> int:
         before = self.device.used_bytes()

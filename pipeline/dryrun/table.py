@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -16,12 +17,13 @@ import numpy as np
 import torch
 
 from pipeline.clip import ResolutionClass
-from pipeline.dryrun.run import DryModel, DryRun
+from pipeline.dryrun.run import ALL_THERE, DryModel, DryRun, StageRun, clip_of
 from pipeline.families import Family, Stage, size_for
-from pipeline.footprint import flops_per_step, footprint_of, latent_frames
+from pipeline.footprint import decode_of, flops_per_step, footprint, latent_frames
 from pipeline.layouts import Layout
 from pipeline.models.build import configs_of
 from pipeline.models.streaming import streamed_bytes
+from pipeline.tiles import largest_tile
 
 #: What lines are fitted to: the largest and the smallest class and one between, and one size that is no square.
 FIT_CLASSES = (ResolutionClass.P256, ResolutionClass.P512, ResolutionClass.P1024)
@@ -58,10 +60,6 @@ def allowed_frames(family: Family, wanted: Iterable[int]) -> list[int]:
     return found
 
 
-#: Switches that say where weights are, put back: what a stage takes besides them is the same.
-_ALL_THERE = {"evict_encoders": False, "evict_denoiser": False, "stream_weights": False}
-
-
 def dtype_of(family: Family) -> torch.dtype:
     """What a family's cards compute in: half precision on real ones, float32 on the emulated ones of small networks."""
     dtype: torch.dtype = torch.float32 if family.repo is None else getattr(torch, family.half)
@@ -79,11 +77,11 @@ def measure(family: Family, tell: Callable[[str], None] = lambda _text: None) ->
     """The family's footprint table, from dry runs of its networks; as JSON would hold it."""
     model = DryModel(family, dtype_of(family))
     encode: list[Point] = []
+    reencode: list[Point] = []
     denoise: dict[str, list[Point]] = {}
-    decode: list[Point] = []
     operations: list[tuple[int, int, int]] = []
     # What weights take is known exactly; the runs are for what is there besides.
-    whole = [layout.model_copy(update=_ALL_THERE) for layout in family.layouts]
+    whole = [layout.model_copy(update=ALL_THERE) for layout in family.layouts]
     by_switches = {layout.denoise_switches: layout for layout in whole}
     sizes = [size_for(cls, 1.0, family.stride) for cls in FIT_CLASSES]
     sizes.append(size_for(ResolutionClass.P512, 16 / 9, family.stride))
@@ -95,12 +93,11 @@ def measure(family: Family, tell: Callable[[str], None] = lambda _text: None) ->
             tell(f"{width}×{height} × {frames} frames, {switches}: {run.seconds:.1f} s")
         encode.append(_point(run, Stage.ENCODE, frames))
         operations.append((width * height, count, run.stages[Stage.DENOISE].flops))
+        if family.refinable and (width, height) in sizes[:2]:
+            found = model.reencode(width, height, frames)
+            reencode.append(Point(pixels=width * height, frames=frames, bytes=found.peak_bytes, where=found.where))
     most = max(allowed_frames(family, FIT_FRAMES))
-    for (width, height), held in product(sizes, sorted({layout.decode_frames for layout in family.layouts} | {1, 2})):
-        run = model.run(width, height, most, Layout(decode_frames=held), frozenset({Stage.DECODE}))
-        point = _point(run, Stage.DECODE, min(held, most))
-        decode.append(replace(point, bytes=point.bytes - model.latents_bytes(width, height, most)))
-        tell(f"{width}×{height}, {held} decoded together: {run.seconds:.1f} s")
+    decoded = _measure_decode(model, sizes, most, tell)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
     return {
         "family": family.name,
@@ -114,10 +111,63 @@ def measure(family: Family, tell: Callable[[str], None] = lambda _text: None) ->
         },
         "encode": fit_lines(encode),
         "denoise": {switches: fit_lines(points) for switches, points in denoise.items()},
-        "decode": fit_lines(decode),
+        **decoded,
+        "reencode": fit_lines(reencode) if reencode else [],
         "latents": model.latents_bytes(*sizes[0], most) / math.prod(sizes[0]) / latent_frames(family, most),
         "flops": fit_operations(operations),
     }
+
+
+def _measure_decode(
+    model: DryModel, sizes: Sequence[tuple[int, int]], most: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Of decoding: lines as declared and in float32, bytes of a blended frame, operations."""
+    family = model.family
+    whole: list[Point] = []
+    single: list[Point] = []
+    operations: list[float] = []
+    overflows = model.half_decoder
+    for (width, height), held in product(sizes, sorted({layout.decode_frames for layout in family.layouts} | {1, 2})):
+        layout, latents = Layout(decode_frames=held), model.latents_bytes(width, height, most)
+        run = model.run(width, height, most, layout, frozenset({Stage.DECODE}))
+        whole.append(_decode_point(run.stages[Stage.DECODE], width * height, min(held, most), latents))
+        if overflows:
+            again = model.decode_single(width, height, most, layout)
+            single.append(_decode_point(again, width * height, min(held, most), latents))
+        operations.append(run.stages[Stage.DECODE].flops / (width * height * model.decoded_frames(layout, most)))
+        tell(f"{width}×{height}, {held} decoded together: {run.seconds:.1f} s")
+    lines = fit_lines(whole)
+    canvas, blended = [0.0], [0.0]
+    layouts = {_decoding(known): known for known in family.layouts if known.decode_tile}.values()
+    for (width, height), layout in product(sizes, layouts):
+        tile = largest_tile(width, height, layout, family.pixels_per_latent)
+        if tile == width * height:
+            continue
+        held = min(layout.decode_frames, most)
+        run = model.run(width, height, most, layout, frozenset({Stage.DECODE}))
+        found = _decode_point(
+            run.stages[Stage.DECODE],
+            tile,
+            held,
+            model.latents_bytes(width, height, most),
+        )
+        if found.where:
+            canvas.append((found.bytes - max(_at(line, found) for line in lines)) / (width * height * held))
+        else:
+            # In no module: what is there when all tiles are done.
+            blended.append(found.bytes / (width * height * held))
+        tell(f"{width}×{height}, {held} decoded together in tiles of {layout.decode_tile}: {run.seconds:.1f} s")
+    return {
+        "decode": lines,
+        "decode_single": fit_lines(single) if single else [],
+        "canvas": math.ceil(max(canvas) * 1e4) / 1e4,
+        "blended": math.ceil(max(blended) * 1e4) / 1e4,
+        "decode_flops": sum(operations) / len(operations),
+    }
+
+
+def _decode_point(found: StageRun, pixels: int, frames: int, latents_bytes: int) -> Point:
+    return Point(pixels=pixels, frames=frames, bytes=found.peak_bytes - latents_bytes, where=found.where)
 
 
 def write(family: Family, table: Mapping[str, Any]) -> Path:
@@ -164,20 +214,32 @@ def check(
     """
     model = DryModel(family, dtype_of(family))
     resident = sum(model.weights.values())
-    distinct = list({(layout.denoise_switches, layout.decode_frames): layout for layout in layouts}.values())
+    distinct = list({(each.denoise_switches, _decoding(each)): each for each in layouts}.values())
     for cls, count, aspect in product(classes, allowed_frames(family, frames), aspects):
         width, height = size_for(cls, aspect, family.stride)
-        decoded: set[int] = set()
-        for layout in (each.model_copy(update=_ALL_THERE) for each in distinct):
-            stages = set(Stage) if layout.decode_frames not in decoded else {Stage.DENOISE}
-            decoded.add(layout.decode_frames)
+        clip = clip_of(family, width, height, count)
+        denoised: set[str] = set()
+        decoded: set[tuple[int, int, int]] = set()
+        for layout in (each.model_copy(update=ALL_THERE) for each in distinct):
+            stages = {Stage.ENCODE} if not denoised else set()
+            if layout.denoise_switches not in denoised:
+                stages.add(Stage.DENOISE)
+            if _decoding(layout) not in decoded:
+                stages.add(Stage.DECODE)
+            denoised.add(layout.denoise_switches)
+            decoded.add(_decoding(layout))
             run = model.run(width, height, count, layout, frozenset(stages))
-            predicted = footprint_of(family, width * height, count, layout).stages
-            for stage in Stage:
-                if stage not in stages:
-                    continue
-                found = run.stages[stage]
-                told = predicted[stage.value]
+            predicted = footprint(clip, layout)
+            # Without the retry, which is checked apart.
+            told = {**predicted.stages, Stage.DECODE: decode_of(family, clip.size, count, layout)}
+            rows = [(stage.value, told[stage], run.stages[stage], resident, run.seconds) for stage in run.stages]
+            if Stage.DECODE in stages and model.half_decoder:
+                started = time.perf_counter()
+                again = model.decode_single(width, height, count, layout)
+                most = decode_of(family, clip.size, count, layout, single=True)
+                held = resident + model.weights[Stage.DECODE]
+                rows.append(("float32", most, again, held, time.perf_counter() - started))
+            for name, expected, found, held, seconds in rows:
                 operations = flops_per_step(family, width * height, count)
                 yield {
                     "class": cls.value,
@@ -185,16 +247,20 @@ def check(
                     "height": height,
                     "frames": count,
                     "layout": str(layout),
-                    "stage": stage.value,
-                    "predicted_bytes": told,
-                    "dry_run_bytes": resident + found.peak_bytes,
-                    "error": told / (resident + found.peak_bytes) - 1,
+                    "stage": name,
+                    "predicted_bytes": expected,
+                    "dry_run_bytes": held + found.peak_bytes,
+                    "error": expected / (held + found.peak_bytes) - 1,
                     # Weights are the same on both sides and would hide it.
-                    "activation_error": (told - resident) / found.peak_bytes - 1,
+                    "activation_error": (expected - held) / found.peak_bytes - 1,
                     "where": found.where,
-                    "flops_error": operations / found.flops - 1 if stage is Stage.DENOISE else 0.0,
-                    "seconds": run.seconds,
+                    "flops_error": operations / found.flops - 1 if name == Stage.DENOISE else 0.0,
+                    "seconds": seconds,
                 }
+
+
+def _decoding(layout: Layout) -> tuple[int, int, int]:
+    return layout.decode_frames, layout.decode_tile, layout.decode_overlap
 
 
 def _point(run: DryRun, stage: Stage, frames: int) -> Point:

@@ -87,6 +87,16 @@ class MemoryModel:
     configs: str
     #: Where the figures come from: a command of this project and the versions it ran with.
     source: str
+    #: Floating point operations of decoding, per output pixel and frame.
+    decode_flops: float = 0.0
+    #: While decoding in tiles, besides what a tile takes: bytes per output pixel and frame held, for the blended frame.
+    canvas: float = 0.0
+    #: Once it is blended, and no tile is there: bytes per output pixel and frame held.
+    blended: float = 0.0
+    #: As `decode`, in float32: what a decode that overflowed in half precision takes. Empty where there is none.
+    decode_single: tuple[Line, ...] = ()
+    #: While a clip's frames are encoded again at another size (`Upscale.FRAMES`); frames are those of the clip.
+    reencode: tuple[Line, ...] = ()
 
     @property
     def weights_bytes(self) -> int:
@@ -137,7 +147,7 @@ class Family:
     native_sizes: tuple[tuple[int, int], ...] = ()
     #: None where `pipeline/footprints` has a table of it, as for every family with networks, or it uses no card memory.
     memory: MemoryModel | None
-    #: Layouts the renderer may choose from, fastest first.
+    #: Layouts the renderer may choose from: those that are exact, fastest first, then those in tiles, fastest first.
     layouts: tuple[Layout, ...] = (RESIDENT,)
     #: Whether it needs torch (the `render` extra).
     needs_torch: bool = True

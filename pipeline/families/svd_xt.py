@@ -14,6 +14,10 @@ _TIERS = {
 # The decoder mixes the frames it decodes together, so their number is the family's and not the card's: another one
 # would be another picture.
 _TOGETHER = 8
+# 512 and 256 pixels a side, a quarter of it shared.
+_LARGE_TILES = {"decode_tile": 64, "decode_overlap": 16}
+_SMALL_TILES = {"decode_tile": 32, "decode_overlap": 8}
+# Exact ones first, of them the fastest first.
 _LAYOUTS = (
     Layout(decode_frames=_TOGETHER),
     Layout(split_guidance=True, decode_frames=_TOGETHER),
@@ -24,6 +28,27 @@ _LAYOUTS = (
     # Decoding is the largest stage, and the denoiser is of no use to it.
     Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, decode_frames=_TOGETHER),
     Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, stream_weights=True, decode_frames=_TOGETHER),
+    # Not exact, for what decoding takes: eight frames at once are more than a step.
+    Layout(decode_frames=_TOGETHER, **_LARGE_TILES),
+    Layout(evict_encoders=True, decode_frames=_TOGETHER, **_LARGE_TILES),
+    Layout(evict_encoders=True, split_guidance=True, decode_frames=_TOGETHER, **_LARGE_TILES),
+    Layout(evict_encoders=True, split_guidance=True, chunk_feed_forward=8, decode_frames=_TOGETHER, **_LARGE_TILES),
+    Layout(
+        evict_encoders=True,
+        split_guidance=True,
+        chunk_feed_forward=8,
+        stream_weights=True,
+        decode_frames=_TOGETHER,
+        **_LARGE_TILES,
+    ),
+    Layout(
+        evict_encoders=True,
+        split_guidance=True,
+        chunk_feed_forward=8,
+        stream_weights=True,
+        decode_frames=_TOGETHER,
+        **_SMALL_TILES,
+    ),
 )
 _SAMPLERS = (Sampler.EULER, Sampler.DPMPP_2M)
 _COMPONENTS = (

@@ -13,7 +13,11 @@ _TIERS = {
     Tier.STANDARD: TierSettings(frames=81, steps=40, fps=24),
     Tier.HIGH: TierSettings(frames=121, steps=50, fps=24),
 }
-# Fastest first. The text encoder is larger than the denoiser: 24 GB hold one of them and the autoencoder.
+# 512 and 256 pixels a side, a quarter of it shared.
+_LARGE_TILES = {"decode_tile": 32, "decode_overlap": 8}
+_SMALL_TILES = {"decode_tile": 16, "decode_overlap": 4}
+# Exact ones first, of them the fastest first. The text encoder is larger than the denoiser: 24 GB hold one of them and
+# the autoencoder.
 _LAYOUTS = (
     RESIDENT,
     Layout(split_guidance=True),
@@ -23,9 +27,20 @@ _LAYOUTS = (
     Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True),
     Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, chunk_feed_forward=8),
     Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, chunk_feed_forward=8, stream_weights=True),
+    # Not exact, for what decoding in float32 takes: at 720p 22 GB, whatever else is off the card.
+    Layout(evict_encoders=True, **_LARGE_TILES),
+    Layout(evict_encoders=True, split_guidance=True, **_LARGE_TILES),
+    Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, **_LARGE_TILES),
+    Layout(evict_encoders=True, split_guidance=True, chunk_feed_forward=8, stream_weights=True, **_LARGE_TILES),
+    Layout(evict_encoders=True, split_guidance=True, chunk_feed_forward=8, stream_weights=True, **_SMALL_TILES),
 )
 # Its weights are too small for it to matter where they are.
-_SMALL_LAYOUTS = (RESIDENT, Layout(split_guidance=True))
+_SMALL_LAYOUTS = (
+    RESIDENT,
+    Layout(split_guidance=True),
+    Layout(split_guidance=True, **_LARGE_TILES),
+    Layout(split_guidance=True, **_SMALL_TILES),
+)
 _SAMPLERS = (Sampler.UNIPC, Sampler.DPMPP_2M, Sampler.EULER)
 _COMPONENTS = (
     # Read as the file says. T5's own class rebuilds the tokenizer and loses its fallback to bytes, with which no

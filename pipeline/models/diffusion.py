@@ -26,6 +26,7 @@ from pipeline.clip import RENDERER_VERSION, Adapter, ClipSpec, Upscale
 from pipeline.denoise import DenoiseState, Guided, Predict, Windowed, denoise, refine, start, window_spans
 from pipeline.devices import Device
 from pipeline.families import Family, Stage
+from pipeline.footprint import retry_layout
 from pipeline.layouts import Layout
 from pipeline.models.chunking import chunk_feed_forward
 from pipeline.models.devices import displace, off_card, place
@@ -259,7 +260,8 @@ class DiffusionModel(ABC):
         """Last stage: (frames, height, width, 3) uint8 of (1, channels, frames, height, width) latents.
 
         Half precision overflows in some decoders, so a result that is not finite, or all black, is decoded once more
-        in float32. Raises `NotFiniteError` or `BlackOutputError` where that does not help.
+        in float32, laid out by `pipeline.footprint.retry_layout` so that it takes no more memory. Raises
+        `NotFiniteError` or `BlackOutputError` where that does not help.
         """
         with self._device.work(), torch.no_grad():
             self._ready(Stage.DECODE, layout)
@@ -270,21 +272,32 @@ class DiffusionModel(ABC):
                     return self._decode(latents, layout)
                 except (NotFiniteError, BlackOutputError):
                     pass  # outside the handler, so that the failed attempt's tensors are gone
+                retry = self._retry_layout(latents, layout)
+                self._ready(Stage.DECODE, retry)
                 with widened(networks):
-                    return self._decode(latents, layout)
+                    return self._decode(latents, retry)
             return self._decode(latents, layout)
 
+    def _retry_layout(self, latents: torch.Tensor, layout: Layout) -> Layout:
+        family = self.family
+        frames, height, width = latents.shape[2:]
+        size = (width * family.pixels_per_latent, height * family.pixels_per_latent)
+        return retry_layout(family, size, (frames - 1) * family.frames_per_latent + 1, layout)
+
     def _decode(self, latents: torch.Tensor, layout: Layout) -> Frames:
-        chunks: list[Frames] = []
+        done: list[Frames] = []
         for decoded in self.decode_chunks(latents, layout):
-            if not bool(torch.isfinite(decoded).all()):
-                first = sum(len(chunk) for chunk in chunks)
-                raise NotFiniteError("decode", first, str(self.parts.of(Stage.DECODE)[0].dtype).removeprefix("torch."))
-            pixels = decoded.float().mul_(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
-            # A copy: on an emulated card the array would share, and so keep, the tensor's memory.
-            chunks.append(np.array(pixels.permute(0, 2, 3, 1).cpu()))
-            del decoded, pixels
-        frames: Frames = np.concatenate(chunks)
+            # One at a time: beside a frame that was blended from tiles, copies of a whole chunk would be the peak.
+            for frame in decoded.split(1):
+                if not bool(torch.isfinite(frame).all()):
+                    dtype = str(self.parts.of(Stage.DECODE)[0].dtype).removeprefix("torch.")
+                    raise NotFiniteError("decode", len(done), dtype)
+                pixels = frame.float().mul_(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+                # A copy: on an emulated card the array would share, and so keep, the tensor's memory.
+                done.append(np.array(pixels.permute(0, 2, 3, 1).cpu()))
+                del frame, pixels
+            del decoded
+        frames: Frames = np.concatenate(done)
         if not frames.any():
             raise BlackOutputError(str(self.parts.of(Stage.DECODE)[0].dtype).removeprefix("torch."))
         return frames

@@ -13,6 +13,7 @@ from pipeline.clip import ClipSpec
 from pipeline.layouts import Layout
 from pipeline.models.diffusion import DiffusionModel
 from pipeline.models.parts import Conditions, Halves, picture_sha256, unit_floats
+from pipeline.models.tiling import decode_in_tiles
 
 
 class I2VGenXL(DiffusionModel):
@@ -43,11 +44,18 @@ class I2VGenXL(DiffusionModel):
         return self.parts.unet(latents.to(self.dtype), timestep, **conditions, return_dict=False)[0]
 
     def decode_chunks(self, latents: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
-        """`layout.decode_frames` frames at a time; the decoder knows no other frame, so any chunking is exact."""
+        """`layout.decode_frames` frames at a time; the decoder knows no other frame, so any chunking is exact.
+
+        Tiles are not: its norms and its attention are over all it is given.
+        """
         vae = self.parts.vae
         for first in range(0, latents.shape[2], layout.decode_frames):
             chunk = latents[0, :, first : first + layout.decode_frames].transpose(0, 1) / vae.config.scaling_factor
-            yield vae.decode(chunk.to(vae.dtype), return_dict=False)[0]
+            yield decode_in_tiles(chunk.to(vae.dtype), self._decode_part, layout, self._factor)
+
+    def _decode_part(self, latents: torch.Tensor) -> torch.Tensor:
+        decoded: torch.Tensor = self.parts.vae.decode(latents, return_dict=False)[0]
+        return decoded
 
     def encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
         """(1, 4, frames, height / 8, width / 8): every frame's latents, one frame at a time."""

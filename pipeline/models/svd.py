@@ -3,6 +3,7 @@
 That of diffusers' `StableVideoDiffusionPipeline`, but for the noise on the conditioning picture, which comes from a
 counter and is the same for every clip. Splitting guidance and evicting encoders are exact. How many frames are decoded
 together is not: the decoder convolves along time within them, so a clip decoded in other groups differs slightly.
+Neither are tiles: its norms and its attention are over all it is given.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pipeline.clip import ClipSpec, Sampler
 from pipeline.layouts import Layout
 from pipeline.models.diffusion import DiffusionModel
 from pipeline.models.parts import Conditions, Halves, picture_sha256, unit_floats, widened
+from pipeline.models.tiling import decode_in_tiles
 from pipeline.noise import noise
 
 #: How much moves, 1…255; what the authors' demonstration and diffusers take.
@@ -55,7 +57,7 @@ class StableVideo(DiffusionModel):
 
     def latent_shape(self, spec: ClipSpec) -> tuple[int, int, int, int]:
         """(channels, frames, height / 8, width / 8)."""
-        factor = 2 ** (len(self.parts.vae.config.block_out_channels) - 1)
+        factor = self._factor
         return self.parts.unet.config.out_channels, spec.frames, spec.height // factor, spec.width // factor
 
     def guidance(self, spec: ClipSpec) -> torch.Tensor:
@@ -101,7 +103,11 @@ class StableVideo(DiffusionModel):
         vae = self.parts.vae
         for first in range(0, latents.shape[2], layout.decode_frames):
             chunk = latents[0, :, first : first + layout.decode_frames].transpose(0, 1) / vae.config.scaling_factor
-            yield vae.decode(chunk.to(vae.dtype), num_frames=chunk.shape[0], return_dict=False)[0]
+            yield decode_in_tiles(chunk.to(vae.dtype), self._decode_part, layout, self._factor)
+
+    def _decode_part(self, latents: torch.Tensor) -> torch.Tensor:
+        decoded: torch.Tensor = self.parts.vae.decode(latents, num_frames=latents.shape[0], return_dict=False)[0]
+        return decoded
 
     def encode_frames(self, pixels: torch.Tensor) -> torch.Tensor:
         """(1, 4, frames, height / 8, width / 8): every frame's latents, scaled, one frame at a time."""
@@ -165,6 +171,10 @@ class StableVideo(DiffusionModel):
         with self._wide_vae():
             pixels = pixels.to(device=self.device.torch_device, dtype=vae.dtype)
             return vae.encode(pixels, return_dict=False)[0].mode().to(self.dtype)
+
+    @property
+    def _factor(self) -> int:
+        return 2 ** (len(self.parts.vae.config.block_out_channels) - 1)
 
     def _wide_vae(self) -> AbstractContextManager[None]:
         """Inside, an autoencoder that overflows in float16 computes in float32."""

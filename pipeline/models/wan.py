@@ -16,8 +16,10 @@ from PIL import Image
 from pipeline.caches import cache_key
 from pipeline.clip import ClipSpec
 from pipeline.layouts import Layout
+from pipeline.models.devices import off_card
 from pipeline.models.diffusion import DiffusionModel
 from pipeline.models.parts import Conditions, Halves, picture_sha256, unit_floats
+from pipeline.models.tiling import is_tiled, tiles_of
 
 #: Length, in tokens, of the prompt embeddings that the denoiser was trained on.
 MAX_TOKENS = 512
@@ -67,14 +69,39 @@ class Wan(DiffusionModel):
         """The first frame, then four at a time, whatever `layout.decode_frames` says.
 
         The decoder is causal: with what its convolutions saw last kept from one latent frame to the next, this is
-        `AutoencoderKLWan.decode` itself, but the clip's pixels are never on the card at once.
+        `AutoencoderKLWan.decode` itself, but the clip's pixels are never on the card at once. Tiles are not exact: its
+        attention is over all of a frame that it is given. Each is decoded from the first frame to the last, since what
+        is kept belongs to one place. The clip grows meanwhile in the host's memory, in float32, and comes by frames.
         """
+        if not is_tiled(latents, layout):
+            yield from self._decode_part(latents)
+            return
+        vae = self.parts.vae
+        side = vae.config.scale_factor_spatial
+        count = 1 + (latents.shape[2] - 1) * vae.config.scale_factor_temporal
+        height, width = latents.shape[3:]
+        dtype = torch.promote_types(vae.dtype, torch.float32)
+        with off_card():
+            clip = torch.zeros(count, 3, height * side, width * side, dtype=dtype)
+        for tile in tiles_of(height, width, layout, side, latents):
+            first = 0
+            for frames in self._decode_part(latents[..., tile.latent_rows, tile.latent_columns]):
+                part = tile.weigh(frames).cpu()
+                with off_card():
+                    clip[first : first + part.shape[0], :, tile.rows, tile.columns] += part
+                first += part.shape[0]
+                del frames, part
+        for place in range(count):
+            with off_card():
+                part = clip[place : place + 1].clone()
+            yield part.to(self.device.torch_device, copy=True)
+
+    def _decode_part(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         vae = self.parts.vae
         kept: list[Any] = [None] * sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
         mean, deviation = self._spread(vae.dtype)
-        through = vae.post_quant_conv(latents.to(vae.dtype) / deviation + mean)
         for place in range(latents.shape[2]):
-            part = through[:, :, place : place + 1]
+            part = vae.post_quant_conv(latents[:, :, place : place + 1].to(vae.dtype) / deviation + mean)
             part = vae.decoder(part, feat_cache=kept, feat_idx=[0], first_chunk=place == 0)
             # Not clamped: an overflow has to stay visible.
             frames = [unpatchify(part, patch_size=vae.config.patch_size or 1)[0].transpose(0, 1)]

@@ -16,7 +16,7 @@ from cluster.lessons import LessonsFileError, from_text, to_text
 from cluster.store import Database, peaks
 from pipeline.clip import Tier
 from pipeline.families import Family, family_named, size_for
-from pipeline.footprint import cuda_share, flops_per_step, footprint_of, memory_model
+from pipeline.footprint import cuda_share, flops_per_step, footprint_of, memory_model, reread
 from pipeline.problems import BadInputError
 from serve.cli.common import Exit, Home, Json, console, fail, print_json, settings_for, telling_errors
 from serve.cli.show import bytes_text
@@ -81,10 +81,11 @@ def footprint(
         else:
             parts = ", ".join(f"{stage.value} {bytes_text(count)}" for stage, count in memory.weights.items())
             console.print(f"{found.title}, {memory.dtype}: weights {bytes_text(memory.weights_bytes)} ({parts})")
-            console.print(_table(rows))
+            console.print(_table(_telling(rows)))
             console.print(
                 "  GiB of tensors in each stage, weights included; the total is the largest with CUDA's own share, "
-                "an estimate. TFLOP of one step with guidance.",
+                "an estimate. TFLOP of one step with guidance. Layouts that save nothing in a class are left out; "
+                "`--json` has all of them.",
                 style="dim",
                 soft_wrap=True,
             )
@@ -170,6 +171,16 @@ def footprint_rows(family: Family, frames: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
+def _telling(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without layouts that take no less in any stage than an earlier one, such as tiles as large as the frame."""
+
+    def as_large(row: dict[str, Any], other: dict[str, Any]) -> bool:
+        alike = (row["class"], row["frames"]) == (other["class"], other["frames"])
+        return alike and all(row["stage_bytes"][stage] >= count for stage, count in other["stage_bytes"].items())
+
+    return [row for place, row in enumerate(rows) if not any(as_large(row, other) for other in rows[:place])]
+
+
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
     table.add_column("class")
@@ -198,5 +209,5 @@ def _write(family: Family) -> None:
     if not family.components:
         raise BadInputError("family", f"{family.name} has no networks", "It needs no table.")
     path = table.write(family, table.measure(family, lambda text: console.print(text, style="dim")))
-    memory_model.cache_clear()
+    reread()
     console.print(f"wrote {path}", soft_wrap=True)

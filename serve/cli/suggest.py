@@ -9,12 +9,14 @@ import typer
 from rich import box
 from rich.table import Table
 
-from cluster.suggest import EFFICIENCY, FP16_TFLOPS, Option, largest_worth, tflops_of, usable_of
+from cluster.rates import rate_table, tflops_of
+from cluster.suggest import EFFICIENCY, Option, largest_worth, usable_of
 from cluster.suggest import suggest as options_for
 from pipeline.clip import ResolutionClass
 from pipeline.families import FAMILIES, family_named
 from pipeline.footprint import cuda_share
 from pipeline.problems import BadInputError
+from pipeline.slowdown import BUS_GB_S, FasterLayout
 from pipeline.stills import open_still
 from serve.cards import find_gpus
 from serve.cli.common import Json, console, print_json, telling_errors
@@ -48,7 +50,9 @@ def suggest(
             vram, card = gpu.total_bytes / _GIB, card or gpu.name
         tflops = tflops_of(card) if card else None
         if card and tflops is None:
-            raise BadInputError("card", f"the speed of {card!r} is not known", f"Known are {', '.join(FP16_TFLOPS)}.")
+            raise BadInputError(
+                "card", f"the speed of {card!r} is not known", f"Known are {', '.join(rate_table().cards)}."
+            )
         if within is not None and tflops is None:
             raise BadInputError("within", "the time depends on the card", "Name it too: --card 'RTX 4090'.")
         families = [family_named(model)] if model else [f for f in FAMILIES.values() if f.repo]
@@ -96,10 +100,20 @@ def _view(option: Option) -> dict[str, Any]:
         "switches": option.layout.model_dump(mode="json"),
         "stage_bytes": dict(option.predicted.stages),
         "total_bytes": _total(option),
-        "faster": [{"layout": str(f.layout), "needs_bytes": f.needs_bytes} for f in option.faster],
+        "faster": [
+            {
+                "layout": str(f.layout),
+                "stage": f.stage.value,
+                "needs_bytes": f.needs_bytes,
+                "missing_bytes": f.missing_bytes,
+                "saves_seconds": _saved(option, f),
+            }
+            for f in option.faster
+        ],
         "max_guidance": option.guidance,
         "tflop_per_step": round(option.flops_per_step / 1e12, 3),
         "seconds": None if option.seconds is None else round(option.seconds, 1),
+        "slowdown": None if option.slowdown is None else round(option.slowdown, 3),
         "recommended": option.recommended,
     }
 
@@ -110,6 +124,24 @@ def _total(option: Option) -> int:
     return peak + (cuda_share(peak) if option.family.repo else 0)
 
 
+def _saved(option: Option, faster: FasterLayout) -> float | None:
+    if option.seconds is None or faster.saves is None:
+        return None
+    return round(option.seconds * faster.saves, 1)
+
+
+def _why(option: Option) -> str:
+    """What the fastest layout lacks, and the last that was passed over, where that is another."""
+    if not option.faster:
+        return "(nothing is faster)"
+    told = []
+    for faster in dict.fromkeys((option.faster[0], option.faster[-1])):
+        saved = _saved(option, faster)
+        saves = f" (saves {clock_text(saved)})" if saved and saved >= 1 else ""
+        told.append(f"{faster.layout.brief}: {faster.stage} lacks {bytes_text(faster.missing_bytes)}{saves}")
+    return "; ".join(told)
+
+
 def _table(options: list[Option]) -> Table:
     table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
     for column in ("", "model", "class", "size", "tier"):
@@ -117,7 +149,7 @@ def _table(options: list[Option]) -> Table:
     for column in ("frames", "at most", "needs", "guidance up to", "about"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("layout", overflow="fold")
-    table.add_column("the fastest needs", justify="right")
+    table.add_column("not faster because")
     for option in options:
         table.add_row(
             "*" if option.recommended else "",
@@ -131,7 +163,7 @@ def _table(options: list[Option]) -> Table:
             f"{option.guidance:g}",
             "" if option.seconds is None else clock_text(option.seconds),
             str(option.layout),
-            bytes_text(option.faster[0].needs_bytes) if option.faster else "(this one)",
+            _why(option),
         )
     return table
 
@@ -145,17 +177,21 @@ def _notes(
         else [
             "* is the class to start with: the model's own, or the nearest below it that fits.",
             "needs: tensors at their peak with CUDA's own share, an estimate. The layout is the fastest that fits; "
-            "the fastest of all would need what is named last, CUDA's share apart.",
+            "tiles come last, for they are not exact. Named besides are the fastest of all and the next one, and what "
+            "they lack; `--json` has all of them.",
             "guidance: its value costs nothing in memory or time; above the model's own, pictures get harsh. "
             "Guidance 1 is none at all, and halves the arithmetic of a step.",
         ]
     )
     if any(option.layout.stream_weights for option in found):
-        notes.append("weights=streamed: they are copied to the card for every evaluation; the time does not count it.")
+        notes.append("weights=streamed: they are copied to the card for every evaluation.")
+    if any(option.layout.decode_tile for option in found):
+        notes.append("tiles: frames are decoded in parts and blended, which is not exactly the whole frame's picture.")
     if found and tflops is not None:
         notes.append(
             f"about: an estimate, good to a factor of two: the steps' arithmetic at {EFFICIENCY:.0%} of the "
-            f"{tflops:g} TFLOPS published for {card}, loading, decoding and encoding apart."
+            f"{tflops:g} TFLOPS published for {card}, decoding included, and copies of weights at {BUS_GB_S:g} GB/s; "
+            "loading, encoding and the writing of the video apart."
         )
     if still is not None:
         notes.append(f"A still of {still[0]}×{still[1]} pixels has nothing to show in classes above {largest.value}.")

@@ -136,6 +136,8 @@ def test_of_threads_at_once_only_as_many_start_as_fit():
 def test_a_refusal_in_words():
     refusal = NeedsBiggerCard(predicted_bytes=6 * GIB, usable_bytes=3 * GIB, smallest_class="c8")
     assert str(refusal) == "needs 6.0 GiB, 3.0 GiB usable; the smallest card class that holds it is c8"
+    told = str(replace(refusal, stage="decode"))
+    assert told.startswith("needs 6.0 GiB, 3.0 GiB usable; decoding takes most, in its leanest layout; the smallest")
     refusal = replace(refusal, foreign_bytes=4 * GIB, reserved_bytes=100 * MIB, smallest_class=None)
     assert str(refusal) == (
         "needs 6.0 GiB, 3.0 GiB usable (4.0 GiB taken by other programs, 100 MiB promised to clips in flight); "

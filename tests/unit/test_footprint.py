@@ -70,6 +70,33 @@ def test_the_base_counts_where_it_is_larger():
     assert heavy.denoise_bytes == footprint(spec()).denoise_bytes
 
 
+@pytest.mark.parametrize("name", TINIES)
+def test_frames_that_are_encoded_again_are_counted(name):
+    """Of a clip that starts from the frames of a smaller one: bytes besides the weights, as a card counted them."""
+    torch = pytest.importorskip("torch")
+    from pipeline.clip import BaseClip, ResolutionClass, Upscale
+    from pipeline.dryrun.run import clip_of
+    from pipeline.models.build import build
+    from pipeline.models.devices import HostDevice
+
+    family, card = family_named(name), HostDevice()
+    model = build(family, card, torch.float32)
+    clip = clip_of(family, 320, 256, 25)
+    for stage in Stage:
+        model._put(stage)
+    weights = card.used_bytes()
+    with card.work(), torch.no_grad():
+        pixels = torch.zeros(1, 3, clip.frames, clip.height, clip.width) + 0.5
+        card.reset_peak()
+        model.encode_frames(pixels)
+    shared = clip.model_dump(include={"frames", "fps", "steps", "guidance", "seed", "sampler"})
+    base = BaseClip(resolution_class=ResolutionClass.P256, width=64, height=64, **shared)
+    enlarged = clip.model_copy(update={"base": base, "strength": 0.5, "upscale": Upscale.FRAMES})
+    predicted = footprint(enlarged).encode_bytes
+    assert predicted - weights == pytest.approx(card.peak_bytes() - weights, rel=0.05)
+    assert predicted > footprint(enlarged.model_copy(update={"upscale": Upscale.LATENTS})).encode_bytes
+
+
 def test_the_planner_takes_the_first_that_fits():
     clip = spec(frames=16)
     predicted = [footprint(clip, layout).peak_bytes for layout in REAL.layouts]
@@ -102,6 +129,20 @@ def test_the_command_prints_rows_without_gpu_or_weights():
     assert largest["stage_bytes"] == dict(footprint_of(REAL, 1024**2, 16).stages)
     assert largest["total_bytes"] / GIB == pytest.approx(total(REAL, 1024, 16, RESIDENT))
     assert largest["smallest_card"] == "c24"
+
+
+def test_the_command_shows_people_what_saves_something_only():
+    """A tile of 512 pixels is all of a 512p square: there the fastest layout in tiles is the fastest of all again."""
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["footprint", "svd-xt", "--frames", "25"])
+    assert result.exit_code == 0, result.output
+    found = {
+        side: [line for line in result.stderr.splitlines() if line.strip().startswith(side)]
+        for side in ("512p", "1024p")
+    }
+    assert len(found["512p"]) < len(found["1024p"]) == len(family_named("svd-xt").layouts)
+    tiled = {side: [line for line in lines if "tiles=64-16" in line] for side, lines in found.items()}
+    assert not any("guidance=batched" in line for line in tiled["512p"])
+    assert any("guidance=batched" in line for line in tiled["1024p"])
 
 
 def test_the_command_refuses_frames_the_family_cannot_render():

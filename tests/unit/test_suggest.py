@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cluster.suggest import EFFICIENCY, largest_fit, largest_worth, max_frames, suggest, tflops_of, usable_of
+from cluster.rates import tflops_of
+from cluster.suggest import EFFICIENCY, largest_fit, largest_worth, max_frames, suggest, usable_of
 from pipeline.clip import ResolutionClass, Tier
 from pipeline.families import FAMILIES, family_named
 from pipeline.footprint import footprint_of
@@ -128,9 +129,24 @@ def test_a_card_s_speed_by_its_name(kind, tflops):
 
 
 def test_expected_time_is_arithmetic_over_speed(table):
-    """512p × 16 frames, 50 steps: 41.9 TFLOP a step with guidance, as the stock network was counted."""
+    """512p × 16 frames, 50 steps: 41.9 TFLOP a step with guidance and 40 to decode, as counted of the stock network."""
     small = option(suggest([I2VGEN], usable_of(24), tflops=165), "i2vgen-xl", P.P512)
-    assert small.seconds == pytest.approx(41.9e12 * 50 / (165e12 * EFFICIENCY), rel=0.01)
+    assert small.seconds == pytest.approx((41.9e12 * 50 + 40e12) / (165e12 * EFFICIENCY), rel=0.01)
+    assert (small.layout, small.slowdown, small.faster) == (RESIDENT, 1, ())
+
+
+def test_a_leaner_layout_is_expected_to_take_longer():
+    """On 6 GB 1024p is streamed: two copies of 1.42 G weights of two bytes a step, at 12 GB/s."""
+    large = option(suggest([I2VGEN], usable_of(6), tflops=165), "i2vgen-xl", P.P1024)
+    assert large.layout.stream_weights
+    assert large.layout.split_guidance
+    alone = (large.flops_per_step * 50) / (165e12 * EFFICIENCY)
+    assert large.seconds > alone + 50 * 2 * 1.4205e9 * 2 / 12e9
+    assert large.slowdown == pytest.approx(large.seconds / alone, rel=0.05)
+    first = large.faster[0]
+    assert (first.layout, first.stage) == (RESIDENT, "denoise")
+    assert first.missing_bytes == first.needs_bytes - usable_of(6) > 0
+    assert first.saves == pytest.approx(1 - 1 / large.slowdown, abs=0.01)
 
 
 @pytest.mark.parametrize("within", [1, 10, 30, 60, 300])
@@ -207,8 +223,10 @@ def test_one_model_alone_and_nothing_that_fits():
 def test_the_table_says_what_the_fastest_layout_needs():
     shown = " ".join(run("--vram", "12", "--model", "i2vgen-xl").split())
     assert "guidance=split" in shown
-    assert "the fastest needs" in shown
+    assert "not faster because" in shown
+    assert "denoise lacks" in shown
     assert "estimate" in shown
+    assert run("--vram", "12", "--model", "i2vgen-xl", "--json")["options"][-1]["faster"][0]["missing_bytes"] > 0
 
 
 @pytest.mark.parametrize(

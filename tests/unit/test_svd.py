@@ -28,7 +28,7 @@ from pipeline.weights import built_folder
 
 TINY = family_named("svd-xt-tiny")
 BATCHED, SPLIT, CHUNKED = TINY.layouts[:3]
-EVICTED = TINY.layouts[-1]
+EVICTED = next(o for o in reversed(TINY.layouts) if o.evict_denoiser)
 SAMPLERS = TINY.samplers
 
 

@@ -12,11 +12,12 @@ import torch
 
 from cluster.dispatcher import Assignment, Event, StepDone
 from cluster.jobs import Checkpoint, Ended, Outcome
+from cluster.lessons import Factors, layout_key
 from cluster.storage import Storage
 from cluster.store import Stretch
 from pipeline.clip import Sampler
 from pipeline.families import Stage, family_named
-from pipeline.footprint import footprint, leaner, memory_model
+from pipeline.footprint import footprint, leaner, memory_model, tiled, tiles
 from pipeline.layouts import RESIDENT, Layout
 from pipeline.models.devices import EmulatedDevice
 from serve.checkpoints import CheckpointEvery
@@ -223,6 +224,67 @@ def test_where_no_layout_is_left_it_ends_with_its_history_and_a_checkpoint(make_
     assert again.objects.frames_sha256 == whole(RESIDENT)
 
 
+def test_after_an_overflow_it_goes_by_what_was_learned(make_worker, fly):
+    """The next layout fits as predicted, and was seen to take more: the one after it is tried instead."""
+    device = Boastful(LARGE)
+    worker, made = make_worker(device), fly()
+    usable = footprint(CLIP, SPLIT).denoise_bytes + 1000
+    worker.device.usable_bytes = lambda: usable
+    evicted = Layout(split_guidance=True, evict_encoders=True)
+    assert worker._next(made, RESIDENT, "denoise")[0] == SPLIT
+    worse = made.assignment.model_copy(update={"lessons": Factors(factors={layout_key(SPLIT): 1.5})})
+    assert worker._next(Flight(worse, Said()), RESIDENT, "denoise")[0] == evicted
+    # What was learned refuses nothing: where no layout fits by it, the leanest that should fit is tried.
+    all_worse = Factors(factors={layout_key(each): 1000.0 for each in (SPLIT, evicted)})
+    worst = made.assignment.model_copy(update={"lessons": all_worse})
+    assert worker._next(Flight(worst, Said()), RESIDENT, "denoise")[0] == evicted
+
+
+def test_a_decode_too_large_for_the_card_is_done_in_tiles(home, storage):
+    """The frame is larger than a tile, and the card smaller than its decode: nothing else of the farm's is asked."""
+    family = family_named("svd-xt-tiny")
+    clip = spec(family.name, width=1024, height=512, frames=2, steps=1, guidance=3.0, fps=7, sampler=Sampler.EULER)
+    base = family.layouts[0]
+    alone = base.model_copy(update={"evict_encoders": True, "evict_denoiser": True})
+    large, small = (tiled(alone, tile) for tile in tiles(family))
+    peak = footprint(clip, large).decode_bytes
+    assert footprint(clip, alone).decode_bytes > 1.1 * peak > footprint(clip, small).decode_bytes
+    device = EmulatedDevice(2**40)
+    worker = Worker(
+        CardIdentity(card="gpu0", card_class="c8", kind="test"),
+        device,
+        storage,
+        WeightsPlace(home=home, folders={}, offline=True),
+        every=CheckpointEvery(steps=1, seconds=1e9),
+    )
+    assignment = Assignment(
+        attempt_id="attempt_1",
+        job_id="video_1",
+        renderer="r",
+        card_class="c8",
+        owner="local",
+        still=storage.put_still(still_png()),
+        spec=clip,
+        content_key="ke" * 32,
+        row={"number": 1},
+        resume=None,
+        done=(),
+    )
+    made = Flight(assignment, Said())
+    # The clip is on the card when others take all but what the tiles need.
+    made.emit.when = at_step(1, lambda: setattr(device, "foreign_bytes", device.total_bytes - round(1.06 * peak)))
+    device.usable_bytes = lambda: device.total_bytes - device.foreign_bytes
+    try:
+        ended = worker.run(made)
+    finally:
+        worker.close()
+    assert (ended.outcome, ended.detail) == (Outcome.COMPLETED, "")
+    assert {o.stage for o in ended.overflows} == {"decode"}
+    told = provenance(storage, ended)
+    assert told["layout"] == large.model_dump(mode="json")
+    assert ended.measured_bytes <= 1.05 * peak
+
+
 def test_a_process_that_keeps_memory_is_replaced(make_worker, fly):
     device = Boastful(LARGE)
     worker, made, leak = make_worker(device), fly(), []
@@ -336,12 +398,13 @@ def test_told_to_leave_while_out_of_memory_it_leaves_with_its_snapshot(make_work
 def test_ever_leaner_layouts_change_one_stage_take_less_of_it_and_end(name, stage):
     family = family_named(name)
     other = {
-        Stage.ENCODE: {"split_guidance", "chunk_feed_forward", "decode_frames", "evict_denoiser"},
-        Stage.DENOISE: {"decode_frames", "evict_denoiser"},
+        Stage.ENCODE: {"split_guidance", "chunk_feed_forward", "decode_frames", "decode_tile", "evict_denoiser"},
+        Stage.DENOISE: {"decode_frames", "decode_tile", "evict_denoiser"},
         Stage.DECODE: {"split_guidance", "chunk_feed_forward", "stream_weights"},
     }[stage]
     frames = 17 if name.startswith("wan") else 16
-    clip = spec(name, width=512, height=512, frames=frames, guidance=5)
+    # Larger than any tile.
+    clip = spec(name, width=1024, height=1024, frames=frames, guidance=5)
     layout, seen = family.layouts[0], []
     while (following := leaner(layout, stage, family)) is not None:
         assert following.model_dump(include=other) == layout.model_dump(include=other)
@@ -362,8 +425,17 @@ def test_the_cheapest_switches_come_first():
     ]
     svd, layout, seen = family_named("svd-xt"), family_named("svd-xt").layouts[0], []
     while (layout := leaner(layout, Stage.DECODE, svd)) is not None:
-        seen.append((layout.evict_encoders, layout.evict_denoiser, layout.decode_frames))
-    assert seen == [(True, False, 8), (True, True, 8), (True, True, 4), (True, True, 2), (True, True, 1)]
+        seen.append((layout.evict_encoders, layout.evict_denoiser, layout.decode_tile, layout.decode_frames))
+    # Its decoder mixes the frames of a chunk, so other chunks are another picture, more so than tiles.
+    assert seen == [
+        (True, False, 0, 8),
+        (True, True, 0, 8),
+        (True, True, 64, 8),
+        (True, True, 32, 8),
+        (True, True, 32, 4),
+        (True, True, 32, 2),
+        (True, True, 32, 1),
+    ]
 
 
 # -- what exceptions say ---------------------------------------------------------------------------------------
