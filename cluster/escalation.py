@@ -7,8 +7,12 @@ from dataclasses import replace
 
 from cluster.cards import GIB, Fleet
 from cluster.jobs import MAX_ATTEMPTS, MAX_RELEASES, Ended, Job, JobState, Outcome, Overflow, Reason, Transition
+from cluster.verbs import obey
 from pipeline.clip import ClipSpec, ResolutionClass
 from pipeline.problems import Problem
+
+#: Causes of `STOPPED` that say nothing against the job or its cards.
+ASKED = frozenset({"pause", "hold"})
 
 
 def after_attempt(job: Job, ended: Ended, fleet: Fleet, before: Sequence[Overflow] = ()) -> Transition:
@@ -20,17 +24,15 @@ def after_attempt(job: Job, ended: Ended, fleet: Fleet, before: Sequence[Overflo
     Always ends: crashes and errors are counted against `MAX_ATTEMPTS`, everything else against `MAX_RELEASES`.
     Memory outcomes raise `needs_bytes` strictly besides, so most of them end at the largest card.
     """
-    transition = _after(job, ended, fleet, (*before, *ended.overflows))
+    transition = obey(job, _after(job, ended, fleet, (*before, *ended.overflows)))
     # A checkpoint may be what kills its renderers: whoever went on from one and failed is followed by a fresh start.
     suspect = ended.resumed_step > 0 and ended.outcome in (Outcome.ERROR, Outcome.CRASHED)
-    return replace(transition, keeps_checkpoint=transition.state is JobState.QUEUED and not suspect)
+    return replace(transition, keeps_checkpoint=not transition.state.final and not suspect)
 
 
 def _after(job: Job, ended: Ended, fleet: Fleet, tried: Sequence[Overflow]) -> Transition:
     if ended.outcome is Outcome.COMPLETED:
         return Transition(state=JobState.COMPLETED, costs_attempt=True)
-    if job.cancel_requested:
-        return Transition(state=JobState.CANCELLED)
     match ended.outcome:
         case Outcome.INVALID:
             problem = ended.problem or Problem(field="row", message=ended.detail, remedy="Correct the row.")
@@ -40,7 +42,7 @@ def _after(job: Job, ended: Ended, fleet: Fleet, tried: Sequence[Overflow]) -> T
         case Outcome.ERROR | Outcome.CRASHED:
             return _after_fault(job, ended)
         case _:
-            return _after_loss(job)
+            return _after_loss(job, ended)
 
 
 def _after_memory(job: Job, ended: Ended, fleet: Fleet, tried: Sequence[Overflow]) -> Transition:
@@ -104,7 +106,10 @@ def _after_fault(job: Job, ended: Ended) -> Transition:
     )
 
 
-def _after_loss(job: Job) -> Transition:
+def _after_loss(job: Job, ended: Ended) -> Transition:
+    if ended.cause in ASKED:
+        # People may pause a job as often as they like.
+        return Transition(state=JobState.QUEUED, costs_release=False)
     if job.releases + 1 < MAX_RELEASES:
         return Transition(state=JobState.QUEUED)
     return Transition(

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from cluster.lessons import Peak
+from cluster.stopwatch import Timed
 from pipeline.clip import ClipSpec
 from pipeline.problems import Problem
 
@@ -45,6 +46,21 @@ class JobState(StrEnum):
 FINAL_STATES = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
 
 
+class HoldReason(StrEnum):
+    """Why a job is held, or a whole batch."""
+
+    #: Somebody must approve it first.
+    APPROVAL = "approval"
+    #: Somebody paused it.
+    PAUSED = "paused"
+    #: Another job must complete first.
+    AFTER = "after"
+    #: Its batch has used the GPU time or the money it may.
+    BUDGET = "budget"
+    #: Its batch has as many failures as it may.
+    FAILURES = "failures"
+
+
 class Outcome(StrEnum):
     """How one attempt ended."""
 
@@ -74,6 +90,8 @@ class Reason(StrEnum):
     ERROR = "error"
     CRASHED = "crashed"
     LOST_TOO_OFTEN = "lost_too_often"
+    #: The job it waited for failed or was cancelled.
+    AFTER_FAILED = "after_failed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +109,10 @@ class Draft:
     needs_bytes: int = 0
     priority: int = 0
     problems: tuple[Problem, ...] = ()
+    #: UTC epoch seconds; it does not start before.
+    not_before: int | None = None
+    #: Name of the row of its batch, or id of the job, that must complete first.
+    after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +149,12 @@ class Job:
     #: Attempts that ended through no fault of the job.
     releases: int = 0
     cancel_requested: bool = False
+    #: Of a running job: why it is held once its attempt has saved a checkpoint and stopped.
+    hold_requested: HoldReason | None = None
+    #: UTC epoch seconds; it does not start before.
+    not_before: int | None = None
+    #: Id of the job that must complete first; until its batch is sealed, what the manifest calls it.
+    after: str | None = None
     clip_id: str | None = None
     #: Last finished step of the newest attempt (of a waiting job: the step it will go on from), and steps in all.
     step: int = 0
@@ -157,6 +185,8 @@ class Clip:
     attempt_id: str
     objects: Objects
     created_at: int
+    #: Its objects were deleted then, being old.
+    expired_at: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +234,17 @@ class BatchCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Where a batch stops by itself: what is queued is held then, what runs is finished. None: nowhere."""
+
+    #: Rows that failed while being rendered.
+    failures: int | None = None
+    gpu_seconds: float | None = None
+    #: In the unit of the table of rates.
+    cost: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """One manifest handed in by one owner."""
 
@@ -222,6 +263,15 @@ class Batch:
     attempts: int
     #: Attended, and nobody waits for it any more: nothing is rendered until the same command runs again.
     abandoned: bool = False
+    #: Why nothing of it starts: `paused`, `failures` or `budget`. Its queued jobs count as held.
+    held: HoldReason | None = None
+    #: Held jobs by reason.
+    held_by: dict[HoldReason, int] = field(default_factory=dict)
+    #: Rows wait for an approval, all but the first `proof`.
+    needs_approval: bool = False
+    proof: int = 0
+    limits: Limits = Limits()
+    comment: str = ""
 
     @property
     def done(self) -> bool:
@@ -230,13 +280,19 @@ class Batch:
 
     @property
     def status(self) -> str:
-        """`validating`, `running`, `stopped` (abandoned), `completed`, `failed` (some rows failed), `cancelled`."""
+        """`validating`, `running`, `paused`, `held`, `stopped`, `completed`, `failed`, `cancelled`.
+
+        Stopped: abandoned. Held: it reached a limit, or whatever is left of it waits for an approval or is paused row
+        by row. Failed: some rows failed.
+        """
         if not self.done and self.abandoned:
             return "stopped"
         if not self.sealed:
             return "validating"
         if not self.done:
-            return "running"
+            if self.held:
+                return "paused" if self.held is HoldReason.PAUSED else "held"
+            return "running" if self.counts[JobState.QUEUED] + self.counts[JobState.RUNNING] else "held"
         if self.counts[JobState.FAILED]:
             return "failed"
         return "cancelled" if self.counts[JobState.CANCELLED] else "completed"
@@ -288,6 +344,8 @@ class Ended:
     peaks: tuple[Peak, ...] = ()
     #: Of these, the ones it ran out of memory in, also where it was rendered after all; oldest first.
     overflows: tuple[Overflow, ...] = ()
+    #: How long its parts took, as the dispatcher saw it; None where it was not to be seen.
+    timed: Timed | None = None
     #: The renderer's process cannot go on, whatever the clip: it exits after this, and Serve replaces it.
     sticky: bool = False
 
@@ -297,10 +355,12 @@ class Transition:
     """What becomes of a job when an attempt ends."""
 
     state: JobState
-    reason: Reason | None = None
+    reason: Reason | HoldReason | None = None
     problem: Problem | None = None
     #: Whether the attempt counts towards `MAX_ATTEMPTS`.
     costs_attempt: bool = False
+    #: Whether one that does not counts towards `MAX_RELEASES`.
+    costs_release: bool = True
     #: New floor for `Job.needs_bytes`.
     needs_bytes: int | None = None
     #: Whether the next attempt may go on from a checkpoint.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -33,14 +33,17 @@ class InStoreThread(Protocol):
 
 
 class Leftovers:
-    """Deletes in a thread of its own, so that a slow storage holds up nothing."""
+    """Deletes in a thread of its own (or by `executor`), so that a slow storage holds up nothing."""
 
-    def __init__(self, ledger: Ledger, storage: Storage | None, store: InStoreThread) -> None:
+    def __init__(
+        self, ledger: Ledger, storage: Storage | None, store: InStoreThread, executor: Executor | None = None
+    ) -> None:
         """Without a `storage` everything is left where it is."""
         self._ledger = ledger
         self._storage = storage
         self._store = store
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
+        self._is_ours = executor is None
+        self._thread = executor or ThreadPoolExecutor(1, thread_name_prefix="storage")
 
     def discard(self, *keys: str) -> None:
         """Delete single checkpoints soon; one that stays behind goes with its job's others."""
@@ -76,7 +79,8 @@ class Leftovers:
 
     def close(self) -> None:
         """Delete nothing more."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._is_ours:
+            self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _delete(call: Callable[[str], None], key: str) -> bool:

@@ -1,16 +1,36 @@
-"""Which waiting job starts on which card: a pure function from a snapshot to decisions."""
+"""Which waiting job starts on which card, and which running one moves: a pure function from a snapshot to decisions.
+
+Six steps, one after the other: the *heads* of the queues that may start at all, the *eligible* cards of each, the
+*order* in which owners and jobs take their turn, the *plan* of a batch's tail where there is one, the *moves* it asks
+for, and the *reasons* of those that wait.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import heapq
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
+from typing import NamedTuple
 
 from cluster.breaker import Route, route_of
 from cluster.cards import Card, Fleet
 from cluster.jobs import Job
 from cluster.lessons import ELSEWHERE, Lessons, key_of
+from cluster.owners import DEFAULT_SHARE, OwnerShare
+from cluster.planning.parts import TailPlan
+from cluster.standing import Extent, Standing
 from pipeline.footprint import Footprint, leanest, plan
+
+#: A waiting job rises by one priority each time it has waited so long, in seconds: nobody waits for ever.
+AGEING_S = 1800
+#: More bytes than any card has.
+_NOWHERE = 2**62
+#: A job is passed over on a card that has another family loaded for one of that family that came up to so much later.
+WARM_WINDOW_S = 60
 
 
 class WaitReason(IntEnum):
@@ -19,8 +39,42 @@ class WaitReason(IntEnum):
     NO_CARD_OF_THIS_SIZE = 1
     #: Clips of this kind failed again and again on every card that holds it: none is tried for a while.
     FITTING_CARDS_FAILED = 2
-    EQUAL_CLIP_RUNNING = 3
-    ALL_FITTING_CARDS_BUSY = 4
+    #: An operator, or too many errors, took every card that holds it out of use.
+    FITTING_CARDS_LOCKED = 3
+    #: It is not to start before a time of its own.
+    NOT_BEFORE = 4
+    #: Its owner has as many clips on cards as they may have.
+    OWNER_AT_LIMIT = 5
+    EQUAL_CLIP_RUNNING = 6
+    #: The batch ends earlier when it starts later, on a faster card.
+    PLANNED_LATER = 7
+    #: The cards that hold it are kept for jobs of a higher priority, or for those that came earlier.
+    BEHIND_OTHERS = 8
+    ALL_FITTING_CARDS_BUSY = 9
+
+
+class WorkKind(NamedTuple):
+    """Jobs that placement need not tell apart."""
+
+    family: str
+    resolution_class: str
+    needs_bytes: int
+
+
+def work_kind(job: Job) -> WorkKind:
+    """The kind of a job."""
+    spec = job.spec
+    return WorkKind(spec.family if spec else "", str(spec.resolution_class) if spec else "", job.needs_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suit:
+    """How jobs of one kind belong to a farm with much to do."""
+
+    #: Kinds of cards that should have them.
+    card_kinds: frozenset[str]
+    #: What one takes on the fastest, in seconds: of one batch the longest go first.
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -29,6 +83,15 @@ class Start:
 
     job: Job
     card: Card
+
+
+@dataclass(frozen=True)
+class Move:
+    """Save a checkpoint of the running `job` and stop it on the card `source`: it goes on on the card `to`."""
+
+    job: Job
+    source: str
+    to: str
 
 
 @dataclass(frozen=True)
@@ -53,19 +116,52 @@ class Relax:
     job: Job
 
 
-Decision = Start | Wait | Refuse | Relax
+Decision = Start | Move | Wait | Refuse | Relax
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A job on a card."""
+
+    job: Job
+    #: Id of the card.
+    card: str
+    #: Steps done.
+    step: int = 0
+    #: Measured seconds of a step in this attempt; None before there are any.
+    step_s: float | None = None
+    #: Seconds since its last step ended, or since it came to the card.
+    since_step_s: float = 0.0
+    #: It can be stopped between two steps and go on elsewhere.
+    movable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """All that placement may know."""
 
+    #: The first jobs of every queue; a queue is one owner's jobs of one kind and priority.
     waiting: Sequence[Job]
-    cards: Sequence[Card]
+    cards: Sequence[Card] = ()
     fleet: Fleet
     lessons: Lessons = field(default_factory=Lessons)
     #: Routes behind an open breaker.
     closed: frozenset[Route] = frozenset()
+    running: Sequence[Running] = ()
+    owners: Mapping[str, OwnerShare] = field(default_factory=dict)
+    #: Card seconds that owners had of late: of two with equally many cards for their weight, whoever had less is next.
+    used_s: Mapping[str, float] = field(default_factory=dict)
+    #: Ids of cards that an operator, or too many errors, took out of use.
+    locked: frozenset[str] = frozenset()
+    #: Cards, what runs on them and what is locked, where whoever asks has it indexed already: those three need not be
+    #: given then, but for a plan.
+    standing: Standing | None = None
+    #: What to do with the tail of a batch; None: nothing is planned.
+    plan: TailPlan | None = None
+    #: Jobs that wait besides: queues are longer than what is seen of them.
+    unseen: int = 0
+    #: Where jobs belong while many wait; kinds that are not named take the smallest cards that hold them.
+    suits: Mapping[WorkKind, Suit] = field(default_factory=dict)
 
 
 def expected_bytes(job: Job, kind: str, lessons: Lessons) -> int:
@@ -81,69 +177,364 @@ def expected_bytes(job: Job, kind: str, lessons: Lessons) -> int:
     return corrected if _is_prediction(job, predicted) else max(job.needs_bytes, corrected)
 
 
-def place(snapshot: Snapshot) -> list[Decision]:
-    """One decision for every waiting job.
+def effective_priority(job: Job, now: float) -> int:
+    """The job's priority, risen with its waiting."""
+    return job.priority + max(0, int(now - job.created_at)) // AGEING_S
 
-    Order: priority, then age, then the row's number. A job takes the smallest idle card that holds it, so large
-    cards stay free for large clips; between equals a card that has the family loaded already.
+
+def place(snapshot: Snapshot, now: float = 0.0) -> list[Decision]:
+    """Decisions on every waiting job, and moves of running ones; `now` in seconds, on the clock of `Job.created_at`.
+
+    No card gets two jobs and no job two cards. No card that holds a waiting job stays idle, except where the plan of a
+    batch's tail says that the batch ends earlier so.
     """
-    idle = [card for card in snapshot.cards if card.idle]
-    kinds = {card.kind for card in snapshot.cards}
-    starting: set[tuple[str, str | None]] = set()
-    decisions: list[Decision] = []
-    for job in sorted(snapshot.waiting, key=lambda j: (-j.priority, j.created_at, j.batch_id, j.number)):
-        if snapshot.fleet.smallest_class_for(job.needs_bytes) is None:
-            decisions.append(Refuse(job))
-            continue
-        if (job.owner, job.content_key) in starting:
-            decisions.append(Wait(job, WaitReason.EQUAL_CLIP_RUNNING))
-            continue
-        needs = {kind: expected_bytes(job, kind, snapshot.lessons) for kind in kinds}
-        fitting = [card for card in idle if card.usable_bytes >= needs[card.kind]]
-        somewhere = any(card.usable_bytes >= needs[card.kind] for card in snapshot.cards)
-        if not somewhere and _nowhere_by_experience(job, snapshot):
+    return list(_Placing(snapshot, now).decide())
+
+
+class _Placing:
+    """One call of `place`."""
+
+    def __init__(self, snapshot: Snapshot, now: float) -> None:
+        self._snapshot = snapshot
+        self._now = now
+        standing = snapshot.standing
+        if standing is None:
+            standing = Standing(snapshot.cards, (r.job for r in snapshot.running), snapshot.locked)
+        self._standing, self._all, self._usable = standing, standing.all, standing.usable
+        self._began_idle = [card for card in standing.idle.values() if card.card not in standing.locked]
+        self._idle = _Idle(self._began_idle)
+        self._needs: dict[tuple[object, ...], Mapping[str, int]] = {}
+        #: Exceptions from it: experience may be wrong and refuses nothing.
+        self._at_least: dict[str, Mapping[str, int]] = {}
+        #: What is started now, on top of what runs.
+        self._taken: set[tuple[str, str | None]] = set()
+        self._more: Counter[str] = Counter()
+
+    def decide(self) -> Iterator[Decision]:
+        heads: list[Job] = []
+        for job in self._snapshot.waiting:
+            if (decision := self._head(job)) is not None:
+                yield decision
+            else:
+                heads.append(job)
+        starts: dict[str, Start] = {}
+        if self._snapshot.plan is not None:
+            for start in self._in_order(self._urgent(self._snapshot.plan, heads)):
+                starts[start.job.id] = start
+            for start in self._planned(self._snapshot.plan, heads):
+                starts[start.job.id] = start
+            yield from self._moves(self._snapshot.plan)
+        for start in self._in_order([job for job in heads if job.id not in starts and not self._is_planned(job)]):
+            starts[start.job.id] = start
+        yield from starts.values()
+        for job in heads:
+            if job.id not in starts:
+                yield Wait(job, self._reason(job))
+
+    # -- heads: who may start at all ------------------------------------------------------------------------------
+
+    def _head(self, job: Job) -> Decision | None:
+        snapshot = self._snapshot
+        if job.needs_bytes > snapshot.fleet.largest_bytes:
+            return Refuse(job)
+        if job.not_before is not None and job.not_before > self._now:
+            return Wait(job, WaitReason.NOT_BEFORE)
+        if self._is_taken(job):
+            return Wait(job, WaitReason.EQUAL_CLIP_RUNNING)
+        if not self._all.holds(self._needs_of(job)) and self._nowhere_by_experience(job):
             if _can_relax(job):
-                decisions.append(Relax(job))
+                return Relax(job)
+            # The largest card that should hold it is tried.
+            most = max(card.usable_bytes for card in self._all.of_classes if card.usable_bytes >= job.needs_bytes)
+            self._at_least[job.id] = dict.fromkeys(self._all.largest, most)
+        return None
+
+    def _nowhere_by_experience(self, job: Job) -> bool:
+        """Whether a card that is there should hold `job`, and by experience no class does that is not there."""
+        snapshot = self._snapshot
+        if all(usable < job.needs_bytes for usable in self._all.largest.values()):
+            return False
+        present = {card.card_class for card in self._all.of_classes}
+        expected = expected_bytes(job, ELSEWHERE, snapshot.lessons)
+        return not any(
+            usable >= expected for name, usable in snapshot.fleet.usable_bytes.items() if name not in present
+        )
+
+    # -- eligible: which cards hold it ----------------------------------------------------------------------------
+
+    def _needs_of(self, job: Job) -> Mapping[str, int]:
+        """Bytes that a card must have usable for `job`, by card kind."""
+        if job.id in self._at_least:
+            return self._at_least[job.id]
+        lessons, spec = self._snapshot.lessons, job.spec
+        # Without lessons there is nothing to tell kinds or shapes apart by.
+        shape = spec.model_dump_json(exclude={"prompt", "negative_prompt", "seed"}) if lessons.lessons and spec else ""
+        key = (job.needs_bytes, shape)
+        if (known := self._needs.get(key)) is None:
+            known = {kind: expected_bytes(job, kind, lessons) for kind in self._all.largest}
+            self._needs[key] = known
+        return known
+
+    def _is_closed(self, job: Job, card: Card) -> bool:
+        closed = self._snapshot.closed
+        if not closed or job.spec is None or all(route.card != card.card for route in closed):
+            return False
+        return route_of(job.spec, card.card, card.usable_bytes) in closed
+
+    # -- order: whose turn it is ----------------------------------------------------------------------------------
+
+    def _in_order(self, heads: Sequence[Job]) -> Iterator[Start]:
+        """Starts by priority; within one, owners in turn, and each owner's jobs by age.
+
+        At each priority jobs first take cards that suit them, or of the smallest class that holds them; what is left
+        of larger cards goes to whoever needs the largest. So a small clip takes a large card only where no larger one
+        of its priority waits for it.
+        """
+        levels: dict[int, list[Job]] = defaultdict(list)
+        for job in heads:
+            levels[effective_priority(job, self._now)].append(job)
+        for level in sorted(levels, reverse=True):
+            warm = _earliest(levels[level])
+            passed: dict[int, list[Job]] = defaultdict(list)
+            for job in self._in_turn(levels[level]):
+                if (card := self._card_for(job, warm, own_class=True)) is not None:
+                    self._take(job, card)
+                    yield Start(job, card)
+                elif (size := self._usable.rank_for(self._needs_of(job))) is not None:
+                    passed[size].append(job)
+            for size in sorted(passed, reverse=True):
+                for job in self._in_turn(passed[size]):
+                    if (card := self._card_for(job, warm, own_class=False)) is not None:
+                        self._take(job, card)
+                        yield Start(job, card)
+
+    def _in_turn(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """Jobs by age, those of the owner first who has fewest running for their weight; ends when no card is idle."""
+        lines: dict[str, list[Job]] = defaultdict(list)
+        for job in sorted(jobs, key=self._rank, reverse=True):
+            lines[job.owner].append(job)
+        turns = [(self._share_of(owner), owner) for owner in lines]
+        heapq.heapify(turns)
+        while turns and self._idle:
+            _, owner = heapq.heappop(turns)
+            yield lines[owner].pop()
+            if lines[owner]:
+                heapq.heappush(turns, (self._share_of(owner), owner))
+
+    def _rank(self, job: Job) -> tuple[int, str, float, int]:
+        suit = self._snapshot.suits.get(work_kind(job))
+        return job.created_at, job.batch_id, -suit.seconds if suit else 0.0, job.number
+
+    def _share_of(self, owner: str) -> tuple[float, float]:
+        weight = self._snapshot.owners.get(owner, DEFAULT_SHARE).weight
+        return self._running_of(owner) / weight, self._snapshot.used_s.get(owner, 0.0) / weight
+
+    def _at_limit(self, owner: str) -> bool:
+        most = self._snapshot.owners.get(owner, DEFAULT_SHARE).max_running
+        return most is not None and self._running_of(owner) >= most
+
+    def _running_of(self, owner: str) -> int:
+        return self._standing.load.get(owner, 0) + self._more[owner]
+
+    def _card_for(self, job: Job, warm: Mapping[str, int], *, own_class: bool) -> Card | None:
+        if not self._may_start(job):
+            return None
+        needs, family = self._needs_of(job), job.spec.family if job.spec else ""
+        only = None
+        if own_class and (suit := self._snapshot.suits.get(work_kind(job))):
+            needs = {kind: count if kind in suit.card_kinds else _NOWHERE for kind, count in needs.items()}
+        elif own_class:
+            only = self._usable.class_for(needs)
+        # In the second round it may have those as well, if the others did not take them.
+        others = {
+            other
+            for other, came in warm.items()
+            if own_class and other != family and came <= job.created_at + WARM_WINDOW_S
+        }
+        for card in self._idle.fitting(needs, family, others):
+            if only is not None and card.card_class != only:
+                return None
+            if not self._is_closed(job, card):
+                return card
+        return None
+
+    def _may_start(self, job: Job) -> bool:
+        return not self._at_limit(job.owner) and not self._is_taken(job)
+
+    def _is_taken(self, job: Job) -> bool:
+        key = (job.owner, job.content_key)
+        return key in self._taken or key in self._standing.held
+
+    def _take(self, job: Job, card: Card) -> None:
+        self._idle.remove(card)
+        self._taken.add((job.owner, job.content_key))
+        self._more[job.owner] += 1
+
+    # -- plan and moves: the tail of a batch ----------------------------------------------------------------------
+
+    def _urgent(self, tail: TailPlan, heads: Sequence[Job]) -> list[Job]:
+        """Jobs that have priority over all that is planned: no plan keeps them waiting."""
+        planned = [job for job in heads if job.id in tail.jobs]
+        planned = planned or [r.job for r in self._snapshot.running if r.job.id in tail.jobs]
+        level = max((effective_priority(job, self._now) for job in planned), default=None)
+        if level is None:
+            return []
+        return [job for job in heads if job.id not in tail.jobs and effective_priority(job, self._now) > level]
+
+    def _planned(self, tail: TailPlan, heads: Sequence[Job]) -> Iterator[Start]:
+        """Starts that the plan asks for now. Cards that it keeps for later are then no longer idle to anybody else."""
+        waiting = {job.id: job for job in heads}
+        steps = {job.id: job.step for job in heads} | {r.job.id: r.step for r in self._snapshot.running}
+        for card in list(self._idle):
+            part = tail.next_on(card.card, steps)
+            if part is None:
                 continue
-            # Experience may be wrong and refuses nothing: the largest card that should hold it is tried.
-            held = [card for card in snapshot.cards if card.usable_bytes >= job.needs_bytes]
-            most = max(card.usable_bytes for card in held)
-            somewhere, fitting = True, [card for card in idle if card.usable_bytes == most]
-        fitting = [card for card in fitting if not _is_closed(job, card, snapshot.closed)]
-        if not fitting:
-            decisions.append(Wait(job, _reason(job, snapshot, needs) if somewhere else WaitReason.NO_CARD_OF_THIS_SIZE))
-            continue
-        family = job.spec.family if job.spec else None
-        card = min(fitting, key=lambda c: (c.usable_bytes, c.family != family, c.card))
-        # By the card, not its renderer: a renderer just replaced may still be on the roster beside its successor.
-        idle = [other for other in idle if other.card != card.card]
-        starting.add((job.owner, job.content_key))
-        decisions.append(Start(job, card))
-    return decisions
+            job = waiting.get(part.job)
+            if job is None or not tail.is_turn(part, job.step):
+                # A job that cannot go by the plan where it is now may never come here.
+                if job is None or self._is_planned(job):
+                    self._idle.remove(card)
+            elif self._suits_plan(job, card):
+                self._take(job, card)
+                yield Start(job, card)
+
+    def _is_planned(self, job: Job) -> bool:
+        """Whether the plan has a card for `job`, and that can be kept to."""
+        tail = self._snapshot.plan
+        if tail is None or (part := tail.part_of(job.id, job.step)) is None:
+            return False
+        card = self._by_name.get(part.card)
+        return card is not None and self._suits_plan(job, card)
+
+    def _suits_plan(self, job: Job, card: Card) -> bool:
+        return self._may_start(job) and self._is_able(job, card)
+
+    def _is_able(self, job: Job, card: Card) -> bool:
+        return card.usable_bytes >= self._needs_of(job)[card.kind] and not self._is_closed(job, card)
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Card]:
+        return {card.card: card for card in self._standing.cards.values() if card.card not in self._standing.locked}
+
+    def _moves(self, tail: TailPlan) -> Iterator[Move]:
+        """Running jobs that have done the steps that they were to do where they are."""
+        steps = {job.id: job.step for job in self._snapshot.waiting}
+        steps |= {r.job.id: r.step for r in self._snapshot.running}
+        for r in self._snapshot.running:
+            if r.movable and (to := tail.leaves_for(r.job.id, r.card, steps)) is not None:
+                # It stays where it is if the other card is out of use, or does not hold it any more.
+                card = self._by_name.get(to)
+                if card is not None and self._is_able(r.job, card):
+                    yield Move(r.job, r.card, to)
+
+    # -- reasons: why it waits ------------------------------------------------------------------------------------
+
+    def _reason(self, job: Job) -> WaitReason:
+        needs = self._needs_of(job)
+        if not self._all.holds(needs):
+            return WaitReason.NO_CARD_OF_THIS_SIZE
+        if (
+            self._snapshot.closed
+            and not self._unbroken.holds(needs)
+            and all(self._is_closed(job, card) for card in self._broken if card.usable_bytes >= needs[card.kind])
+        ):
+            return WaitReason.FITTING_CARDS_FAILED
+        if not self._usable.holds(needs):
+            return WaitReason.FITTING_CARDS_LOCKED
+        if self._is_taken(job):
+            return WaitReason.EQUAL_CLIP_RUNNING
+        if self._at_limit(job.owner):
+            return WaitReason.OWNER_AT_LIMIT
+        if self._snapshot.plan is not None and job.id in self._snapshot.plan.jobs:
+            return WaitReason.PLANNED_LATER
+        if self._idle_at_first.holds(needs):
+            return WaitReason.BEHIND_OTHERS
+        return WaitReason.ALL_FITTING_CARDS_BUSY
+
+    @cached_property
+    def _idle_at_first(self) -> Extent:
+        return Extent(self._began_idle)
+
+    @cached_property
+    def _broken(self) -> Sequence[Card]:
+        """Cards on which a breaker is open, for whatever clips."""
+        names = {route.card for route in self._snapshot.closed}
+        return [card for card in self._standing.cards.values() if card.card in names]
+
+    @cached_property
+    def _unbroken(self) -> Extent:
+        names = {card.card for card in self._broken}
+        return Extent(card for card in self._standing.cards.values() if card.card not in names)
 
 
-def _reason(job: Job, snapshot: Snapshot, needs: Mapping[str, int]) -> WaitReason:
-    holding = [card for card in snapshot.cards if card.usable_bytes >= needs[card.kind]]
-    if holding and all(_is_closed(job, card, snapshot.closed) for card in holding):
-        return WaitReason.FITTING_CARDS_FAILED
-    return WaitReason.ALL_FITTING_CARDS_BUSY
+class _Idle:
+    """Idle cards by kind, usable memory and the family they have loaded."""
+
+    def __init__(self, cards: Iterable[Card]) -> None:
+        #: Per kind the memory sizes there are, ascending.
+        self._sizes: dict[str, list[int]] = defaultdict(list)
+        #: By kind, size and family, and there by id: the last is taken first.
+        self._alike: dict[tuple[str, int], dict[str, dict[str, Card]]] = {}
+        self._count = 0
+        seen: set[str] = set()
+        # Backwards: the first by name is taken first, from the end.
+        for card in sorted(cards, key=lambda c: (c.card, c.renderer), reverse=True):
+            # By the card: a renderer just replaced may still be on the roster beside its successor.
+            if card.card in seen:
+                continue
+            seen.add(card.card)
+            at = (card.kind, card.usable_bytes)
+            if at not in self._alike:
+                insort(self._sizes[card.kind], card.usable_bytes)
+                self._alike[at] = defaultdict(dict)
+            self._alike[at][card.family or ""][card.card] = card
+            self._count += 1
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    def __iter__(self) -> Iterator[Card]:
+        return (card for alike in self._alike.values() for cards in alike.values() for card in cards.values())
+
+    def fitting(self, needs: Mapping[str, int], family: str, but: Collection[str] = ()) -> Iterator[Card]:
+        """Cards that hold `needs`, those with least memory first; of equal ones first those with `family` loaded.
+
+        None that have a family of `but` loaded.
+        """
+        for size, kind in heapq.merge(*(self._from(kind, needs[kind]) for kind in self._sizes)):
+            alike = self._alike[kind, size]
+            for loaded in sorted(alike, key=lambda name: (name != family, name)):
+                if loaded not in but:
+                    yield from reversed(alike[loaded].values())
+
+    def _from(self, kind: str, least: int) -> Iterator[tuple[int, str]]:
+        sizes = self._sizes[kind]
+        return ((sizes[n], kind) for n in range(bisect_left(sizes, least), len(sizes)))
+
+    def remove(self, card: Card) -> None:
+        """It is taken, or kept for later."""
+        at = (card.kind, card.usable_bytes)
+        cards = self._alike[at][card.family or ""]
+        # A dict that loses its last entry by `del` keeps its place, and walking backwards passes by all such places.
+        name, last = cards.popitem()
+        if name != card.card:
+            cards[name] = last
+            del cards[card.card]
+        self._count -= 1
+        if not cards:
+            del self._alike[at][card.family or ""]
+            if not self._alike[at]:
+                del self._alike[at]
+                self._sizes[card.kind].remove(card.usable_bytes)
 
 
-def _is_closed(job: Job, card: Card, closed: frozenset[Route]) -> bool:
-    if job.spec is None or all(route.card != card.card for route in closed):
-        return False
-    return route_of(job.spec, card.card, card.usable_bytes) in closed
-
-
-def _nowhere_by_experience(job: Job, snapshot: Snapshot) -> bool:
-    """Whether a card is there that should hold `job`, and no class that is not there could hold it by experience."""
-    if not any(card.usable_bytes >= job.needs_bytes for card in snapshot.cards):
-        return False
-    present = {card.card_class for card in snapshot.cards}
-    expected = expected_bytes(job, ELSEWHERE, snapshot.lessons)
-    return not any(
-        usable_bytes >= expected for name, usable_bytes in snapshot.fleet.usable_bytes.items() if name not in present
-    )
+def _earliest(jobs: Iterable[Job]) -> dict[str, int]:
+    """When the oldest of the jobs of each family came."""
+    found: dict[str, int] = {}
+    for job in jobs:
+        if job.spec is not None:
+            found[job.spec.family] = min(job.created_at, found.get(job.spec.family, job.created_at))
+    return found
 
 
 def _can_relax(job: Job) -> bool:

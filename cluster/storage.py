@@ -10,8 +10,12 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -46,6 +50,17 @@ class CorruptObjectError(StorageError):
 
 class StorageFullError(StorageError):
     """No room is left where the object was to be written; retrying helps only after making some."""
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """An object in a listing."""
+
+    key: str
+    #: Bytes.
+    size: int
+    #: When it was written, in seconds since the epoch, by the storage's clock; the present where it does not say.
+    modified_at: float
 
 
 class Storage:
@@ -132,6 +147,29 @@ class Storage:
             except FileNotFoundError:
                 return []
         return sorted({str(name).rstrip("/").rsplit("/", 1)[-1] for name in found})
+
+    def entries(self, prefix: str) -> list[Entry]:
+        """Every object whose key starts with `prefix` and a slash, sorted by key. Raises `StorageError`.
+
+        What a killed process left half written in a folder is among them.
+        """
+        path = self._path(prefix)
+        with self._telling(prefix, "listed"):
+            try:
+                found = self._fs.find(path, detail=True)
+            except FileNotFoundError:
+                return []
+        # Listed with or without the root's leading slash, as the driver likes.
+        start = len(path.strip("/")) - len(prefix)
+        return sorted(
+            Entry(key=name.strip("/")[start:], size=int(info["size"] or 0), modified_at=_modified_at(info))
+            for name, info in found.items()
+        )
+
+    def remove(self, entry: Entry) -> None:
+        """Delete what `entries` listed; does nothing where it is gone. Raises `StorageError`."""
+        with self._telling(entry.key, "deleted"), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root}/{entry.key}")
 
     @staticmethod
     def still_key(sha256: str) -> str:
@@ -227,6 +265,20 @@ class StorageShelf:
             self._storage.put_bytes(f"cache/{key}", data)
         except (StorageError, ValueError) as error:
             log.warning("the shared cache could not be written: %s", error)
+
+
+def _modified_at(info: Mapping[str, Any]) -> float:
+    # Folders, S3, GCS, and fsspec's own name each their own.
+    for name in ("mtime", "LastModified", "updated", "modified", "created"):
+        found = info.get(name)
+        if isinstance(found, str):
+            found = datetime.fromisoformat(found)
+        if isinstance(found, datetime):
+            return found.timestamp()
+        if found is not None:
+            return float(found)
+    # Of unknown age: too young for anything to be swept.
+    return time.time()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -17,6 +18,9 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from cluster.cards import Beat
 from cluster.demand import ClassState, backlog_gpu_seconds, replicas_kept, replicas_wanted
 from cluster.dispatcher import Assignment, Dispatcher, Event, RendererDiedError, RendererLostError
+from cluster.planning.planner import Planner
+from cluster.rates import Rates
+from cluster.retention import Sweeper
 from cluster.storage import Storage
 from cluster.store import Database, Ledger
 from cluster.store.backlog import mean_gpu_seconds, waiting_kinds
@@ -26,6 +30,8 @@ from serve.settings import STORE_PATIENCE_S, CardClassArgs, FarmArgs
 
 log = logging.getLogger("clipmill.dispatcher")
 
+#: Candidates for the plan of a batch's tail: each takes about a second of a core.
+PLAN_VARIANTS = 2
 #: A renderer that is there answers at once; one that is gone leaves its call waiting in the router for ever.
 ACCEPT_S = 5.0
 
@@ -62,6 +68,7 @@ class DispatcherDeployment:
     async def __init__(self, args: dict[str, Any], **handles: DeploymentHandle) -> None:  # type: ignore[misc]  # Serve awaits it
         farm = FarmArgs.model_validate(args)
         self._farm = farm
+        self._storage_url = farm.settings().storage_url
         self._database = database = Database(farm.settings().database_url)
         await asyncio.to_thread(database.migrate, patience_s=STORE_PATIENCE_S)
         self._dispatcher = Dispatcher(
@@ -70,10 +77,14 @@ class DispatcherDeployment:
             farm.fleet(),
             holder=f"{socket.gethostname()}:{os.getpid()}",
             clock=time.monotonic,
-            storage=Storage(farm.settings().storage_url),
+            storage=Storage(self._storage_url),
+            owners=farm.owners,
+            planner=Planner(Rates(), variants=PLAN_VARIANTS) if farm.plan_tails else None,
         )
         self._loop = asyncio.create_task(self._dispatcher.run())
         self._figures: dict[str, float] = {}
+        self._closing = threading.Event()
+        self._housekeeping = asyncio.create_task(self._sweep())
         self._demand = asyncio.create_task(self._watch_demand()) if farm.autoscales else None
 
     async def beat(self, beat: dict[str, Any]) -> dict[str, str]:
@@ -104,6 +115,17 @@ class DispatcherDeployment:
                 log.warning("the backlog could not be read: %s", error)
             await asyncio.sleep(1)
 
+    async def _sweep(self) -> None:
+        # By whichever dispatcher is up: a sweep needs no office, and two of them do no harm.
+        sweeper = Sweeper(self._database, Storage(self._storage_url), self._farm.keep(), stop=self._closing)
+        while True:
+            # Not at once: a farm that was just started for one batch has better to do.
+            await asyncio.sleep(self._farm.sweep_hours * 3600)
+            try:
+                log.info("swept: %s", await asyncio.to_thread(sweeper.run))
+            except Exception as error:
+                log.warning("the storage could not be swept, the next time is in some hours: %s", error)
+
     async def nudge(self) -> None:
         """New work is in the store."""
         self._dispatcher.nudge()
@@ -114,6 +136,8 @@ class DispatcherDeployment:
 
     async def drain(self, grace_s: float) -> None:
         """Start nothing more; return when clips in flight have finished or were given back."""
+        self._closing.set()
+        self._housekeeping.cancel()
         await self._dispatcher.stop(grace_s)
 
     async def check_health(self) -> None:

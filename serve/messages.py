@@ -30,6 +30,8 @@ def event_to_wire(event: Event) -> dict[str, Any]:
             body = asdict(event)
             body["outcome"] = event.outcome.value
             body["problem"] = event.problem.model_dump() if event.problem else None
+            # Only the dispatcher's clock has it.
+            del body["timed"]
             body["peaks"] = [asdict(peak) | {"layout": peak.layout.model_dump(mode="json")} for peak in event.peaks]
             return {"event": "ended", **body}
 

@@ -10,6 +10,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cluster.cards import NOMINAL_BYTES, Fleet, promised_bytes
 from cluster.few_step import FewStep, check_few_step
+from cluster.owners import OwnerShare
+from cluster.retention import Keep
+from cluster.why import Rules
 from pipeline.emulation import emulated_bytes
 from pipeline.families import FAMILIES
 from pipeline.families.licences import remembered_acceptances
@@ -118,6 +121,17 @@ class FarmArgs(BaseModel):
     checkpoint_s: Annotated[float, Field(gt=0)] = 30
     #: Seconds that a clip waits on its card for memory that other programs have taken, before it goes back.
     hold_s: Annotated[float, Field(ge=0)] = 30
+    #: Days for which things are kept, by `cluster.retention.Keep`; None: for ever.
+    keep_outputs_days: Annotated[float | None, Field(ge=0)] = None
+    keep_failed_days: Annotated[float | None, Field(ge=0)] = None
+    keep_checkpoints_days: Annotated[float | None, Field(ge=0)] = None
+    keep_cache_days: Annotated[float | None, Field(ge=0)] = None
+    #: Hours between two sweeps of what is not kept and of objects that nothing names.
+    sweep_hours: Annotated[float, Field(gt=0)] = 6
+    #: What an owner may take of the farm; one that is not named has the weight 1 and no limit.
+    owners: dict[str, OwnerShare] = Field(default_factory=dict)
+    #: Plan the tail of a batch, and move clips between cards where that ends it earlier.
+    plan_tails: bool = True
     #: Seconds that clips in flight may take to finish when the farm closes.
     drain_s: float = 20
 
@@ -171,9 +185,23 @@ class FarmArgs(BaseModel):
             given["storage_url"] = self.storage_url
         return Settings(**given)
 
+    def keep(self) -> Keep:
+        """What is kept for how long. What nothing names is left for a day, or twice the longest clip."""
+        return Keep(
+            outputs_days=self.keep_outputs_days,
+            failed_days=self.keep_failed_days,
+            checkpoints_days=self.keep_checkpoints_days,
+            cache_days=self.keep_cache_days,
+            grace_s=max(Keep.grace_s, 2 * self.longest_clip_s),
+        )
+
     def fleet(self) -> Fleet:
         """What cards this farm can have, whether they are up now or not."""
         return Fleet(usable_bytes={name: self.usable_bytes(name) for name in self.card_classes})
+
+    def rules(self) -> Rules:
+        """What the farm places jobs by."""
+        return Rules(fleet=self.fleet(), owners=self.owners, plans=self.plan_tails)
 
     def usable_bytes(self, card_class: str) -> int:
         """Bytes a clip can count on on every card of the class."""

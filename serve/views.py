@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from cluster.cards import GIB, Beat
 from cluster.jobs import Batch, Job, JobState
 from cluster.suggest import FULL_SHARE, largest_fit
+from cluster.verbs import CardOrder
+from cluster.why import Explanation
 from pipeline.families import FAMILIES
 
 
@@ -22,6 +25,18 @@ def batch_view(batch: Batch) -> dict[str, Any]:
         "attended": batch.attended_until is not None,
         "counts": {state.value: batch.counts[state] for state in JobState} | {"total": batch.counts.total},
         "attempts": batch.attempts,
+        "held": {
+            "batch": batch.held.value if batch.held else None,
+            "rows": {reason.value: number for reason, number in sorted(batch.held_by.items())},
+        },
+        "limits": {
+            "failures": batch.limits.failures,
+            "gpu_hours": None if batch.limits.gpu_seconds is None else batch.limits.gpu_seconds / 3600,
+            "cost": batch.limits.cost,
+        },
+        "needs_approval": batch.needs_approval,
+        "proof": batch.proof,
+        "comment": batch.comment,
     }
 
 
@@ -35,6 +50,10 @@ def job_view(job: Job) -> dict[str, Any]:
         "name": job.name,
         "state": job.state.value,
         "reason": job.reason,
+        "hold_requested": job.hold_requested.value if job.hold_requested else None,
+        "priority": job.priority,
+        "not_before": job.not_before,
+        "after": job.after,
         "problems": [p.model_dump() for p in job.problems],
         "model": job.spec.family if job.spec else None,
         "resolution_class": job.spec.resolution_class.value if job.spec else None,
@@ -51,8 +70,36 @@ def job_view(job: Job) -> dict[str, Any]:
     }
 
 
-def card_view(beat: Beat) -> dict[str, Any]:
-    """A card as the API and `--json` show it: its heartbeat, the largest clips it holds now, and how full it is."""
+def why_view(found: Explanation) -> dict[str, Any]:
+    """Why a job is where it is, and what would start it."""
+    changes = [
+        {name: value for name, value in asdict(change).items() if name in _ALWAYS or value not in (None, "")}
+        for change in found.changes
+    ]
+    return {
+        "object": "why",
+        "job": found.job,
+        "state": found.state.value,
+        "reason": found.reason,
+        "text": found.text,
+        "changes": changes,
+    }
+
+
+#: Of a change, what is there even where it is empty.
+_ALWAYS = ("kind", "text", "command", "at", "starts")
+
+
+def order_view(order: CardOrder | None) -> dict[str, Any] | None:
+    """What holds for a card; None: it is free."""
+    if order is None:
+        return None
+    facts = asdict(order)
+    return {name: facts[name] for name in ("kind", "reason", "given_by", "since", "until")}
+
+
+def card_view(beat: Beat, order: CardOrder | None = None) -> dict[str, Any]:
+    """A card as the API and `--json` show it: its heartbeat, the largest clips it holds now, what was said of it."""
     # Small networks are for emulated cards, whose bytes the real ones would overflow.
     families = [f for f in FAMILIES.values() if f.needs_torch and (f.repo is None) == (beat.kind == "emulated")]
     fits = {family.name: largest_fit(family, beat.usable_bytes) for family in families}
@@ -60,6 +107,7 @@ def card_view(beat: Beat) -> dict[str, Any]:
     return {
         **beat.model_dump(mode="json"),
         "used_share": round(used, 3),
+        "order": order_view(order),
         "largest": {
             name: {"class": found[0].value, "frames": found[1]} if found else None for name, found in fits.items()
         },

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import sqlalchemy as sa
 
 from cluster.demand import WaitingKind
-from cluster.jobs import JobState, Outcome
+from cluster.jobs import Outcome
 from cluster.store.database import Database
-from cluster.store.rows import is_attended
-from cluster.store.schema import attempts, batches, jobs
+from cluster.store.heads import counts
+from cluster.store.schema import attempts, jobs
 
 #: Finished attempts looked at for the mean: the newest say most of what the next will take.
 _NEWEST = 1000
@@ -16,20 +18,12 @@ _NEWEST = 1000
 
 def waiting_kinds(database: Database) -> list[WaitingKind]:
     """Queued jobs by kind; attended batches nobody waits for are left out, for nothing of them will start."""
-    with database.read() as c:
-        now = database.now(c)
-        rows = c.execute(
-            sa.select(jobs.c.family, jobs.c.resolution_class, jobs.c.needs_bytes, sa.func.count().label("number"))
-            .join(batches, batches.c.id == jobs.c.batch_id)
-            .where(jobs.c.state == JobState.QUEUED.value)
-            .where(is_attended(now))
-            .group_by(jobs.c.family, jobs.c.resolution_class, jobs.c.needs_bytes)
-        ).all()
+    kinds: Counter[tuple[str, str, int]] = Counter()
+    for queue in counts(database):
+        kinds[queue.model, queue.resolution_class, queue.needs_bytes] += queue.jobs
     return [
-        WaitingKind(
-            model=row.family, resolution_class=row.resolution_class, needs_bytes=row.needs_bytes, jobs=row.number
-        )
-        for row in rows
+        WaitingKind(model=model, resolution_class=size, needs_bytes=needs_bytes, jobs=number)
+        for (model, size, needs_bytes), number in kinds.items()
     ]
 
 

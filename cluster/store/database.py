@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import Connection
 
 from cluster.store.schema import metadata
@@ -33,18 +34,32 @@ class StoreVersionError(RuntimeError):
 
 
 class Database:
-    """A store by URL: `sqlite:///path`, or `postgresql+psycopg://…`. Safe to share between threads."""
+    """A store by URL: `sqlite:///path`, or `postgresql+psycopg://…`. Safe to share between threads.
 
-    def __init__(self, url: str) -> None:
+    `sqlite://` is a store in memory, of one connection: for one thread.
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
+        """`clock`: seconds since the epoch; None: the database's own, which is the one to have between machines."""
         self.url = url
+        self._clock = clock
         kwargs: dict[str, Any] = {}
         if url.startswith("sqlite"):
             kwargs["connect_args"] = {"timeout": _BUSY_TIMEOUT_S}
+        if url == "sqlite://":
+            kwargs["poolclass"] = sa.pool.StaticPool
         self.engine = sa.create_engine(url, **kwargs)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
-            sa.event.listen(self.engine, "begin", _begin_sqlite)
+            # No event of the engine: one listener of any kind makes every statement take longer.
+            self.engine.dialect.do_begin = _begin_sqlite  # type: ignore[method-assign]
+        # Made once: to set options on every connection takes longer than to begin.
+        self._reading = (
+            self.engine
+            if self.is_sqlite
+            else self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        )
 
     @classmethod
     def in_folder(cls, folder: Path) -> Database:
@@ -58,12 +73,16 @@ class Database:
         """Close all connections."""
         self.engine.dispose()
 
+    def is_missing(self) -> bool:
+        """Whether it is a file that is not there: opening it would make an empty one."""
+        path = self.engine.url.database
+        return self.is_sqlite and bool(path) and path != ":memory:" and not Path(str(path)).exists()
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads: one consistent view."""
         # PostgreSQL's default would show every statement another view; SQLite's WAL shows one anyway.
-        options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        with self.engine.connect().execution_options(**options) as connection, connection.begin():
+        with self._reading.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -74,20 +93,24 @@ class Database:
         our own. Without it a row added while its equal clip is being published would miss it and render it again, and
         a cancel could deadlock with an ending. Transactions are short: some thousand fit in a second.
         """
-        with self.engine.connect().execution_options(clipmill_write=True) as connection, connection.begin():
-            if not self.is_sqlite:
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITERS})
-            yield connection
+        with self.engine.connect() as connection:
+            if self.is_sqlite:
+                _begin_to_write(connection)
+            with connection.begin():
+                if not self.is_sqlite:
+                    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS})")
+                yield connection
 
     def now(self, connection: Connection) -> int:
         """Seconds since the epoch by the store's clock: leases are compared on one clock only."""
-        if self.is_sqlite:
-            return int(connection.scalar(sa.text("SELECT CAST(strftime('%s', 'now') AS INTEGER)")) or 0)
-        return int(connection.scalar(sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS BIGINT)")) or 0)
+        if self._clock is not None:
+            return int(self._clock())
+        seconds = "strftime('%s', 'now')" if self.is_sqlite else "extract(epoch FROM clock_timestamp())"
+        return int(connection.exec_driver_sql(f"SELECT CAST({seconds} AS BIGINT)").scalar() or 0)
 
-    def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    def insert(self, table: sa.Table) -> sqlite_dialect.Insert | postgresql.Insert:
         """An INSERT that knows ON CONFLICT in this database's dialect."""
-        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+        return insert_into(table, sqlite=self.is_sqlite)
 
     def migrate(self, *, patience_s: float = 0) -> None:
         """Bring the schema to this version. Two processes may call it at once.
@@ -126,6 +149,11 @@ class Database:
             command.upgrade(config, "head")
 
 
+def insert_into(table: sa.Table, *, sqlite: bool) -> sqlite_dialect.Insert | postgresql.Insert:
+    """An INSERT that knows ON CONFLICT in the dialect of SQLite, or of PostgreSQL."""
+    return sqlite_dialect.insert(table) if sqlite else postgresql.insert(table)
+
+
 def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
     # SQLAlchemy begins transactions itself (below); the driver must not.
     dbapi_connection.isolation_level = None
@@ -150,10 +178,19 @@ def _switch_to_wal(cursor: Any) -> None:
         time.sleep(0.01)
 
 
-def _begin_sqlite(connection: Connection) -> None:
+def _begin_sqlite(dbapi_connection: Any) -> None:
+    # `_begin_to_write` has begun already.
+    if not dbapi_connection.in_transaction:
+        dbapi_connection.execute("BEGIN")
+
+
+def _begin_to_write(connection: Connection) -> None:
     # A deferred transaction that turns writer half way fails with "database is locked" whatever the timeout.
-    write = connection.get_execution_options().get("clipmill_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    driver: Any = connection.connection.driver_connection
+    try:
+        driver.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error as error:
+        raise sa.exc.OperationalError("BEGIN IMMEDIATE", None, error) from error
 
 
-__all__ = ["Database", "StoreVersionError", "metadata"]
+__all__ = ["Database", "StoreVersionError", "insert_into", "metadata"]

@@ -100,7 +100,7 @@ class Figures:
 
     def _possible(self, seen: Iterable[tuple[str, str, str]]) -> Iterable[tuple[str, tuple[str, ...]]]:
         yield "leases_expired", ()
-        yield "preemptions", ("drain",)
+        yield from (("preemptions", (cause,)) for cause in ("drain", "pause", "hold"))
         yield "clips", ("", "", "invalid")
         yield "admissions", ("refused", "")
         for card_class in self._fleet.usable_bytes:
@@ -118,14 +118,22 @@ class Figures:
             # Never NULL, which would be neither true nor false.
             abandoned = sa.func.coalesce(batches.c.attended_until < now, sa.false())
             shown = sa.case(
-                (sa.and_(jobs.c.state == JobState.QUEUED.value, abandoned), _STOPPED), else_=jobs.c.state
+                (sa.and_(jobs.c.state == JobState.QUEUED.value, abandoned), _STOPPED),
+                # As `Desk` shows them: their batch is paused, or stopped at a limit.
+                (
+                    sa.and_(jobs.c.state == JobState.QUEUED.value, batches.c.held.is_not(None)),
+                    JobState.HELD.value,
+                ),
+                else_=jobs.c.state,
             ).label("shown")
+            # A row that is to start later does not wait before that.
+            waits_since = sa.case((jobs.c.not_before > jobs.c.updated_at, jobs.c.not_before), else_=jobs.c.updated_at)
             rows = c.execute(
                 sa.select(
                     shown,
                     jobs.c.resolution_class,
                     sa.func.count().label("number"),
-                    sa.func.min(jobs.c.updated_at).label("since"),
+                    sa.func.min(waits_since).label("since"),
                 )
                 .join(batches, batches.c.id == jobs.c.batch_id)
                 # Rows that ended are left to the tally of clips: there may be millions of them.

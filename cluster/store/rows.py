@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 
-from cluster.jobs import Attempt, Checkpoint, Clip, Draft, Job, JobState, Objects, Outcome
+from cluster.jobs import Attempt, Checkpoint, Clip, Draft, HoldReason, Job, JobState, Limits, Objects, Outcome, Reason
+from cluster.store.given import among, is_one_of
 from cluster.store.schema import attempts, batches, jobs
 from pipeline.clip import ClipSpec
 from pipeline.problems import Problem
 
+#: Rows of a detached batch, by number, that wait in the common lane (`cluster.store.heads`).
+COMMON_ROWS = 16
+
 #: All columns of a job, with the step of its newest attempt. While it waits, steps that were lost with that attempt
 #: are no progress: what counts is where it goes on.
 JOB_COLUMNS = (
-    *jobs.c,
+    *(column for column in jobs.c if column is not jobs.c.spec),
+    # As text, so that a specification which was read before need not be parsed and checked again.
+    sa.cast(jobs.c.spec, sa.Text).label("spec"),
     sa.case(
-        (jobs.c.state == JobState.QUEUED.value, sa.func.coalesce(jobs.c.checkpoint_step, 0)),
+        (
+            is_one_of(jobs.c.state, JobState.QUEUED, JobState.HELD),
+            sa.func.coalesce(jobs.c.checkpoint_step, 0),
+        ),
         else_=sa.func.coalesce(attempts.c.step, 0),
     ).label("step"),
     sa.func.coalesce(attempts.c.steps, 0).label("steps"),
@@ -30,9 +40,32 @@ def select_jobs() -> sa.Select[Any]:
     return sa.select(*JOB_COLUMNS).select_from(jobs.outerjoin(attempts, newest))
 
 
-def is_attended(now: int) -> sa.ColumnElement[bool]:
-    """Of a row of `batches`: whether its jobs may start, being detached or waited for by somebody."""
-    return sa.or_(batches.c.attended_until.is_(None), batches.c.attended_until >= now)
+#: Whole jobs of the parameter `ids`.
+JOBS_BY_ID = select_jobs().where(among(jobs.c.id, "ids"))
+
+
+@lru_cache(maxsize=10_000)
+def _spec_from(text: str) -> ClipSpec | None:
+    values = json.loads(text)
+    return ClipSpec.model_validate(values) if values else None
+
+
+def may_start(now: int | sa.BindParameter[int]) -> sa.ColumnElement[bool]:
+    """Of a queued row of `jobs` joined with its row of `batches`: whether it may start now.
+
+    The one place that says so: its batch is detached or waited for by somebody, neither paused nor stopped at a limit,
+    and the job's own time has come.
+    """
+    return sa.and_(
+        sa.or_(batches.c.attended_until.is_(None), batches.c.attended_until >= now),
+        batches.c.held.is_(None),
+        sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now),
+    )
+
+
+def limits_of(row: Any) -> Limits:
+    """The limits of a row of `batches`."""
+    return Limits(failures=row.max_failures, gpu_seconds=row.max_gpu_seconds, cost=row.max_cost)
 
 
 def job_from(row: Any) -> Job:
@@ -48,7 +81,7 @@ def job_from(row: Any) -> Job:
         created_at=row.created_at,
         updated_at=row.updated_at,
         still=row.still,
-        spec=ClipSpec.model_validate(row.spec) if row.spec else None,
+        spec=_spec_from(row.spec) if row.spec else None,
         content_key=row.content_key,
         needs_bytes=row.needs_bytes,
         priority=row.priority,
@@ -57,6 +90,9 @@ def job_from(row: Any) -> Job:
         attempts=row.attempts,
         releases=row.releases,
         cancel_requested=row.cancel_requested,
+        hold_requested=HoldReason(row.hold_requested) if row.hold_requested else None,
+        not_before=row.not_before,
+        after=row.after,
         clip_id=row.clip_id,
         step=row.step,
         steps=row.steps,
@@ -73,6 +109,7 @@ def clip_from(row: Any) -> Clip:
         attempt_id=row.attempt_id,
         objects=Objects(**row.objects),
         created_at=row.created_at,
+        expired_at=row.expired_at,
     )
 
 
@@ -99,13 +136,25 @@ def attempt_from(row: Any) -> Attempt:
 
 
 def job_values(
-    draft: Draft, *, job_id: str, owner: str, batch_id: str, now: int, clip_id: str | None
+    draft: Draft,
+    *,
+    job_id: str,
+    owner: str,
+    batch_id: str,
+    now: int,
+    clip_id: str | None,
+    needs_approval: bool = False,
+    attended: bool = False,
 ) -> dict[str, Any]:
     """Column values of a new job."""
+    reason: str | None = None
     if draft.problems:
-        state = JobState.FAILED
+        state, reason = JobState.FAILED, Reason.INVALID.value
     elif clip_id:
         state = JobState.COMPLETED
+    elif needs_approval or draft.after:
+        state = JobState.HELD
+        reason = HoldReason.APPROVAL.value if needs_approval else HoldReason.AFTER.value
     else:
         state = JobState.QUEUED
     return {
@@ -115,7 +164,7 @@ def job_values(
         "number": draft.number,
         "name": draft.name,
         "state": state.value,
-        "reason": "invalid" if draft.problems else None,
+        "reason": reason,
         "problems": [p.model_dump() for p in draft.problems],
         "row": draft.row,
         "still": draft.still,
@@ -131,6 +180,10 @@ def job_values(
         "releases": 0,
         "fence": 0,
         "cancel_requested": False,
+        "hold_requested": None,
+        "not_before": draft.not_before,
+        "after": draft.after,
+        "lane": batch_id if attended or draft.number > COMMON_ROWS else "",
         "clip_id": clip_id,
         "checkpoint_key": None,
         "checkpoint_step": None,
@@ -139,4 +192,4 @@ def job_values(
 
 def objects_value(objects: Objects) -> dict[str, Any]:
     """JSON column value of a clip's objects."""
-    return asdict(objects)
+    return dict(vars(objects))

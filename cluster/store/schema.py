@@ -16,8 +16,17 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
+
+#: Of a row of `batches`: it can stop by itself.
+LIMITED = "max_failures IS NOT NULL OR max_gpu_seconds IS NOT NULL OR max_cost IS NOT NULL"
+
+#: What waiting jobs are told apart by, then their order.
+QUEUE = ("owner", "family", "resolution_class", "needs_bytes", "priority", "created_at", "number")
+_QUEUED = "state = 'queued' AND not_before IS NULL"
+_TIMED = "state = 'queued' AND not_before IS NOT NULL"
 
 metadata = MetaData(
     naming_convention={
@@ -50,7 +59,28 @@ batches = Table(
     Column("sealed", Boolean, nullable=False),
     # NULL: detached, rendered whether anybody waits or not.
     Column("attended_until", BigInteger, nullable=True),
+    # Why nothing of it starts (`paused`, `failures`, `budget`); NULL: it may. A flag, so that pausing a million rows
+    # writes one. Its queued jobs are shown as held.
+    Column("held", String(16), nullable=True),
+    # Rows wait for an approval, all but the first `proof`.
+    Column("needs_approval", Boolean, nullable=False, server_default=false()),
+    Column("proof", Integer, nullable=False, server_default=text("0")),
+    # Where it stops by itself; NULL: nowhere. Money in the unit of the table of rates.
+    Column("max_failures", Integer, nullable=True),
+    Column("max_gpu_seconds", Float, nullable=True),
+    Column("max_cost", Float, nullable=True),
+    Column("comment", Text, nullable=True),
+    # How many rows it had when all were in.
+    Column("rows_sealed", Integer, nullable=True),
     Index("ix_batches_owner_created", "owner", "created_at"),
+    Index("ix_batches_held", "id", sqlite_where=text("held IS NOT NULL"), postgresql_where=text("held IS NOT NULL")),
+    # What the dispatcher looks at once a second: the few that can stop by themselves.
+    Index(
+        "ix_batches_limited",
+        "id",
+        sqlite_where=text(LIMITED),
+        postgresql_where=text(LIMITED),
+    ),
 )
 
 #: A finished clip. Jobs point here, so that equal rows of one owner share it.
@@ -63,6 +93,15 @@ clips = Table(
     Column("attempt_id", String(64), nullable=False),
     Column("objects", JSON, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # Its objects were deleted because they were old; an equal clip rendered later takes its place.
+    Column("expired_at", BigInteger, nullable=True),
+    Index(
+        "ix_clips_kept",
+        "created_at",
+        "id",
+        sqlite_where=text("expired_at IS NULL"),
+        postgresql_where=text("expired_at IS NULL"),
+    ),
     UniqueConstraint("owner", "content_key"),
 )
 
@@ -95,8 +134,18 @@ jobs = Table(
     # Both or neither. On a job that has ended: its objects are still to be deleted.
     Column("checkpoint_key", String(255), nullable=True),
     Column("checkpoint_step", Integer, nullable=True),
+    # Of a running job: why it is held once its attempt has saved a checkpoint and stopped.
+    Column("hold_requested", String(16), nullable=True),
+    # It does not start before this time.
+    Column("not_before", BigInteger, nullable=True),
+    # Id of the job it waits for; until its batch is sealed, what the manifest calls it.
+    Column("after", Text, nullable=True),
     UniqueConstraint("batch_id", "number"),
-    Index("ix_jobs_waiting", "state", text("priority DESC"), "created_at", "number"),
+    # Where it waits: its batch, or the common lane of the first few rows of detached batches (`cluster.store.heads`).
+    Column("lane", String(64), nullable=False, server_default=text("''")),
+    Index("ix_jobs_state", "state"),
+    Index("ix_jobs_queues", "lane", *QUEUE, sqlite_where=text(_QUEUED), postgresql_where=text(_QUEUED)),
+    Index("ix_jobs_timed", "lane", "not_before", *QUEUE, sqlite_where=text(_TIMED), postgresql_where=text(_TIMED)),
     Index("ix_jobs_batch_state", "batch_id", "state"),
     # The guarantee that no clip is rendered twice at once, kept by the store itself.
     Index(
@@ -108,6 +157,19 @@ jobs = Table(
         postgresql_where=text("state = 'running'"),
     ),
     Index("ix_jobs_content", "owner", "content_key"),
+    Index(
+        "ix_jobs_after",
+        "after",
+        sqlite_where=text('"after" IS NOT NULL'),
+        postgresql_where=text('"after" IS NOT NULL'),
+    ),
+    # Requests to running jobs, read at every renewal of leases.
+    Index(
+        "ix_jobs_leaving",
+        "id",
+        sqlite_where=text("hold_requested IS NOT NULL"),
+        postgresql_where=text("hold_requested IS NOT NULL"),
+    ),
     Index(
         "ix_jobs_checkpointed",
         "state",
@@ -128,6 +190,8 @@ attempts = Table(
     Column("renderer", String(128), nullable=False),
     Column("card", String(128), nullable=False),
     Column("card_class", String(16), nullable=False),
+    # Card kind, which prices are for; empty in attempts of earlier versions.
+    Column("kind", String(128), nullable=False, server_default=text("''")),
     # NULL while running.
     Column("outcome", String(16), nullable=True),
     Column("started_at", BigInteger, nullable=False),
@@ -148,7 +212,8 @@ attempts = Table(
         sqlite_where=text("outcome IS NULL"),
         postgresql_where=text("outcome IS NULL"),
     ),
-    Index("ix_attempts_batch", "batch_id"),
+    # By its end, so that what a batch has used is added up from where the last look ended.
+    Index("ix_attempts_batch_ended", "batch_id", "ended_at"),
 )
 
 idempotency_keys = Table(
@@ -192,6 +257,25 @@ peaks = Table(
     Column("updated_at", BigInteger, nullable=False),
 )
 
+#: What measured times say of expected ones: `cluster.rates`. One row a key, however many clips were rendered.
+rates = Table(
+    "rates",
+    metadata,
+    Column("part", String(16), primary_key=True),
+    Column("family", String(64), primary_key=True),
+    # These are empty where the part is the same for every clip of the family.
+    Column("resolution_class", String(16), primary_key=True),
+    Column("frames", Integer, primary_key=True, autoincrement=False),
+    Column("pixels", Integer, primary_key=True, autoincrement=False),
+    Column("layout", String(255), primary_key=True),
+    Column("kind", String(128), primary_key=True),
+    # Of what the expectations follow from.
+    Column("prior", String(16), nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("recent", JSON, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
 #: One row: the epoch of the dispatcher in office. A write under another epoch is refused.
 dispatcher = Table(
     "dispatcher",
@@ -209,4 +293,18 @@ cards = Table(
     Column("renderer", String(128), primary_key=True),
     Column("beat", JSON, nullable=False),
     Column("seen_at", BigInteger, nullable=False),
+)
+
+#: What people (or a breaker) say of a card; one order a card, the last one counts. A card without a row is free.
+card_orders = Table(
+    "card_orders",
+    metadata,
+    Column("card", String(128), primary_key=True),
+    # `lock`, `drain` or `quarantine`.
+    Column("kind", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("given_by", String(64), nullable=False),
+    Column("since", BigInteger, nullable=False),
+    # NULL: until somebody releases it.
+    Column("until", BigInteger, nullable=True),
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from cluster.store.database import Database
+from cluster.store.database import Database, insert_into
 from cluster.store.schema import tallies
 
 #: Stages of a render that can run out of memory.
@@ -48,6 +51,49 @@ TALLIES: Mapping[str, Tally] = {
 }
 
 
+class Counts:
+    """Counters raised together: each is written once, however often it was added to."""
+
+    def __init__(self) -> None:
+        self._by: defaultdict[tuple[str, ...], float] = defaultdict(float)
+
+    def add(
+        self,
+        name: str,
+        *,
+        model: str = "",
+        resolution_class: str = "",
+        card_class: str = "",
+        outcome: str = "",
+        by: float = 1.0,
+    ) -> None:
+        """Add `by` to one counter of `TALLIES`. Raises `KeyError` for another name."""
+        TALLIES[name]
+        self._by[name, str(model), str(resolution_class), str(card_class), str(outcome)] += by
+
+    def write(self, database: Database, connection: Connection) -> None:
+        """Write what was added, within the caller's transaction."""
+        if not self._by:
+            return
+        connection.execute(
+            _adding(database.is_sqlite),
+            # In one order: two writers that raise the same counters never wait for each other in a circle.
+            [dict(zip(_COLUMNS, key, strict=True)) | {"value": by} for key, by in sorted(self._by.items())],
+        )
+        self._by.clear()
+
+
+_COLUMNS = [column.name for column in tallies.primary_key]
+
+
+@cache
+def _adding(sqlite: bool) -> Any:
+    insert = insert_into(tallies, sqlite=sqlite)
+    return insert.on_conflict_do_update(
+        index_elements=list(tallies.primary_key), set_={"value": tallies.c.value + insert.excluded.value}
+    )
+
+
 def count(
     database: Database,
     connection: Connection,
@@ -60,17 +106,6 @@ def count(
     by: float = 1.0,
 ) -> None:
     """Add `by` to one counter of `TALLIES` within the caller's transaction. Raises `KeyError` for another name."""
-    TALLIES[name]
-    insert = database.insert(tallies).values(
-        name=name,
-        model=model,
-        resolution_class=resolution_class,
-        card_class=card_class,
-        outcome=outcome,
-        value=by,
-    )
-    connection.execute(
-        insert.on_conflict_do_update(
-            index_elements=list(tallies.primary_key), set_={"value": tallies.c.value + insert.excluded.value}
-        )
-    )
+    counts = Counts()
+    counts.add(name, model=model, resolution_class=resolution_class, card_class=card_class, outcome=outcome, by=by)
+    counts.write(database, connection)

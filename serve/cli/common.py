@@ -25,7 +25,10 @@ from cluster.results import ResultsError
 from cluster.storage import Storage, StorageError
 from cluster.store import Database, Desk
 from cluster.store.database import StoreVersionError
-from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
+from cluster.store.desk import IdempotencyConflictError
+from cluster.store.lookup import AmbiguousIdError, NoSuchBatchError, NoSuchCardError, NoSuchJobError
+from cluster.verbs import RefusedError
+from cluster.why import Rules
 from pipeline.families import family_named
 from pipeline.families.licences import remember_acceptance
 from pipeline.problems import BadInputError
@@ -98,7 +101,8 @@ def connect(settings: Settings, url: str | None) -> FarmPort:
         return RemotePort(address)
     facts = farm_facts(settings)
     few_step = {name: FewStep.model_validate(few) for name, few in facts.get("few_step", {}).items()}
-    return LocalPort(local_farm(settings), facts.get("default_model", "i2vgen-xl"), few_step)
+    rules = Rules.model_validate(facts.get("rules", {}))
+    return LocalPort(local_farm(settings), facts.get("default_model", "i2vgen-xl"), few_step, rules)
 
 
 def farm_facts(settings: Settings) -> dict[str, Any]:
@@ -130,6 +134,12 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
+def print_line(value: Any) -> None:
+    """One JSON object on a line of standard output, at once."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
 def fail(code: Exit, message: str) -> NoReturn:
     """Say what is wrong and end with `code`."""
     console.print(f"[bold red]error[/] {escape(message)}", soft_wrap=True)
@@ -143,7 +153,9 @@ def telling_errors() -> Iterator[None]:
         yield
     except ManifestError as error:
         fail(Exit.USAGE, str(error))
-    except (BadInputError, NoSuchBatchError, IdempotencyConflictError, ResultsError, StoreVersionError) as error:
+    except (BadInputError, IdempotencyConflictError, ResultsError, StoreVersionError) as error:
+        fail(Exit.USAGE, str(error))
+    except (NoSuchBatchError, NoSuchJobError, NoSuchCardError, AmbiguousIdError, RefusedError) as error:
         fail(Exit.USAGE, str(error))
     except ValidationError as error:
         first = error.errors()[0]

@@ -1,4 +1,4 @@
-"""`up`, `submit`, `status`, `wait`, `cancel`: a farm that stays, and batches handed to it."""
+"""`up`, `submit`, `status`, `wait`: a farm that stays, and batches handed to it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ import yaml
 from cluster.ingest import gather
 from cluster.jobs import JobState
 from cluster.manifest import ManifestError, read_manifest
-from cluster.resolve import STRENGTH, RowDefaults
-from pipeline.clip import Fit, ResolutionClass, Tier, Upscale
 from pipeline.families import family_named
 from serve.cli.common import (
     AcceptLicense,
@@ -38,29 +36,27 @@ from serve.cli.common import (
     telling_errors,
 )
 from serve.cli.options import (
-    Enlarge,
+    TERMS,
     FewStepFile,
-    FromDraft,
-    MotionClass,
-    Sampler,
-    StepCache,
-    Strength,
-    Strict,
-    Window,
-    WindowOverlap,
+    MaxCost,
+    MaxFailures,
+    MaxGpuHours,
+    RowOptions,
     few_step_of,
+    with_row_options,
 )
 from serve.cli.render import HASTY_S, farm_args
 from serve.cli.results import ResultsWriter
 from serve.cli.session import first_rows, source_of
-from serve.cli.show import batches_table, notes_text, problems_table
+from serve.cli.show import batches_table, held_text, notes_text, problems_table
 from serve.local import EmbeddedFarm, FarmLock
 from serve.ports import FarmPort, LocalPort, View
+from serve.said import TermFields
 from serve.settings import FarmArgs, Settings
 
 _FINAL = ("completed", "failed", "cancelled")
 
-BatchId = Annotated[str | None, typer.Argument(help="Batch id (default: the newest).")]
+BatchId = Annotated[str | None, typer.Argument(help="Batch id, or its beginning (default: the newest).")]
 
 
 def up(
@@ -98,7 +94,8 @@ def up(
             # Again: Ray has put its own handler of SIGTERM in place, which ends the process with exit code 15.
             _obey_signals(stop)
             few_steps = {name: few.model_dump(mode="json") for name, few in args.few_step.items()}
-            lock.note(url=url, default_model=args.default_model, few_step=few_steps)
+            rules = args.rules().model_dump(mode="json")
+            lock.note(url=url, default_model=args.default_model, few_step=few_steps, rules=rules)
             if dashboard is not None:
                 address = f"http://127.0.0.1:{dashboard}"
                 console.print(f"  jobs: RAY_AUTH_MODE=token ray job submit --address {address} --working-dir . -- …")
@@ -164,28 +161,31 @@ def packaged_config() -> Path:
     return installed if installed.exists() else here.parent / "ray_config.yaml"
 
 
+@with_row_options
 def submit(
     catalog: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file, or a folder of images.")],
     model: Annotated[str | None, typer.Option(help="Model of rows that name none (default: the farm's).")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Prompt of rows that have none.")] = None,
-    resolution_class: Annotated[ResolutionClass, typer.Option("--class")] = ResolutionClass.P512,
-    tier: Annotated[Tier, typer.Option()] = Tier.STANDARD,
-    fit: Annotated[Fit, typer.Option()] = Fit.CONTAIN,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    sampler: Sampler = None,
-    window: Window = 0,
-    window_overlap: WindowOverlap = None,
-    step_cache: StepCache = 1,
-    motion_class: MotionClass = None,
-    from_draft: FromDraft = False,
-    strength: Strength = STRENGTH,
-    upscale: Enlarge = Upscale.LATENTS,
-    strict: Strict = False,
+    rows: RowOptions = RowOptions(),  # noqa: B008 - frozen
     key: Annotated[
         str | None,
         typer.Option(help="The same key again hands in nothing (default: the submission id, within a Ray job)."),
     ] = None,
+    hold: Annotated[
+        bool,
+        typer.Option(
+            "--hold", "--needs-approval", help="Nothing starts until `clipmill approve`.", rich_help_panel=TERMS
+        ),
+    ] = False,
+    proof: Annotated[
+        int, typer.Option(min=0, help="With --hold: the first rows start at once, as a proof.", rich_help_panel=TERMS)
+    ] = 0,
+    paused: Annotated[
+        bool, typer.Option("--paused", help="Nothing starts until `clipmill resume`.", rich_help_panel=TERMS)
+    ] = False,
+    max_failures: MaxFailures = None,
+    max_gpu_hours: MaxGpuHours = None,
+    max_cost: MaxCost = None,
+    comment: Annotated[str, typer.Option(help="For people.", rich_help_panel=TERMS)] = "",
     wait_for_end: Annotated[bool, typer.Option("--wait", help="Wait until every row has ended.")] = False,
     url: Url = None,
     home: Home = None,
@@ -198,27 +198,12 @@ def submit(
             model = family_named(model).name
         # Another machine's farm does not tell which model it takes by default.
         known = model or (None if url or settings.url else farm_facts(settings).get("default_model"))
-        manifest = first_rows(read_manifest(catalog, prompt=prompt, model=known), limit)
+        manifest = first_rows(read_manifest(catalog, prompt=rows.prompt, model=known), rows.limit)
         if not manifest.rows:
             raise ManifestError(catalog, "it has no rows", "Add a line per image below the header.")
         require_farm(settings, url)
         port = connect(settings, url)
-        defaults = RowDefaults(
-            resolution_class=resolution_class,
-            tier=tier,
-            fit=fit,
-            seed=seed,
-            sampler=sampler,
-            window=window,
-            window_overlap=window_overlap,
-            step_cache=step_cache,
-            motion_class=motion_class,
-            from_draft=from_draft,
-            strength=strength,
-            upscale=upscale,
-            strict=strict,
-        )
-        overrides: View = defaults.model_dump(mode="json", exclude_defaults=True)
+        overrides: View = rows.defaults().model_dump(mode="json", exclude_defaults=True)
         if model:
             overrides["model"] = model
         batch = port.submit(
@@ -227,10 +212,19 @@ def submit(
             name=catalog.name,
             source=source_of(catalog),
             key=key or ray_submission_id(),
+            terms=TermFields(
+                paused=paused,
+                needs_approval=hold or proof > 0,
+                proof=proof,
+                max_failures=max_failures,
+                max_gpu_hours=max_gpu_hours,
+                max_cost=max_cost,
+                comment=comment,
+            ).model_dump(exclude_defaults=True),
         )
         if wait_for_end:
             batch = _wait(settings, url, port, batch["id"], quiet=as_json)
-        _tell(port, batch, as_json)
+        tell(port, batch, as_json)
     raise typer.Exit(_exit_code(batch, ended=wait_for_end))
 
 
@@ -245,7 +239,7 @@ def ray_submission_id() -> str | None:
 
 
 def status(
-    batch: Annotated[str | None, typer.Argument(help="Batch id (default: list the newest).")] = None,
+    batch: Annotated[str | None, typer.Argument(help="Batch id, or its beginning (default: list the newest).")] = None,
     url: Url = None,
     home: Home = None,
     as_json: Json = False,
@@ -255,7 +249,7 @@ def status(
         settings = settings_for(home)
         port = connect(settings, url)
         if batch:
-            _tell(port, port.batch(batch), as_json)
+            tell(port, port.batch(port.find(batch)), as_json)
             return
         batches = port.batches()
         if as_json:
@@ -277,7 +271,7 @@ def wait(
     with telling_errors():
         settings = settings_for(home)
         port = connect(settings, url)
-        found = port.batch(batch or _newest(port))
+        found = port.batch(port.find(batch) if batch else newest(port))
         if found["status"] not in _FINAL:
             require_farm(settings, url)
             found = _wait(settings, url, port, found["id"], quiet=as_json)
@@ -287,23 +281,11 @@ def wait(
             writer = ResultsWriter(port.farm, out, {})
             writer.update(found["id"])
             writer.sheet(port.farm.batch(found["id"]), "")
-        _tell(port, found, as_json)
+        tell(port, found, as_json)
     raise typer.Exit(_exit_code(found, ended=True))
 
 
-def cancel(
-    batch: Annotated[str, typer.Argument(help="Batch id.")],
-    url: Url = None,
-    home: Home = None,
-    as_json: Json = False,
-) -> None:
-    """Cancel what has not ended; a running clip stops within a step."""
-    with telling_errors():
-        port = connect(settings_for(home), url)
-        _tell(port, port.cancel(batch), as_json)
-
-
-def _newest(port: FarmPort) -> str:
+def newest(port: FarmPort) -> str:
     batches = port.batches()
     if not batches:
         fail(Exit.USAGE, "there are no batches")
@@ -311,7 +293,7 @@ def _newest(port: FarmPort) -> str:
 
 
 def _wait(settings: Settings, url: str | None, port: FarmPort, batch_id: str, *, quiet: bool) -> View:
-    said = -1
+    said, held = -1, ""
     while True:
         batch = port.batch(batch_id)
         if batch["status"] in _FINAL:
@@ -323,17 +305,21 @@ def _wait(settings: Settings, url: str | None, port: FarmPort, batch_id: str, *,
         if not quiet and ended != said:
             console.print(f"{ended} of {counts['total']} rows done, {counts['running']} running")
             said = ended
+        if not quiet and held != (held := held_text(batch)) and held:
+            console.print(held, soft_wrap=True)
         if not (url or settings.url) and not farm_facts(settings):
             require_farm(settings, url)
         time.sleep(0.5)
 
 
-def _tell(port: FarmPort, batch: View, as_json: bool) -> None:
+def tell(port: FarmPort, batch: View, as_json: bool) -> None:
     jobs = port.jobs(batch["id"])
     if as_json:
         print_json({"batch": batch, "jobs": jobs})
         return
     console.print(batches_table([batch]))
+    if held := held_text(batch):
+        console.print(f"  {held}", soft_wrap=True)
     for note in notes_text(jobs):
         console.print(f"  note: {note}", style="dim", markup=False, soft_wrap=True)
     if failed := [job for job in jobs if job["state"] == JobState.FAILED]:

@@ -1,4 +1,4 @@
-"""`cards`, `doctor`: what there is on this machine."""
+"""`doctor`: what there is on this machine."""
 
 from __future__ import annotations
 
@@ -21,38 +21,16 @@ from serve.cli.common import (
     Exit,
     Home,
     Json,
-    Url,
-    connect,
     console,
     farm_facts,
     print_json,
     settings_for,
-    telling_errors,
 )
-from serve.cli.show import bytes_text, cards_table
+from serve.cli.show import bytes_text
 from serve.settings import Settings
 
 #: Free disk below which a catalog may not finish.
 LOW_DISK_BYTES = 5 * 2**30
-
-
-def cards(url: Url = None, home: Home = None, as_json: Json = False) -> None:
-    """Show the cards of the running farm, else the GPUs of this machine."""
-    with telling_errors():
-        settings = settings_for(home)
-        found = connect(settings, url).cards()
-        gpus = [asdict(gpu) | {"card_class": gpu.card_class} for gpu in find_gpus()]
-        if as_json:
-            print_json({"cards": found, "gpus": gpus})
-        elif found:
-            console.print(cards_table(found))
-        elif gpus:
-            for gpu in gpus:
-                console.print(f"{gpu['name']} · {bytes_text(gpu['total_bytes'])} · {gpu['card_class']} · {gpu['uuid']}")
-        else:
-            console.print(
-                "no farm runs here and no GPU was found: `clipmill up --cards c8,c24` runs one on emulated cards"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from serve.cli import farm, footprint, machine, manifests, models
+from serve.cli import cards, farm, footprint, machine, manifests, models, store, verbs
+from serve.cli.forecast import forecast_catalog
 from serve.cli.render import render
 from serve.cli.suggest import suggest
+from serve.cli.watch import watch
+from serve.cli.why import why
 
 app = typer.Typer(
     name="clipmill",
@@ -21,13 +24,18 @@ app.command()(farm.up)
 app.command()(farm.submit)
 app.command()(farm.status)
 app.command()(farm.wait)
-app.command()(farm.cancel)
-app.command()(machine.cards)
+app.command()(watch)
+app.command()(why)
+for command in (verbs.pause, verbs.resume, verbs.cancel, verbs.retry, verbs.hold, verbs.approve, verbs.prioritize):
+    app.command()(command)
+app.add_typer(cards.app, name="cards")
 app.command()(machine.doctor)
 app.command()(suggest)
+app.command("forecast")(forecast_catalog)
 app.add_typer(footprint.app, name="footprint")
 app.add_typer(manifests.app, name="manifests")
 app.add_typer(models.app, name="models")
+app.add_typer(store.app, name="store")
 
 
 def main() -> None:

@@ -18,9 +18,8 @@ from rich.markup import escape
 from cluster.few_step import FewStep
 from cluster.jobs import Batch, JobState, Outcome
 from cluster.manifest import ManifestError, read_manifest
-from cluster.resolve import STRENGTH, Defaults
+from cluster.resolve import Defaults
 from cluster.results import ResultsError
-from pipeline.clip import Fit, ResolutionClass, Tier, Upscale
 from pipeline.families import family_named
 from pipeline.problems import BadInputError
 from serve.cards import INSTALL_TORCH, find_gpus
@@ -39,19 +38,7 @@ from serve.cli.common import (
     settings_for,
     telling_errors,
 )
-from serve.cli.options import (
-    Enlarge,
-    FewStepFile,
-    FromDraft,
-    MotionClass,
-    Sampler,
-    StepCache,
-    Strength,
-    Strict,
-    Window,
-    WindowOverlap,
-    few_step_of,
-)
+from serve.cli.options import FewStepFile, RowOptions, few_step_of, with_row_options
 from serve.cli.results import ResultsWriter
 from serve.cli.session import FarmLostError, FarmStartError, RenderSession, first_rows, source_of
 from serve.cli.show import ProgressView, clock_text, notes_text, problems_table
@@ -79,27 +66,12 @@ def choose_model(asked: str) -> tuple[str, str]:
     return "i2vgen-xl", "auto: a GPU was found"
 
 
+@with_row_options
 def render(
     catalog: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file, or a folder of images.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where clips, posters and index.html go.")] = Path("out"),
     model: Annotated[str, typer.Option(help="Model of rows that name none; `clipmill models` lists them.")] = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Prompt of rows that have none.")] = None,
-    resolution_class: Annotated[
-        ResolutionClass, typer.Option("--class", help="Resolution class of rows that name none.")
-    ] = ResolutionClass.P512,
-    tier: Annotated[Tier, typer.Option(help="Tier of rows that name none.")] = Tier.STANDARD,
-    fit: Annotated[Fit, typer.Option(help="How stills of another aspect are fitted.")] = Fit.CONTAIN,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows that name none.")] = None,
-    sampler: Sampler = None,
-    window: Window = 0,
-    window_overlap: WindowOverlap = None,
-    step_cache: StepCache = 1,
-    motion_class: MotionClass = None,
-    from_draft: FromDraft = False,
-    strength: Strength = STRENGTH,
-    upscale: Enlarge = Upscale.LATENTS,
-    strict: Strict = False,
+    rows: RowOptions = RowOptions(),  # noqa: B008 - frozen
     few_step: FewStepFile = None,
     cards: Cards = None,
     weights: Annotated[Path | None, typer.Option(help="Local folder of the model's weights.")] = None,
@@ -113,7 +85,7 @@ def render(
     """
     with telling_errors():
         family, choice = choose_model(model)
-        manifest = first_rows(read_manifest(catalog, prompt=prompt, model=family), limit)
+        manifest = first_rows(read_manifest(catalog, prompt=rows.prompt, model=family), rows.limit)
         if not manifest.rows:
             raise ManifestError(catalog, "it has no rows", "Add a line per image below the header.")
         settings = settings_for(home)
@@ -121,19 +93,7 @@ def render(
         fast = few_step_of(settings, few_step)
         defaults = Defaults(
             model=family,
-            resolution_class=resolution_class,
-            tier=tier,
-            fit=fit,
-            seed=seed,
-            sampler=sampler,
-            window=window,
-            window_overlap=window_overlap,
-            step_cache=step_cache,
-            motion_class=motion_class,
-            from_draft=from_draft,
-            strength=strength,
-            upscale=upscale,
-            strict=strict,
+            **rows.defaults().model_dump(),
             few_step=fast,
         )
         args = farm_args(settings, family, cards, weights, fast)

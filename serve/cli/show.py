@@ -105,6 +105,12 @@ def _line(job: Any) -> Text:
     return Text(f"   {job.name}  {spec.family} {spec.width}×{spec.height}  {steps}", style="dim")
 
 
+def running_text(job: dict[str, Any]) -> str:
+    """A running clip in a line."""
+    steps = f"step {job['step']} of {job['steps']}" if job["steps"] else "loading"
+    return f"   {job['name']}  {job['model']} {job['size']}  {steps}"
+
+
 def clock_text(seconds: float) -> str:
     """`42 s`, `3 min 20 s`, `2 h 5 min`."""
     whole = round(seconds)
@@ -165,6 +171,25 @@ def batches_table(batches: list[dict[str, Any]]) -> Table:
     return table
 
 
+_WAITS_FOR = {
+    "approval": "for an approval: `clipmill approve {id}`",
+    "paused": "because they are paused: `clipmill resume {id}`",
+    "after": "for other rows",
+    "failures": "because so many rows have failed: `clipmill resume {id} --max-failures N`",
+    "budget": "because the budget is used up: `clipmill resume {id} --max-gpu-hours H` or `--max-cost C`",
+}
+
+
+def held_text(batch: dict[str, Any]) -> str:
+    """How many rows are held and why, with the command that lets them go; empty where none is."""
+    rows = batch.get("held", {}).get("rows", {})
+    parts = [
+        f"{'1 row waits' if number == 1 else f'{number} rows wait'} {_WAITS_FOR[reason].format(id=batch['id'])}"
+        for reason, number in rows.items()
+    ]
+    return "; ".join(parts)
+
+
 def cards_table(cards: list[dict[str, Any]]) -> Table:
     """Cards with what they hold."""
     table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
@@ -185,12 +210,26 @@ def cards_table(cards: list[dict[str, Any]]) -> Table:
     said = [
         f"{card['card']}: {words}"
         for card in cards
-        for words in (card.get("warning"), card.get("holding") and f"a clip waits for memory: it {card['holding']}")
+        for words in (
+            order_text(card.get("order")),
+            card.get("warning"),
+            card.get("holding") and f"a clip waits for memory: it {card['holding']}",
+        )
         if words
     ]
     if said:
         table.caption, table.caption_justify = Text("\n".join(said), style="yellow"), "left"
     return table
+
+
+def order_text(order: dict[str, Any] | None) -> str:
+    """What was said of a card; empty where nothing was."""
+    if not order:
+        return ""
+    names = {"lock": "locked", "drain": "drained", "quarantine": "quarantined"}
+    until = f" until {time.strftime('%H:%M', time.localtime(order['until']))}" if order["until"] else ""
+    reason = f": {order['reason']}" if order["reason"] else ""
+    return f"{names[order['kind']]} by {order['given_by']}{until}{reason}"
 
 
 def _largest_text(card: dict[str, Any]) -> str:

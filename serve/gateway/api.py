@@ -15,7 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
 from cluster.farm import Farm
@@ -24,10 +24,16 @@ from cluster.ingest import IncomingRow
 from cluster.jobs import JobState
 from cluster.resolve import Defaults, RowDefaults
 from cluster.storage import StorageError
-from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
+from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError, NoSuchJobError
+from cluster.store.lookup import AmbiguousIdError, NoSuchCardError
+from cluster.verbs import RefusedError
+from cluster.why import Rules
 from pipeline.problems import BadInputError, Problem
+from serve.gateway.forecast import forecast_routes
+from serve.gateway.verbs import verb_routes
 from serve.metrics import exposition
-from serve.views import batch_view, card_view, job_view
+from serve.said import TermFields
+from serve.views import batch_view, job_view
 
 log = logging.getLogger("clipmill.gateway")
 
@@ -44,7 +50,7 @@ class BatchDefaults(RowDefaults):
     model: str | None = None
 
 
-class NewBatch(BaseModel):
+class NewBatch(TermFields):
     """Body of `POST /v1/batches`. Stills are handed in before, by `PUT /v1/stills`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -57,7 +63,7 @@ class NewBatch(BaseModel):
     @model_validator(mode="after")
     def _storable(self) -> Self:
         # PostgreSQL's text takes no NUL.
-        if "\0" in self.name + self.source + "".join(row.name for row in self.rows):
+        if "\0" in self.name + self.source + self.comment + "".join(row.name for row in self.rows):
             raise ValueError("a NUL character in a name")
         return self
 
@@ -79,10 +85,12 @@ def create_api(
     nudge: Callable[[], Awaitable[None]],
     registry: CollectorRegistry | None = None,
     few_step: Mapping[str, FewStep] | None = None,
+    rules: Rules | None = None,
 ) -> FastAPI:
     """The ASGI application over `farm`; `nudge` tells the dispatcher that there is new work.
 
-    `few_step` says what tier `fast` means, by family. `/metrics` shows `registry`; without one there is no such route.
+    `few_step` says what tier `fast` means, by family; `rules` are what the farm places jobs by. `/metrics` shows
+    `registry`; without one there is no such route.
     """
     api = FastAPI(title="clipmill", docs_url="/docs", redoc_url=None)
     _explain_errors(api)
@@ -113,10 +121,6 @@ def create_api(
             content, content_type = exposition(registry, accept)
             return Response(content, headers={"Content-Type": content_type})
 
-    @api.get("/v1/cards")
-    def cards() -> dict[str, Any]:
-        return {"object": "list", "data": [card_view(beat) for beat in farm.desk.cards()]}
-
     @api.put("/v1/stills")
     async def put_still(request: Request) -> dict[str, Any]:
         data = bytearray()
@@ -143,6 +147,7 @@ def create_api(
             source=body.source,
             idempotency_key=idempotency_key,
             fingerprint=fingerprint,
+            terms=body.terms(),
         )
         await tell_dispatcher()
         return batch_view(batch)
@@ -161,18 +166,15 @@ def create_api(
         batch_id: str,
         state: JobState | None = None,
         after: Annotated[int, Query(ge=0)] = 0,
+        name: str | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
-        found = farm.desk.jobs(farm.owner, batch_id, state=state, after_number=after, limit=limit + 1)
+        found = farm.desk.jobs(farm.owner, batch_id, state=state, name=name, after_number=after, limit=limit + 1)
         page = [job_view(job) for job in found[:limit]]
         return {"object": "list", "data": page, "has_more": len(found) > limit}
 
-    @api.post("/v1/batches/{batch_id}/cancel")
-    async def cancel_batch(batch_id: str) -> dict[str, Any]:
-        batch = await run_in_threadpool(farm.cancel, batch_id)
-        await tell_dispatcher()
-        return batch_view(batch)
-
+    api.include_router(verb_routes(farm, tell_dispatcher, rules or Rules()))
+    api.include_router(forecast_routes(farm, default_model, few_step or {}))
     return api
 
 
@@ -193,6 +195,22 @@ def _explain_errors(api: FastAPI) -> None:
     @api.exception_handler(NoSuchBatchError)
     async def no_such(_request: Request, error: NoSuchBatchError) -> JSONResponse:
         return answer(404, str(error), "not_found", "batch_id")
+
+    @api.exception_handler(NoSuchJobError)
+    async def no_such_job(_request: Request, error: NoSuchJobError) -> JSONResponse:
+        return answer(404, str(error), "not_found", "job_id")
+
+    @api.exception_handler(NoSuchCardError)
+    async def no_such_card(_request: Request, error: NoSuchCardError) -> JSONResponse:
+        return answer(404, str(error), "not_found", "card")
+
+    @api.exception_handler(AmbiguousIdError)
+    async def ambiguous(_request: Request, error: AmbiguousIdError) -> JSONResponse:
+        return answer(400, str(error), "ambiguous_id", "id")
+
+    @api.exception_handler(RefusedError)
+    async def refused(_request: Request, error: RefusedError) -> JSONResponse:
+        return answer(409, str(error), "refused", error.verb)
 
     @api.exception_handler(IdempotencyConflictError)
     async def conflict(_request: Request, error: IdempotencyConflictError) -> JSONResponse:

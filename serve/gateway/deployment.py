@@ -39,4 +39,5 @@ class Gateway:
             nudge=nudge,
             registry=self._registry,
             few_step=self._args.few_step,
+            rules=self._args.rules(),
         )

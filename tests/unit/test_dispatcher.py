@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from cluster.cards import GIB, CardState
 from cluster.dispatcher import (
@@ -32,7 +33,8 @@ from cluster.store import Database, Desk, Ledger, Stretch
 from pipeline.footprint import footprint
 from tests.building import FLEET, Clock, Truth, beat, draft, objects, spec
 
-TIMING = Timing(poll_s=0.005, renew_s=1, lease_s=10, silent_s=5)
+#: Looks at the store at every turn, so that a test can await what the dispatcher would do.
+TIMING = Timing(poll_s=0.005, look_s=0, sweep_s=0, renew_s=1, lease_s=10, silent_s=5)
 
 
 @dataclass(kw_only=True)
@@ -91,7 +93,7 @@ class TellingLedger(Ledger):
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
-        if name in ("take_office", "waiting", "start", "renew", "expired", "finish", "refuse", "record_cards"):
+        if name in ("take_office", "waiting", "start", "renew", "expired", "finish_each", "refuse", "record_cards"):
             return self._telling(name, found)
         return found
 
@@ -462,6 +464,9 @@ async def test_cancelling_reaches_the_renderer(farm):
     verdicts = farm.dispatcher.beat(beat("gpu0", steps={call.assignment.attempt_id: (1, 8)}))
     assert verdicts == {call.assignment.attempt_id: Verdict.STOP}
     other = farm.submit(draft(3))
+    await farm.looks_again()
+    assert len(farm.pool.calls) == 1, "its thread is still in a step: another clip would wait behind it"
+    farm.dispatcher.beat(beat("gpu0"))
     (await farm.called(2)).complete()
     await farm.reaches(other, JobState.COMPLETED, 3)
 
@@ -812,6 +817,9 @@ async def test_a_second_dispatcher_takes_over_and_nothing_runs_twice(farm, sqlit
         assert old_call.closed
         zombie = beat("gpu0", steps={old_call.assignment.attempt_id: (1, 8)})
         assert second.dispatcher.beat(zombie) == {old_call.assignment.attempt_id: Verdict.STOP}
+        await second.looks_again()
+        assert second.pool.calls == [], "the card is still the zombie's"
+        second.dispatcher.beat(beat("gpu0"))
         new_call = await second.called()
         assert [a.outcome for a in second.truth.attempts()] == ["lost", None]
         new_call.complete()
@@ -916,3 +924,169 @@ async def test_a_clip_that_fits_no_card_after_all_tells_all_it_was_tried_on(farm
     job = await farm.reaches(batch_id, JobState.FAILED)
     assert (job.reason, job.attempts) == ("out_of_memory", 1)
     assert job.problems[0].message.index("on small") < job.problems[0].message.index("on large")
+
+
+# -- a store that does not answer --------------------------------------------------------------------------------
+
+
+class Outage:
+    """The database of a farm goes away and comes back: every new cursor fails as a lost server's would."""
+
+    def __init__(self, database: Database) -> None:
+        self.out = False
+        self.refused = 0
+        sa.event.listen(database.engine, "before_cursor_execute", self._refuse)
+
+    def _refuse(self, *_args: Any) -> None:
+        if self.out:
+            self.refused += 1
+            raise sa.exc.OperationalError("SELECT 1", {}, Exception("the server closed the connection"))
+
+
+@pytest.fixture
+def outage(sqlite_database, monkeypatch):
+    monkeypatch.setattr("cluster.dispatcher._RETRY_S", (0.005, 0.02))
+    return Outage(sqlite_database)
+
+
+async def test_a_store_that_is_away_ends_nothing(farm, outage, sqlite_database):
+    batch_id = farm.submit(draft(1), draft(2))
+    farm.dispatcher.beat(beat())
+    call = await farm.called()
+    outage.out = True
+    await farm.until(lambda: outage.refused >= 5)
+    busy = beat(steps={call.assignment.attempt_id: (3, 8)})
+    assert farm.dispatcher.beat(busy) == {call.assignment.attempt_id: Verdict.GO_ON}, "clips go on meanwhile"
+    call.complete()
+    refused = outage.refused
+    await farm.until(lambda: outage.refused >= refused + 5)
+    assert not farm.task.done()
+    outage.out = False
+    await farm.reaches(batch_id, JobState.COMPLETED)
+    ended = {a.outcome for a in farm.truth.attempts()} - {None}
+    assert ended == {"completed"}, "its end was written once the store was back"
+    second = await farm.called(2)
+    assert second.job == "2"
+    second.complete()
+    await farm.reaches(batch_id, JobState.COMPLETED, 2)
+
+
+async def test_leases_that_ran_out_while_the_store_was_away_are_renewed_first(farm, outage):
+    farm.submit(draft(1))
+    farm.dispatcher.beat(beat())
+    call = await farm.called()
+    outage.out = True
+    await farm.until(lambda: outage.refused >= 3)
+    farm.clock.now += 60
+    outage.out = False
+    busy = beat(steps={call.assignment.attempt_id: (3, 8)})
+    await farm.goes_on(3, busy)
+    assert not call.closed
+    assert farm.truth.attempts()[0].outcome is None
+
+
+async def test_whoever_took_office_during_the_outage_stays_in_it(farm, outage, sqlite_database, clock):
+    farm.submit(draft(1))
+    farm.dispatcher.beat(beat("gpu0"))
+    call = await farm.called()
+    outage.out = True
+    await farm.until(lambda: outage.refused >= 3)
+    outage.out = False
+    second = Farm(sqlite_database, clock, "second").open()
+    clock.now += 2
+    async with asyncio.timeout(20):
+        await farm.task
+    assert call.closed
+    # It answers beats until its process is gone, and must not stop what its successor started.
+    known_to_the_second = beat("gpu0", steps={"attempt_of_the_second": (1, 8)})
+    assert farm.dispatcher.beat(known_to_the_second) == {"attempt_of_the_second": Verdict.GO_ON}
+    await second.close()
+
+
+async def test_closing_waits_for_no_store_for_ever(sqlite_database, clock, outage):
+    farm = Farm(sqlite_database, clock, timing=replace(TIMING, farewell_s=0.05)).open()
+    batch_id = farm.submit(draft(1))
+    farm.dispatcher.beat(beat())
+    call = await farm.called()
+    outage.out = True
+    await farm.until(lambda: outage.refused >= 3)
+    async with asyncio.timeout(20):
+        await farm.dispatcher.stop(grace_s=0)
+        await farm.task
+    assert call.closed
+    outage.out = False
+    assert farm.job(batch_id).state is JobState.RUNNING, "the next dispatcher finds it, or its lease runs out"
+
+
+async def test_a_table_that_is_missing_is_no_outage(sqlite_database, clock):
+    farm = Farm(sqlite_database, clock)
+    with sqlite_database.engine.begin() as c:
+        c.execute(sa.text("DROP TABLE cards"))
+    with pytest.raises(sa.exc.OperationalError, match="no such table"):
+        await farm.dispatcher.run()
+
+
+# -- renderers that hang -----------------------------------------------------------------------------------------
+
+
+async def test_a_renderer_that_hangs_loses_its_clip_and_gets_no_other(farm):
+    batch_id = farm.submit(draft(1), draft(2))
+    hung = beat("gpu0")
+    farm.dispatcher.beat(hung)
+    call = await farm.called()
+    at_work = beat("gpu0", steps={call.assignment.attempt_id: (3, 8)})
+    call.report(StepDone(step=3, steps=8))
+    await farm.until(call.events.empty)
+    await farm.looks_again()
+    for _ in range(4):
+        farm.clock.now += TIMING.stall_s / 4 - 1
+        farm.dispatcher.beat(at_work)
+        await farm.looks_again(2)
+        assert not call.closed
+    farm.clock.now += 20
+    farm.dispatcher.beat(at_work)
+    await farm.until(lambda: call.closed)
+    await farm.until(lambda: farm.dispatcher.flying() == 0)
+    job = farm.job(batch_id)
+    assert (job.state, job.attempts) == (JobState.QUEUED, 1)
+    assert "hangs" in farm.truth.attempts()[0].detail
+    # Its thread is still in that step: whatever is sent there would wait behind it.
+    assert farm.dispatcher.beat(at_work) == {call.assignment.attempt_id: Verdict.STOP}
+    await farm.looks_again()
+    assert len(farm.pool.calls) == 1
+    farm.dispatcher.beat(beat("gpu1"))
+    assert (await farm.called(2)).assignment.renderer == "renderer-gpu1"
+    farm.dispatcher.beat(beat("gpu0"))
+    assert (await farm.called(3)).assignment.renderer == "renderer-gpu0"
+
+
+async def test_a_clip_that_waits_for_memory_is_no_clip_that_hangs(farm):
+    farm.submit(draft(1))
+    farm.dispatcher.beat(beat())
+    call = await farm.called()
+    for _ in range(3):
+        farm.clock.now += TIMING.stall_s - 10
+        farm.dispatcher.beat(beat(steps={call.assignment.attempt_id: (0, 8)}, holding="denoise needs 9 GiB"))
+        await farm.looks_again(2)
+    assert not call.closed
+
+
+# -- how often the store is asked --------------------------------------------------------------------------------
+
+
+async def test_a_roster_that_does_not_change_is_written_seldom(sqlite_database, clock):
+    farm = Farm(sqlite_database, clock)
+    written: list[list[str]] = []
+    record_cards = farm.ledger.record_cards
+    farm.ledger.record_cards = lambda beats: (written.append([b.renderer for b in beats]), record_cards(beats))[1]
+    farm.open()
+    try:
+        await farm.goes_on(17, beat("gpu0"), beat("gpu1"))
+        quiet = len(written)
+        assert 3 <= quiet <= 5, "once in five seconds"
+        changed = beat("gpu1", usable_bytes=GIB)
+        await farm.goes_on(2, beat("gpu0"), changed)
+        assert ["renderer-gpu1"] in written[quiet:], "what changed is written at once, and nothing else"
+        assert len(farm.desk.cards()) == 2
+    finally:
+        await farm.close()

@@ -1,7 +1,8 @@
-"""Submitting, claiming, losing, finishing and cancelling in any order, against a simple model of what must hold."""
+"""Submitting, claiming, losing, finishing, pausing and cancelling in any order, against a model of what must hold."""
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -12,10 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from cluster.escalation import after_attempt
-from cluster.jobs import MAX_ATTEMPTS, MAX_RELEASES, Ended, Outcome
+from cluster.jobs import FINAL_STATES, MAX_ATTEMPTS, MAX_RELEASES, Ended, Outcome
 from cluster.store import Claim, Database, Desk, Ledger, StaleEpochError
-from cluster.store.schema import jobs
+from cluster.store.audit import check
+from cluster.store.schema import jobs, metadata
+from cluster.store.verbs import Verbs
+from cluster.verbs import RefusedError, Verb
 from tests.building import FLEET, Clock, Truth, card, completed, draft
+from tests.conftest import postgres_url
 
 OWNERS = st.sampled_from(["ann", "bob"])
 KEYS = st.sampled_from(["k1", "k2", "k3"])
@@ -29,13 +34,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.database = Database(f"sqlite:///{Path(self.folder.name) / 'store.db'}")
-        # Power cuts are not played here, and a flush a commit is most of the time.
-        sa.event.listen(self.database.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF"))
-        self.database.migrate()
+        self.database = self.empty_store()
         self.clock = Clock().set_on(self.database)
-        self.desk, self.truth = Desk(self.database), Truth(self.database)
+        self.desk, self.truth, self.verbs = Desk(self.database), Truth(self.database), Verbs(self.database)
         self.cards = 0
         self.order: dict[str, int] = {}
         #: The model: what runs (attempt -> lease's end), what was published, how jobs ended, what was counted.
@@ -43,6 +44,16 @@ class StoreMachine(RuleBasedStateMachine):
         self.published: dict[tuple[str, str], str] = {}
         self.final: dict[str, tuple[str, str | None]] = {}
         self.tallied: Counter[str] = Counter()
+        #: Batches that somebody paused.
+        self.paused: set[str] = set()
+
+    def empty_store(self) -> Database:
+        self.folder = tempfile.TemporaryDirectory()
+        database = Database(f"sqlite:///{Path(self.folder.name) / 'store.db'}")
+        # Power cuts are not played here, and a flush a commit is most of the time.
+        sa.event.listen(database.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF"))
+        database.migrate()
+        return database
 
     def teardown(self) -> None:
         self.database.close()
@@ -73,8 +84,30 @@ class StoreMachine(RuleBasedStateMachine):
         self.desk.cancel(*batch)
         for job in self.desk.jobs(*batch):
             was = before[job.id].state
-            assert job.state == ("cancelled" if was == "queued" else was)
+            assert job.state == ("cancelled" if was in ("queued", "held") else was)
             assert job.cancel_requested == (was == "running" or before[job.id].cancel_requested)
+
+    @rule(batch=batches)
+    def pause(self, batch: tuple[str, str]) -> None:
+        before = {j.id: j.state for j in self.desk.jobs(*batch)}
+        try:
+            self.verbs.batch(*batch, Verb.PAUSE)
+        except RefusedError:
+            assert all(state in FINAL_STATES for state in before.values()), "what can start can be paused"
+        else:
+            if not all(state in FINAL_STATES for state in before.values()):
+                self.paused.add(batch[1])
+
+    @rule(batch=batches)
+    def resume(self, batch: tuple[str, str]) -> None:
+        with contextlib.suppress(RefusedError):
+            self.verbs.batch(*batch, Verb.RESUME)
+        self.paused.discard(batch[1])
+
+    @rule(batch=batches, priority=st.integers(-2, 2))
+    def prioritize(self, batch: tuple[str, str], priority: int) -> None:
+        with contextlib.suppress(RefusedError):
+            self.verbs.batch(*batch, Verb.PRIORITIZE, priority=priority)
 
     # -- what the dispatcher does -------------------------------------------------------------------------------
 
@@ -83,7 +116,7 @@ class StoreMachine(RuleBasedStateMachine):
         # In an order of the test's own, so that a failure can be replayed: ids are random.
         offered = sorted(self.ledger.waiting(1000), key=lambda j: (self.order[j.batch_id], j.number))
         running = {(c.job.owner, c.job.content_key) for c, _ in self.live.values()}
-        queued = self.truth.rows(sa.select(jobs).where(jobs.c.state == "queued"))
+        queued = self.truth.rows(sa.select(jobs).where(jobs.c.state == "queued", jobs.c.batch_id.not_in(self.paused)))
         assert {(j.owner, j.content_key) for j in offered} == {(j.owner, j.content_key) for j in queued} - running
         chosen = pick.sample(offered, min(most, len(offered)))
         starts = []
@@ -91,6 +124,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.cards += 1
             starts.append((job, card(f"gpu{self.cards}")))
         claims = self.ledger.start(starts, LEASE_S)
+        assert all(c.job.batch_id not in self.paused for c in claims)
         assert len(claims) == len({(j.owner, j.content_key) for j in chosen}), (
             "one of each equal clip, no more, no less"
         )
@@ -179,6 +213,10 @@ class StoreMachine(RuleBasedStateMachine):
         assert len(self.truth.clips()) == len(found)
 
     @invariant()
+    def the_audit_finds_nothing(self) -> None:
+        assert check(self.database) == []
+
+    @invariant()
     def no_job_goes_on_for_ever(self) -> None:
         made = Counter(a.job_id for a in self.truth.attempts())
         assert all(count <= MAX_ATTEMPTS + MAX_RELEASES for count in made.values())
@@ -199,7 +237,41 @@ class StoreMachine(RuleBasedStateMachine):
         self.tallied = counted
 
 
-TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+class PostgresMachine(StoreMachine):
+    """The same on PostgreSQL, in one schema that is emptied before each run."""
+
+    url = ""
+
+    def empty_store(self) -> Database:
+        url = sa.make_url(self.url)
+        options = f"{url.query['options']} -csynchronous_commit=off"
+        database = Database(url.update_query_dict({"options": options}).render_as_string(hide_password=False))
+        database.migrate()
+        with database.write() as c:
+            names = ", ".join(table.name for table in metadata.sorted_tables)
+            c.execute(sa.text(f"TRUNCATE {names}"))
+        return database
+
+    def teardown(self) -> None:
+        self.database.close()
+
+
+class TestStoreMachine(StoreMachine.TestCase):
+    settings = settings(
+        max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+
+
+class TestStoreMachineOnPostgres(PostgresMachine.TestCase):
+    settings = settings(
+        max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.schema = contextlib.ExitStack()
+        PostgresMachine.url = cls.schema.enter_context(postgres_url())
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.schema.close()

@@ -1,0 +1,206 @@
+"""Claims and endings of the embedded store beside raw sqlite3 that runs the very same statements.
+
+Both sides work on a copy of one file with `synchronous=FULL`, take the same jobs in the same batches, and turn by turn
+in one run. What raw sqlite3 runs was recorded from ours beforehand, parameters and all: it neither thinks nor compiles.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from report import Aim, Report, parser
+
+from cluster.cards import Card, Fleet
+from cluster.escalation import after_attempt
+from cluster.ids import ids_from
+from cluster.jobs import Draft, Ended, Job, Objects, Outcome
+from cluster.store import Claim, Database, Desk, Ending, Ledger
+from pipeline.clip import ClipSpec, ResolutionClass
+from pipeline.families import FAMILIES
+
+LEASE_S = 10
+FLEET = Fleet(usable_bytes={"c24": 2**34})
+CARDS = [
+    Card(renderer=f"r{n}", card=f"GPU-{n}", card_class="c24", kind="NVIDIA L4", usable_bytes=2**34, idle=True)
+    for n in range(100)
+]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One call of a cursor."""
+
+    text: str
+    parameters: Any
+    many: bool
+
+
+Recorded = list[list[Statement]]
+
+
+def clip(seed: int) -> ClipSpec:
+    """A small clip."""
+    family = FAMILIES["i2vgen-xl"]
+    return ClipSpec(
+        family=family.name,
+        revision=family.revision,
+        prompt="pan left",
+        resolution_class=ResolutionClass.P512,
+        width=512,
+        height=512,
+        frames=16,
+        fps=8,
+        steps=50,
+        guidance=9,
+        seed=seed,
+    )
+
+
+def fill(path: Path, number: int) -> None:
+    """A store with so many waiting jobs."""
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    desk = Desk(database)
+    batch_id, _ = desk.open_batch("local", name="benchmark")
+    drafts = [
+        Draft(number=n, name=f"row{n}", row={"image": f"{n}.jpg"}, still="ab" * 32, spec=clip(n), content_key=f"key{n}")
+        for n in range(1, number + 1)
+    ]
+    desk.add("local", batch_id, drafts)
+    desk.seal("local", batch_id)
+    Ledger(database).take_office("benchmark")
+    database.close()
+    with sqlite3.connect(path) as c:
+        c.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+class Ours:
+    """The ledger of a dispatcher in office."""
+
+    def __init__(self, path: Path) -> None:
+        self.database = Database(f"sqlite:///{path}")
+        self.ledger = Ledger(self.database)
+        self.ledger.epoch = 1
+        self.jobs: list[Job] = self.ledger.waiting(1_000_000)
+
+    def cycle(self, batch: int) -> float:
+        """Claim the next jobs and complete them, in two transactions; seconds spent in the store."""
+        taken, self.jobs = self.jobs[:batch], self.jobs[batch:]
+        starts = list(zip(taken, CARDS, strict=False))
+        begun = time.perf_counter()
+        claims = self.ledger.start(starts, LEASE_S)
+        spent = time.perf_counter() - begun
+        assert len(claims) == batch
+        endings = []
+        for claim in claims:
+            ended = completed(claim)
+            endings.append(Ending(claim=claim, ended=ended, transition=after_attempt(claim.job, ended, FLEET)))
+        begun = time.perf_counter()
+        written = self.ledger.finish_many(endings)
+        assert all(written)
+        return spent + time.perf_counter() - begun
+
+
+def completed(claim: Claim) -> Ended:
+    """The ending of a clip that was published."""
+    under = f"clips/{claim.job.id}/{claim.attempt_id}"
+    made = Objects(
+        video=f"{under}/video.mp4",
+        poster=f"{under}/poster.jpg",
+        spritesheet=f"{under}/spritesheet.jpg",
+        provenance=f"{under}/provenance.json",
+        video_bytes=1_000_000,
+        frames_sha256="cd" * 32,
+    )
+    return Ended(outcome=Outcome.COMPLETED, objects=made)
+
+
+def record(path: Path, batches: list[int]) -> Recorded:
+    """The statements of each cycle."""
+    ours = Ours(path)
+    found: Recorded = []
+
+    def keep(_c: Any, _cursor: Any, text: str, parameters: Any, _context: Any, many: bool) -> None:
+        found[-1].append(Statement(text, parameters, many))
+
+    sa.event.listen(ours.database.engine, "before_cursor_execute", keep)
+    # BEGIN and COMMIT go past the cursor.
+    sa.event.listen(ours.database.engine, "commit", lambda _c: found[-1].append(Statement("COMMIT", (), False)))
+    with ids_from(time.time, random.Random(1)):
+        for batch in batches:
+            found.append([])
+            ours.cycle(batch)
+    ours.database.close()
+    return found
+
+
+class Raw:
+    """What was recorded, by sqlite3 itself."""
+
+    def __init__(self, path: Path, recorded: Recorded) -> None:
+        self.connection = sqlite3.connect(path, isolation_level=None)
+        self.connection.execute("PRAGMA synchronous=FULL")
+        self.connection.execute("PRAGMA foreign_keys=ON")
+        self.recorded = iter(recorded)
+
+    def cycle(self, _batch: int) -> float:
+        """The next cycle; its seconds."""
+        cursor, statements = self.connection.cursor(), next(self.recorded)
+        begun = time.perf_counter()
+        for statement in statements:
+            if statement.many:
+                cursor.executemany(statement.text, statement.parameters)
+            else:
+                cursor.execute(statement.text, statement.parameters).fetchall()
+        return time.perf_counter() - begun
+
+
+def main() -> int:
+    """Run it."""
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=7)
+    given = options.parse_args()
+    # (size of a batch, cycles a round)
+    plan = [(1, 15), (100, 3)]
+    batches = [size for _ in range(given.rounds + 1) for size, cycles in plan for _ in range(cycles)]
+    figures: dict[str, Any] = {}
+    seconds: dict[tuple[str, int], list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        first = Path(folder) / "first.db"
+        fill(first, sum(batches))
+        paths = {name: Path(shutil.copy(first, Path(folder) / f"{name}.db")) for name in ("recorded", "ours", "raw")}
+        recorded = record(paths["recorded"], batches)
+        ours = Ours(paths["ours"])
+        sides: dict[str, Ours | Raw] = {"ours": ours, "raw": Raw(paths["raw"], recorded)}
+        for number in range(given.rounds + 1):
+            for size, cycles in plan:
+                # Turn and turn about, so that neither always comes after the other's flush.
+                for name in sorted(sides, reverse=bool(number % 2)):
+                    side = sides[name]
+                    for _ in range(cycles):
+                        took = side.cycle(size)
+                        if number:  # The first round warms both up.
+                            seconds.setdefault((name, size), []).append(took)
+        ours.database.close()
+    for size, _ in plan:
+        rate = {name: size / statistics.median(seconds[name, size]) for name in ("ours", "raw")}
+        figures[f"cycles/s, batches of {size}, ours"] = rate["ours"]
+        figures[f"cycles/s, batches of {size}, raw sqlite3"] = rate["raw"]
+        figures[f"ours / raw, batches of {size}"] = rate["ours"] / rate["raw"]
+    figures["statements of a cycle"] = len(recorded[0])
+    aims = [Aim(name="raw / ours, batches of 100", value=1 / figures["ours / raw, batches of 100"], at_most=2)]
+    return Report(name="store", figures=figures, aims=aims).finish(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Plans for the tail of a batch."""

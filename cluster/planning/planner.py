@@ -1,0 +1,368 @@
+"""When a plan is made, kept and given up, and what of the present it is made from."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from cluster.breaker import Route, route_of
+from cluster.cards import Card
+from cluster.jobs import Job
+from cluster.lessons import Lessons
+from cluster.owners import DEFAULT_SHARE
+from cluster.placement import Running, Snapshot, Suit, WorkKind, effective_priority, expected_bytes, work_kind
+from cluster.planning.bound import shortest
+from cluster.planning.parts import Part, TailPlan
+from cluster.planning.schedule import Piece, Place, Schedule, Task, play
+from cluster.planning.tail import MOST_SLICED, VARIANTS, make_plan
+from pipeline.clip import ClipSpec
+
+#: Jobs that come are planned so often at most, in seconds.
+_EVERY_S = 5.0
+#: A plan that is late by this share of what is left, and by at least so many seconds, is looked at again.
+_LATE = 0.03
+_LATE_S = 1.0
+#: A step that began no longer ago than this, in seconds, has not begun: a clip can still be stopped before it.
+_JUST_S = 1e-6
+#: A card may have so much less usable before a plan that counts on it is made anew.
+_LESS = 0.99
+#: A smaller share of its jobs on a card kind is no reason to send them there.
+_LEAST_SHARE = 0.01
+
+
+class Pace(Protocol):
+    """How long clips take on which kind of card; `cluster.rates.Rates` is one."""
+
+    def clip_seconds(self, spec: ClipSpec, kind: str, *, usable_bytes: int | None = None, from_step: int = 0) -> float:
+        """Seconds on a card of `kind` from the first step's begin to the last frame decoded."""
+        ...
+
+    def gap_seconds(self, family: str, kind: str) -> float:
+        """Seconds from a free card of `kind` to the first step of a clip whose family is loaded there."""
+        ...
+
+    def load_seconds(self, family: str, kind: str) -> float:
+        """The same where it is not."""
+        ...
+
+    def move_costs(self, spec: ClipSpec, kind: str, *, warm: bool) -> tuple[float, float, float]:
+        """Seconds that the card it leaves, the card of `kind` it comes to, and the clip itself lose by a move.
+
+        `warm`: the family is loaded there.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _CardKind:
+    """Cards that a plan need not tell apart."""
+
+    kind: str
+    usable_bytes: int
+    #: Routes, but for their card, that a breaker closes.
+    closed: frozenset[tuple[str, ...]] = frozenset()
+
+    def holds(self, job: Job, lessons: Lessons) -> bool:
+        """Whether `job` may be started on such a card."""
+        if job.spec is None or self.usable_bytes < expected_bytes(job, self.kind, lessons):
+            return False
+        return not self.closed or tuple(route_of(job.spec, "", self.usable_bytes)[:-1]) not in self.closed
+
+
+def _kinds_of(cards: Iterable[Card], closed: frozenset[Route]) -> dict[str, _CardKind]:
+    routes: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for route in closed:
+        routes[route.card].add(tuple(route[:-1]))
+    return {card.card: _CardKind(card.kind, card.usable_bytes, frozenset(routes[card.card])) for card in cards}
+
+
+class Planner:
+    """Keeps the plan of a farm's tail from one look to the next."""
+
+    def __init__(self, pace: Pace, *, variants: int = VARIANTS) -> None:
+        """`variants`: see `tail.make_plan`; fewer are quicker and worse."""
+        self.pace = pace
+        self._variants = variants
+        #: What to go by; None where nothing is planned.
+        self.plan: TailPlan | None = None
+        #: The cards it was made for, as they were then.
+        self._cards: Mapping[str, _CardKind] = {}
+        #: Jobs it was last looked at for, with the bytes that they needed; of these, the ones that no card here holds.
+        self._live: Mapping[str, int] = {}
+        self._lost: frozenset[str] = frozenset()
+        self._made_at = -math.inf
+
+    def is_stale(self, snapshot: Snapshot, now: float) -> bool:
+        """Whether `update` has anything to do: jobs or cards came, went or changed since."""
+        group = self._group(snapshot, now)
+        if group is None:
+            return self.plan is not None
+        return _live(*group[:2]) != self._live or not self._is_for(_kinds_of(group[2], snapshot.closed))
+
+    def update(self, snapshot: Snapshot, now: float) -> TailPlan | None:
+        """The plan to go by; None while more waits than is worth planning, or while owners compete for the cards.
+
+        Made anew when jobs or cards come that it does not know, or cards are gone. When a job has ended and the others
+        are late, another is looked for, and taken where it ends earlier by more than a move costs.
+        """
+        group = self._group(snapshot, now)
+        if group is None:
+            self.forget()
+            return None
+        live, kinds = _live(*group[:2]), _kinds_of(group[2], snapshot.closed)
+        same = self._is_for(kinds)
+        if same and live == self._live:
+            return self.plan
+        if same and self.plan and live.keys() - self.plan.jobs - self._lost and now - self._made_at < _EVERY_S:
+            # Where clips keep coming, they start where there is room until it is time for another plan.
+            return self.plan
+        before, self._live, self._made_at = self._live, live, now
+        scene = _Scene(snapshot, *group, self.pace, now)
+        known = self.plan is not None and live.keys() <= self.plan.jobs | self._lost
+        known = known and all(live[job] == before.get(job, live[job]) for job in live)
+        keep = scene.still(self.plan) if known and self.plan else None
+        self._lost = frozenset(live) - scene.jobs
+        if not scene.tasks:
+            self.plan, self._cards = None, kinds
+            return None
+        if keep is not None and self.plan is not None and same:
+            left = self.plan.ends_at - now
+            ends_s = play(keep, scene.tasks, scene.places).makespan_s
+            if ends_s <= left + max(_LATE_S, _LATE * left):
+                return self.plan
+        found = make_plan(scene.tasks, scene.places, variants=self._variants, keep=keep)
+        self.plan, self._cards = scene.parts(found.schedule), kinds
+        return self.plan
+
+    def forget(self) -> None:
+        """Plan nothing for now."""
+        self.plan, self._live, self._cards = None, {}, {}
+
+    def _is_for(self, kinds: Mapping[str, _CardKind]) -> bool:
+        """Whether the cards are those that the plan was made for."""
+        same = kinds.keys() == self._cards.keys()
+        return same and all(_is_as(card, kinds.get(name)) for name, card in self._cards.items())
+
+    def _group(self, snapshot: Snapshot, now: float) -> tuple[list[Job], list[Running], list[Card]] | None:
+        """What is planned together: waiting jobs of the highest priority, and what runs on the cards they can have."""
+        if snapshot.unseen or len(snapshot.waiting) + len(snapshot.running) > MOST_SLICED:
+            return None
+        cards = [card for card in snapshot.cards if card.card not in snapshot.locked]
+        able = {card.card: card for card in cards}
+        ready = [job for job in snapshot.waiting if job.spec and (job.not_before is None or job.not_before <= now)]
+        top = max((effective_priority(job, now) for job in ready), default=None)
+        waiting = [job for job in ready if effective_priority(job, now) == top]
+        if len({job.owner for job in waiting}) > 1 and len(waiting) > sum(card.idle for card in cards):
+            return None
+        running = [r for r in snapshot.running if r.card in able]
+        clips = Counter(job.owner for job in waiting) + Counter(r.job.owner for r in snapshot.running)
+        for owner in {job.owner for job in waiting}:
+            most = snapshot.owners.get(owner, DEFAULT_SHARE).max_running
+            if most is not None and most < min(clips[owner], len(cards)):
+                # A plan counts on cards that its jobs may not have.
+                return None
+        # Of equal clips one is rendered.
+        equal = {(r.job.owner, r.job.content_key): r.job.id for r in snapshot.running}
+        waiting = [job for job in waiting if equal.setdefault((job.owner, job.content_key), job.id) == job.id]
+        return (waiting, running, cards) if cards and (waiting or any(r.movable for r in running)) else None
+
+
+def _live(waiting: Sequence[Job], running: Sequence[Running]) -> dict[str, int]:
+    """Jobs that have steps to do, with the bytes they need."""
+    found = {job.id: job.needs_bytes for job in waiting}
+    return found | {r.job.id: r.job.needs_bytes for r in running if _has_steps(r)}
+
+
+def _has_steps(running: Running) -> bool:
+    """Whether there is still something of it to be moved."""
+    if not running.movable or running.job.spec is None:
+        return False
+    return running.step + _is_in_step(running) < running.job.spec.total_steps
+
+
+def _is_in_step(running: Running) -> bool:
+    """Whether it has begun a step: that one it ends where it is."""
+    return running.since_step_s > _JUST_S
+
+
+def _is_as(before: _CardKind, now: _CardKind | None) -> bool:
+    """Whether a card is still what a plan took it for."""
+    if now is None or (now.kind, now.closed) != (before.kind, before.closed):
+        return False
+    return now.usable_bytes >= _LESS * before.usable_bytes
+
+
+class _Scene:
+    """Jobs and cards of a moment as tasks and places, and back."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        waiting: Sequence[Job],
+        running: Sequence[Running],
+        cards: Sequence[Card],
+        pace: Pace,
+        now: float,
+    ) -> None:
+        self._cards, self._now, self._pace, self._lessons = cards, now, pace, snapshot.lessons
+        kinds = _kinds_of(cards, snapshot.closed)
+        self._kinds = sorted(set(kinds.values()), key=lambda k: (k.kind, k.usable_bytes, sorted(k.closed)))
+        kind_of = {name: self._kinds.index(kind) for name, kind in kinds.items()}
+        self._place_of = {card.card: number for number, card in enumerate(cards)}
+        self._families: dict[str, int] = {}
+        for card in cards:
+            if card.family:
+                self._families.setdefault(card.family, len(self._families))
+        self._running = {r.card: r for r in running}
+        self._jobs: list[tuple[Job, int]] = []
+        self.tasks: list[Task] = []
+        free: dict[int, float] = defaultdict(float)
+        for r in running:
+            number = self._place_of[r.card]
+            kind = kind_of[r.card]
+            task = self._task(r.job, r.step, r, kind)
+            if _has_steps(r):
+                within = _is_in_step(r)
+                free[number] = max(0.0, within * task.step_s[kind] - r.since_step_s)
+                self._add(r.job, r.step + within, replace(task, at=number, steps=task.steps - within))
+            else:
+                left = task.seconds(kind)
+                free[number] = max(0.0, (left if left < math.inf else 0.0) - r.since_step_s)
+        for job in waiting:
+            task = self._task(job, job.step, None, None)
+            if task.shortest_s < math.inf:
+                self._add(job, job.step, task)
+        self.places = [
+            Place(kind=kind_of[card.card], free_s=free[number], family=self._families.get(card.family or ""))
+            for number, card in enumerate(cards)
+        ]
+        self.jobs = frozenset(job.id for job, _ in self._jobs)
+
+    def still(self, tail: TailPlan) -> Schedule | None:
+        """What is left of an earlier plan; None where it does not end all tasks."""
+        index_of = {job.id: index for index, (job, _) in enumerate(self._jobs)}
+        pieces: list[Piece] = []
+        done = {job.id: base for job, base in self._jobs}
+        for part in tail.parts:
+            index, number = index_of.get(part.job), self._place_of.get(part.card)
+            if index is None or part.last <= done[part.job]:
+                continue
+            if number is None:
+                return None
+            pieces.append(Piece(index, number, part.last - done[part.job]))
+            done[part.job] = part.last
+        complete = all(
+            done[job.id] == base + task.steps for (job, base), task in zip(self._jobs, self.tasks, strict=True)
+        )
+        return tuple(pieces) if complete else None
+
+    def parts(self, schedule: Schedule) -> TailPlan:
+        """A schedule in the words of jobs and cards."""
+        played = play(schedule, self.tasks, self.places)
+        done = [base for _, base in self._jobs]
+        parts: list[Part] = []
+        for piece, (begin, end) in zip(schedule, played.times, strict=True):
+            first = done[piece.task]
+            done[piece.task] = first + round(piece.steps)
+            parts.append(
+                Part(
+                    job=self._jobs[piece.task][0].id,
+                    card=self._cards[piece.place].card,
+                    first=first,
+                    last=done[piece.task],
+                    begins_at=self._now + begin,
+                    ends_at=self._now + end,
+                )
+            )
+        return TailPlan(parts=tuple(parts), ends_at=self._now + played.makespan_s)
+
+    def _add(self, job: Job, step: int, task: Task) -> None:
+        self._jobs.append((job, step))
+        if not task.steps:
+            # A job whose last step is done is decoded again where it goes on: that is a step to a plan.
+            task = replace(
+                task, steps=1, step_s=tuple(max(s, 1e-6) for s in task.end_s), end_s=(0.0,) * len(task.end_s)
+            )
+        self.tasks.append(replace(task, begun=step > 0))
+
+    def _task(self, job: Job, step: int, running: Running | None, on: int | None) -> Task:
+        spec = job.spec
+        assert spec is not None
+        total = spec.total_steps
+        step_s, end_s = [], []
+        for kind in self._kinds:
+            if not kind.holds(job, self._lessons):
+                step_s.append(math.inf)
+                end_s.append(math.inf)
+                continue
+
+            def seconds(from_step: int, kind: _CardKind = kind) -> float:
+                return self._pace.clip_seconds(spec, kind.kind, usable_bytes=kind.usable_bytes, from_step=from_step)
+
+            each = (seconds(1) - seconds(total)) / (total - 1) if total > 1 else seconds(0) - seconds(total)
+            step_s.append(max(each, 1e-6))
+            end_s.append(max(0.0, seconds(step) - each * (total - step)))
+        if running is not None and running.step_s is not None and on is not None and step_s[on] < math.inf:
+            # What this very clip takes a step says what it would take elsewhere.
+            factor = running.step_s / step_s[on]
+            step_s, end_s = [s * factor for s in step_s], [s * factor for s in end_s]
+        if running is not None and on is not None and step_s[on] == math.inf:
+            # It runs there, whatever was expected.
+            step_s[on], end_s[on] = running.step_s or 1.0, 0.0
+        cheapest = self._kinds[on if on is not None else 0].kind
+        leave, arrive, pause = self._pace.move_costs(spec, cheapest, warm=True)
+        # Of these the beginning is told apart, for that depends on what the card has done before.
+        gap = self._pace.gap_seconds(spec.family, cheapest)
+        return Task(
+            key=job.id,
+            steps=max(0, total - step),
+            step_s=tuple(step_s),
+            end_s=tuple(end_s),
+            leave_s=leave,
+            arrive_s=max(0.0, arrive - gap),
+            pause_s=max(0.0, pause - gap),
+            family=self._families.setdefault(spec.family, len(self._families)),
+            warm_s=gap,
+            cold_s=self._pace.load_seconds(spec.family, cheapest),
+        )
+
+
+def suited(
+    counts: Mapping[WorkKind, int], examples: Iterable[Job], cards: Iterable[Card], pace: Pace, lessons: Lessons
+) -> dict[WorkKind, Suit]:
+    """How jobs of each kind belong to card kinds while many wait: as in the shortest schedule of all of them.
+
+    `counts` says how many wait, `examples` how long some of each kind take. Kinds without an example are left out.
+    """
+    there = list(cards)
+    card_kinds = sorted({_CardKind(c.kind, c.usable_bytes) for c in there}, key=lambda k: (k.kind, k.usable_bytes))
+    number_of = [sum(_CardKind(c.kind, c.usable_bytes) == kind for c in there) for kind in card_kinds]
+    seconds: dict[WorkKind, list[list[float]]] = defaultdict(list)
+    for job in examples:
+        if job.spec is None or work_kind(job) not in counts:
+            continue
+        seconds[work_kind(job)].append(
+            [
+                pace.clip_seconds(job.spec, kind.kind, usable_bytes=kind.usable_bytes, from_step=job.step)
+                if kind.usable_bytes >= expected_bytes(job, kind.kind, lessons)
+                else math.inf
+                for kind in card_kinds
+            ]
+        )
+    means = {kind: [sum(column) / len(column) for column in zip(*rows, strict=True)] for kind, rows in seconds.items()}
+    means = {kind: row for kind, row in means.items() if min(row, default=math.inf) < math.inf}
+    if not means:
+        return {}
+    _, found = shortest(list(means.values()), number_of, [counts[kind] for kind in means])
+    return {
+        kind: Suit(
+            card_kinds=frozenset(
+                card.kind for card, jobs in zip(card_kinds, row, strict=True) if jobs > _LEAST_SHARE * counts[kind]
+            ),
+            seconds=min(means[kind]),
+        )
+        for kind, row in zip(means, found, strict=True)
+    }

@@ -1,0 +1,300 @@
+"""A farm's whole life drawn from one seed: its cards, what is handed in, and everything that goes wrong."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+
+from cluster.cards import GIB
+from cluster.dispatcher import Timing
+from pipeline.clip import ClipSpec, ResolutionClass
+from pipeline.families import FAMILIES
+from pipeline.footprint import footprint, leanest_of
+
+#: Card class, NVML name, bytes that clips can count on, speed beside the slowest.
+KINDS = (
+    ("c8", "RTX 3070", 7 * GIB, 1.0),
+    ("c12", "RTX 3060", 10 * GIB + GIB // 2, 1.2),
+    ("c24", "L4", 21 * GIB, 1.5),
+    ("c24", "RTX 4090", 21 * GIB, 4.0),
+    ("c48", "L40S", 44 * GIB, 4.0),
+    ("c80", "H100", 75 * GIB, 8.0),
+)
+
+
+class Trouble(StrEnum):
+    """What can go wrong."""
+
+    #: A renderer's process dies; its node lives.
+    CRASH = "crash"
+    #: A node is gone with its cards: the connections say so, or nothing does.
+    NODE_LOST = "node_lost"
+    NODE_SILENT = "node_silent"
+    #: A card is taken away after a notice.
+    SPOT = "spot"
+    #: Nothing passes between a card and its dispatcher; the renderer gives up after a while, or (deaf) never.
+    PARTITION = "partition"
+    PARTITION_DEAF = "partition_deaf"
+    #: A step that never ends.
+    HANG = "hang"
+    #: Another program takes memory of the card.
+    FOREIGN = "foreign"
+    #: Everything that runs on the card breaks, and its process with it.
+    BROKEN = "broken"
+    DISPATCHER_KILLED = "dispatcher_killed"
+    #: A second dispatcher while the first still runs.
+    ROLLING_UPDATE = "rolling_update"
+    STORE_OUT = "store_out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardPlan:
+    """One card of the fleet."""
+
+    name: str
+    node: str
+    card_class: str
+    kind: str
+    usable_bytes: int
+    speed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPlan:
+    """One row, and the truth about it."""
+
+    key: str
+    spec: ClipSpec
+    needs_bytes: int
+    priority: int
+    #: Seconds of a step on the slowest kind of card.
+    step_s: float
+    #: `crash`, `error`, `sticky`, `invalid` or `hang`: it never becomes a clip.
+    poison: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """Rows handed in together."""
+
+    at: float
+    owner: str
+    jobs: tuple[JobPlan, ...]
+    #: Whether the dispatcher is told of it.
+    nudges: bool = True
+    cancelled_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One trouble at a time, for so long."""
+
+    at: float
+    what: Trouble
+    target: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """Everything that a run depends on."""
+
+    seed: int
+    cards: tuple[CardPlan, ...]
+    batches: tuple[BatchPlan, ...]
+    faults: tuple[Fault, ...]
+    #: No faults from then on.
+    heal_at: float
+    timing: Timing
+    beat_s: float = 2.0
+    checkpoint_steps: int = 5
+    checkpoint_write_s: float = 0.6
+    #: Longest time that a call of the store takes.
+    store_s: float = 0.02
+    alone_s: float = 10.0
+    #: Spread of step times: sigma of their logarithm.
+    noise: float = 0.15
+    #: True peak by (class, frames, kind) beside the predicted one.
+    peaks: dict[tuple[str, int, str], float] = field(default_factory=dict)
+    #: Probabilities that a checkpoint cannot be written, or not be read.
+    bad_write: float = 0.02
+    bad_read: float = 0.02
+
+
+#: Long patience between looks, so that a simulated minute costs few store calls; the proportions are the real ones.
+SMALL = Timing(
+    poll_s=5.0,
+    look_s=20.0,
+    renew_s=5.0,
+    roster_s=15.0,
+    sweep_s=10.0,
+    lease_s=20,
+    silent_s=10.0,
+    stall_s=150.0,
+    preempt_s=20.0,
+)
+#: The same for thousands of cards.
+LARGE = Timing(
+    poll_s=1.0,
+    look_s=20.0,
+    renew_s=20.0,
+    roster_s=60.0,
+    sweep_s=60.0,
+    lease_s=120,
+    silent_s=60.0,
+    stall_s=3600.0,
+    preempt_s=120.0,
+)
+
+
+def draw(
+    seed: int, *, cards: int | None = None, jobs: int | None = None, minutes: float = 1.0, troubles: float = 1.0
+) -> Scenario:
+    """The scenario of a seed; `minutes` of arrivals and faults, after which everything is whole again.
+
+    `troubles` scales how many faults there are; 0: none.
+    """
+    rng = random.Random(f"scenario {seed}")
+    seconds = 60.0 * minutes
+    fleet = _cards(rng, cards or rng.randint(3, 8))
+    many = jobs or rng.randint(6, 15)
+    faults = _faults(rng, fleet, seconds, troubles)
+    return Scenario(
+        seed=seed,
+        cards=fleet,
+        batches=_batches(rng, many, seconds, troubles),
+        faults=faults,
+        heal_at=seconds + 1.0,
+        timing=SMALL if len(fleet) < 100 else LARGE,
+        beat_s=2.0 if len(fleet) < 100 else 20.0,
+        peaks=_peaks(rng) if troubles else {},
+        bad_write=0.03 if troubles else 0.0,
+        bad_read=0.03 if troubles else 0.0,
+    )
+
+
+def _cards(rng: random.Random, number: int) -> tuple[CardPlan, ...]:
+    made = []
+    for n in range(number):
+        card_class, kind, usable_bytes, speed = rng.choice(KINDS)
+        made.append(
+            CardPlan(
+                name=f"gpu{n}",
+                # Cards share nodes by two, so that a lost node takes several.
+                node=f"node{n // 2}",
+                card_class=card_class,
+                kind=kind,
+                usable_bytes=usable_bytes,
+                speed=speed,
+            )
+        )
+    return tuple(made)
+
+
+@cache
+def _spec(family: str, resolution_class: ResolutionClass, frames: int, steps: int) -> ClipSpec:
+    return ClipSpec(
+        family=family,
+        revision=FAMILIES[family].revision,
+        prompt="pan left",
+        resolution_class=resolution_class,
+        width=resolution_class.side,
+        height=resolution_class.side,
+        frames=frames,
+        fps=8,
+        steps=steps,
+        guidance=9 if family != "camera" else 1,
+        seed=0,
+    )
+
+
+def _job(rng: random.Random, key: str, troubles: float) -> JobPlan:
+    resolution_class = rng.choices(list(ResolutionClass), weights=[4, 4, 2, 1])[0]
+    frames = rng.choice([8, 16])
+    family = "camera" if rng.random() < 0.1 else "i2vgen-xl"
+    steps = 1 if family == "camera" else rng.choice([6, 10, 16, 24])
+    spec = _spec(family, resolution_class, frames, steps)
+    poisons = ["crash", "error", "sticky", "invalid", "hang"]
+    return JobPlan(
+        key=key,
+        spec=spec,
+        needs_bytes=footprint(spec).peak_bytes,
+        priority=rng.choice([0, 0, 0, 5]),
+        step_s=rng.uniform(0.5, 2.0) * (resolution_class.side / 256) * frames / 8,
+        poison=rng.choices(poisons, weights=[3, 3, 2, 2, 1])[0] if rng.random() < 0.08 * min(troubles, 1) else "",
+    )
+
+
+def _batches(rng: random.Random, jobs: int, seconds: float, troubles: float) -> tuple[BatchPlan, ...]:
+    batches: list[BatchPlan] = []
+    at, left, made = 0.0, jobs, 0
+    known: list[JobPlan] = []
+    while left:
+        number = min(left, rng.randint(1, 6) if jobs < 100 else rng.randint(50, 200))
+        rows = []
+        for _ in range(number):
+            # The same content again: one clip for both, whichever comes first.
+            again = known and rng.random() < 0.15
+            row = rng.choice(known) if again else _job(rng, f"key{made}", troubles)
+            made += 1
+            known.append(row)
+            rows.append(row)
+        cancelled = at + rng.uniform(1, seconds / 2) if rng.random() < 0.12 * min(troubles, 1) else None
+        batches.append(
+            BatchPlan(
+                at=at,
+                owner=rng.choice(["ann", "ann", "bob"]),
+                jobs=tuple(rows),
+                nudges=rng.random() < 0.7,
+                cancelled_at=cancelled,
+            )
+        )
+        left -= number
+        # Poisson arrivals: on average the last comes at half time.
+        at = min(at + rng.expovariate(jobs / (number * seconds / 2)), seconds)
+    return tuple(batches)
+
+
+_WEIGHTS = {
+    Trouble.CRASH: 5,
+    Trouble.NODE_LOST: 3,
+    Trouble.NODE_SILENT: 3,
+    Trouble.SPOT: 3,
+    Trouble.PARTITION: 3,
+    Trouble.PARTITION_DEAF: 3,
+    Trouble.HANG: 1,
+    Trouble.FOREIGN: 2,
+    Trouble.BROKEN: 1,
+    Trouble.DISPATCHER_KILLED: 3,
+    Trouble.ROLLING_UPDATE: 3,
+    Trouble.STORE_OUT: 2,
+}
+
+
+def _faults(rng: random.Random, fleet: tuple[CardPlan, ...], seconds: float, troubles: float) -> tuple[Fault, ...]:
+    number = round(troubles * rng.randint(0, 7) * max(1.0, len(fleet) / 20)) if troubles else 0
+    found = []
+    for _ in range(number):
+        what = rng.choices(list(_WEIGHTS), weights=list(_WEIGHTS.values()))[0]
+        card = rng.choice(fleet)
+        target = card.node if what in (Trouble.NODE_LOST, Trouble.NODE_SILENT) else card.name
+        found.append(Fault(at=rng.uniform(1, seconds), what=what, target=target, seconds=rng.uniform(2, 45)))
+    return tuple(sorted(found, key=lambda fault: fault.at))
+
+
+def _peaks(rng: random.Random) -> dict[tuple[str, int, str], float]:
+    factors = {}
+    for resolution_class in ResolutionClass:
+        for frames in (8, 16):
+            for kind in sorted({kind for _, kind, _, _ in KINDS}):
+                wrong = rng.random() < 0.12
+                factor = rng.uniform(1.2, 1.6) if wrong else rng.uniform(0.85, 1.0)
+                factors[str(resolution_class), frames, kind] = factor
+    return factors
+
+
+def least_bytes(spec: ClipSpec) -> int:
+    """Predicted peak of `spec` in its leanest layout."""
+    return leanest_of(FAMILIES[spec.family], spec.width * spec.height, spec.frames)[1].peak_bytes

@@ -1,0 +1,305 @@
+"""Attempts that end, several at once: each is fenced, its job moves, and its clip is published, in one transaction."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from cluster.ids import new_id
+from cluster.jobs import Ended, JobState, Outcome, Transition
+from cluster.store import peaks, rates
+from cluster.store.after import follow
+from cluster.store.claims import Claim
+from cluster.store.database import Database
+from cluster.store.given import among, is_one_of
+from cluster.store.rows import objects_value
+from cluster.store.schema import attempts, clips, jobs
+from cluster.store.tallies import Counts
+
+_WAITING = [JobState.QUEUED.value, JobState.HELD.value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How an attempt ended, and what becomes of its job."""
+
+    claim: Claim
+    ended: Ended
+    transition: Transition
+
+
+def end(database: Database, c: Connection, now: int, endings: Sequence[Ending]) -> list[bool]:
+    """Write all of them within the caller's transaction. False for an attempt that had ended before.
+
+    Raises `RuntimeError` where an attempt is live and its job is not running under its fence: a broken store.
+    """
+    live, ending, written = _live(c, endings), [], []
+    for one in endings:
+        # The first ending of an attempt counts, also of two that come together.
+        row = live.pop(one.claim.attempt_id, None)
+        written.append(row is not None)
+        if row is not None:
+            ending.append((one, row))
+    if not ending:
+        return written
+    _check_fences(ending)
+    c.execute(
+        _END,
+        [_attempt_values(one, row, now) for one, row in ending],
+    )
+    counts = Counts()
+    published = _publish(c, [one for one, _ in ending], now, counts)
+    _move(c, [one for one, _ in ending], published, now)
+    for one, row in ending:
+        _tally(one, row, now, counts)
+    counts.write(database, c)
+    known = [(spec, one) for one, _ in ending if (spec := one.claim.job.spec) is not None]
+    peaks.record_all(database, c, now, [(spec, one.claim.kind, one.ended.peaks) for spec, one in known])
+    rates.record_all(database, c, now, [(spec, one.claim.kind, one.ended.timed) for spec, one in known])
+    follow(database, c, now, _awaited(c, [one.claim for one, _ in ending if one.transition.state.final]))
+    return written
+
+
+def _contents(claims: Sequence[Claim]) -> dict[str, Any]:
+    # A key of another owner's among them finds nothing that is not looked up by the pair.
+    return {
+        "owners": list({claim.job.owner for claim in claims}),
+        "keys": list({claim.job.content_key for claim in claims if claim.job.content_key is not None}),
+    }
+
+
+_ATTEMPT_COLUMNS = ("outcome", "ended_at", "detail", "measured_bytes", "resumed_step", "resumed_from")
+
+# Made once: to build a statement takes longer than to run it.
+_OF_CONTENTS = sa.and_(among(jobs.c.owner, "owners"), among(jobs.c.content_key, "keys"))
+_WAITER = jobs.alias("waiting")
+_LIVE = (
+    sa.select(
+        *(attempts.c[name] for name in ("id", "started_at", "lease_until", "resumed_step", "resumed_from")),
+        jobs.c.state,
+        jobs.c.fence.label("job_fence"),
+    )
+    .join(jobs, jobs.c.id == attempts.c.job_id)
+    .where(among(attempts.c.id, "ids"), attempts.c.outcome.is_(None))
+)
+_END = (
+    sa.update(attempts)
+    .where(attempts.c.id == sa.bindparam("its_id"), attempts.c.outcome.is_(None))
+    .values({name: sa.bindparam(f"its_{name}") for name in _ATTEMPT_COLUMNS})
+)
+_CLIPS_THERE = sa.select(clips.c.id, clips.c.owner, clips.c.content_key, clips.c.expired_at).where(
+    among(clips.c.owner, "owners"), among(clips.c.content_key, "keys")
+)
+_WAITED_FOR = (
+    sa.select(jobs.c.owner, jobs.c.content_key).distinct().where(_OF_CONTENTS, is_one_of(jobs.c.state, *_WAITING))
+)
+_AWAITED = sa.select(jobs.c.id).where(
+    sa.or_(_OF_CONTENTS, among(jobs.c.id, "ids")),
+    sa.exists().where(_WAITER.c.after == jobs.c.id, _WAITER.c.after.is_not(None)),
+)
+
+
+_PUBLISH = sa.insert(clips)
+_REVIVE = (
+    sa.update(clips)
+    .where(clips.c.id == sa.bindparam("its_id"))
+    .values(
+        attempt_id=sa.bindparam("its_attempt_id"),
+        objects=sa.bindparam("its_objects", type_=clips.c.objects.type),
+        created_at=sa.bindparam("its_created_at"),
+        expired_at=None,
+    )
+)
+_SHARE = (
+    sa.update(jobs)
+    .where(
+        jobs.c.owner == sa.bindparam("its_owner"),
+        jobs.c.content_key == sa.bindparam("its_key"),
+        is_one_of(jobs.c.state, *_WAITING),
+    )
+    .values(
+        state=JobState.COMPLETED.value,
+        reason=None,
+        clip_id=sa.bindparam("its_clip"),
+        updated_at=sa.bindparam("now"),
+    )
+)
+
+
+def _live(c: Connection, endings: Sequence[Ending]) -> dict[str, Any]:
+    return {row.id: row for row in c.execute(_LIVE, {"ids": [one.claim.attempt_id for one in endings]})}
+
+
+def _check_fences(live: Sequence[tuple[Ending, Any]]) -> None:
+    for one, row in live:
+        claim = one.claim
+        if (row.state, row.job_fence) != (JobState.RUNNING.value, claim.fence):
+            # The attempt is live, so its job must be running under its fence: anything else is a broken store.
+            raise RuntimeError(
+                f"job {claim.job.id} is not running under fence {claim.fence} of {claim.attempt_id}; "
+                "`clipmill store check` says what is broken"
+            )
+
+
+def _awaited(c: Connection, claims: Sequence[Claim]) -> list[str]:
+    """Jobs of these contents that others wait for: an ending may have completed them all."""
+    return list(c.scalars(_AWAITED, _contents(claims) | {"ids": [claim.job.id for claim in claims]}))
+
+
+def _attempt_values(one: Ending, row: Any, now: int) -> dict[str, Any]:
+    # None of the steps were another's where the checkpoint was refused.
+    resumed = bool(one.ended.resumed_step)
+    return {
+        "its_id": row.id,
+        "its_outcome": one.ended.outcome.value,
+        "its_ended_at": now,
+        "its_detail": _storable(one.ended.detail)[:2000],
+        "its_measured_bytes": one.ended.measured_bytes,
+        "its_resumed_step": row.resumed_step if resumed else 0,
+        "its_resumed_from": row.resumed_from if resumed else None,
+    }
+
+
+def _publish(c: Connection, endings: Sequence[Ending], now: int, counts: Counts) -> dict[str, str]:
+    """Clip ids by attempt. Completes every waiting job of equal content."""
+    done = [one for one in endings if one.transition.state is JobState.COMPLETED]
+    if not done:
+        return {}
+    there = _clips_there(c, done)
+    new, revived, published = [], [], {}
+    for one in done:
+        assert one.ended.objects is not None
+        job = one.claim.job
+        known = there.get((job.owner, job.content_key))
+        clip_id = published[one.claim.attempt_id] = known.id if known else new_id("clip")
+        values = {
+            "attempt_id": one.claim.attempt_id,
+            "objects": objects_value(one.ended.objects),
+            "created_at": now,
+        }
+        if known is None:
+            new.append({"id": clip_id, "owner": job.owner, "content_key": job.content_key, **values})
+        elif known.expired_at is not None:
+            # An equal clip was there and has expired: this is it again, for the jobs that had it too.
+            revived.append({"its_id": clip_id, **{f"its_{name}": value for name, value in values.items()}})
+        # Else equal rows have a clip already, and this one's objects are swept.
+    if new:
+        c.execute(_PUBLISH, new)
+    if revived:
+        c.execute(_REVIVE, revived)
+    waited_for = _waited_for(c, done)
+    for one in done:
+        job = one.claim.job
+        if (job.owner, job.content_key) not in waited_for:
+            continue
+        told = {"its_clip": published[one.claim.attempt_id], "now": now}
+        shared = c.execute(_SHARE, told | {"its_owner": job.owner, "its_key": job.content_key})
+        if shared.rowcount:
+            _count(counts, "clips", one.claim, outcome="shared", by=shared.rowcount)
+    return published
+
+
+def _clips_there(c: Connection, done: Sequence[Ending]) -> dict[tuple[str, str | None], Any]:
+    found = c.execute(_CLIPS_THERE, _contents([one.claim for one in done]))
+    return {(row.owner, row.content_key): row for row in found}
+
+
+def _waited_for(c: Connection, done: Sequence[Ending]) -> set[tuple[str, str | None]]:
+    found = c.execute(_WAITED_FOR, _contents([one.claim for one in done]))
+    return {(row.owner, row.content_key) for row in found}
+
+
+def _move(c: Connection, endings: Sequence[Ending], published: dict[str, str], now: int) -> None:
+    # One statement for all that change the same columns.
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for one in endings:
+        values = _job_values(one, published.get(one.claim.attempt_id), now)
+        bound = {f"new_{name}": value for name, value in values.items()}
+        alike[_cost(one.transition), *values].append({"its_id": one.claim.job.id, "its_fence": one.claim.fence} | bound)
+    for (cost, *names), rows in alike.items():
+        c.execute(_moving(cost, tuple(names)), rows)
+
+
+@cache
+def _moving(cost: str, names: tuple[str, ...]) -> sa.Update:
+    return (
+        sa.update(jobs)
+        .where(
+            jobs.c.id == sa.bindparam("its_id"),
+            jobs.c.fence == sa.bindparam("its_fence"),
+            jobs.c.state == JobState.RUNNING.value,
+        )
+        .values({name: sa.bindparam(f"new_{name}", type_=jobs.c[name].type) for name in names})
+        .values({cost: jobs.c[cost] + 1} if cost else {})
+    )
+
+
+def _cost(transition: Transition) -> str:
+    """The column that counts this attempt."""
+    if transition.costs_attempt:
+        return "attempts"
+    return "releases" if transition.costs_release else ""
+
+
+def _job_values(one: Ending, clip_id: str | None, now: int) -> dict[str, Any]:
+    ended, transition = one.ended, one.transition
+    values: dict[str, Any] = {
+        "state": transition.state.value,
+        "reason": transition.reason.value if transition.reason else None,
+        "updated_at": now,
+        "clip_id": clip_id,
+    }
+    if transition.state is not JobState.QUEUED:
+        # Obeyed. A request that came after this transition was thought out is for the next attempt.
+        values["hold_requested"] = None
+    if transition.problem:
+        values["problems"] = [transition.problem.model_dump()]
+    if transition.needs_bytes is not None:
+        values["needs_bytes"] = transition.needs_bytes
+    if not transition.state.final and not transition.keeps_checkpoint:
+        values |= {"checkpoint_key": None, "checkpoint_step": None}
+    elif ended.checkpoint:
+        values |= {"checkpoint_key": ended.checkpoint.key, "checkpoint_step": ended.checkpoint.step}
+    return values
+
+
+def _tally(one: Ending, row: Any, now: int, counts: Counts) -> None:
+    claim, ended, transition = one.claim, one.ended, one.transition
+    _count(counts, "attempts", claim, card_class=claim.card_class, outcome=ended.outcome)
+    # Those that it recovered from on its card too; a renderer of before told of the last one only.
+    full = [overflow.stage for overflow in ended.overflows]
+    for stage in full or ([ended.stage] if ended.outcome is Outcome.OOM else []):
+        _count(counts, "oom", claim, card_class=claim.card_class, outcome=stage)
+    admitted = "too_big" if ended.outcome is Outcome.TOO_BIG else "admitted"
+    counts.add("admissions", card_class=claim.card_class, outcome=admitted)
+    if ended.outcome is Outcome.STOPPED and not transition.state.final:
+        # A cancelled job is no preemption.
+        counts.add("preemptions", outcome=ended.cause or "drain")
+    if transition.state.final:
+        _count(counts, "clips", claim, outcome=transition.state)
+    _count(counts, "gpu_seconds", claim, card_class=claim.card_class, by=max(0, now - row.started_at))
+    if ended.outcome is Outcome.LOST and row.lease_until < now:
+        counts.add("leases_expired")
+
+
+def _count(counts: Counts, name: str, claim: Claim, *, card_class: str = "", outcome: str = "", by: float = 1) -> None:
+    spec = claim.job.spec
+    counts.add(
+        name,
+        model=spec.family if spec else "",
+        resolution_class=spec.resolution_class if spec else "",
+        card_class=card_class,
+        outcome=outcome,
+        by=by,
+    )
+
+
+def _storable(text: str) -> str:
+    """`text` without what one store or the other refuses: PostgreSQL takes no NUL, neither takes half a surrogate."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")

@@ -1,0 +1,94 @@
+"""Lists and tables that a statement is given when it runs: it is made once, and its text is the same for any number.
+
+To build a statement takes longer than to run it, and so does an `IN` that is written anew for every number of values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
+
+
+class _Texts(sa.types.TypeDecorator[Collection[str]]):
+    """Texts in one parameter: an array, or JSON where the database has none."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(postgresql.ARRAY(sa.String()) if dialect.name == "postgresql" else sa.Text())
+
+    def process_bind_param(self, value: Collection[str] | None, dialect: Dialect) -> Any:
+        texts = list(value or ())
+        return texts if dialect.name == "postgresql" else json.dumps(texts)
+
+
+class _Among(FunctionElement[bool]):
+    name = "among"
+    type = sa.Boolean()
+    inherit_cache = True
+
+
+@compiles(_Among)
+def _in_json(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
+    column, texts = (compiler.process(part, **options) for part in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({texts}))"  # noqa: S608 (a column and a parameter)
+
+
+@compiles(_Among, "postgresql")
+def _any_of(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
+    column, texts = (compiler.process(part, **options) for part in element.clauses)
+    return f"{column} = ANY ({texts})"
+
+
+def among(column: sa.ColumnElement[Any], texts: str | Collection[str]) -> sa.ColumnElement[bool]:
+    """Whether `column` is one of these texts, however many; of a name: of those in the parameter of that name."""
+    if isinstance(texts, str):
+        return _Among(column, sa.bindparam(texts, type_=_Texts()))
+    return _Among(column, sa.bindparam(None, list(texts), type_=_Texts()))
+
+
+def is_one_of(column: sa.ColumnElement[Any], *words: str) -> sa.ColumnElement[bool]:
+    """Whether `column` is one of these words, written out: they are the same whenever the statement runs.
+
+    A partial index is used only where the planner sees its condition in the statement, too.
+    """
+    return column.in_([sa.literal_column("'" + str(word).replace("'", "''") + "'") for word in words])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A table of texts and whole numbers to join with, in one parameter (SQLite) or one a column (PostgreSQL)."""
+
+    name: str
+    columns: Mapping[str, TypeEngine[Any]]
+
+    def table(self, *, sqlite: bool) -> sa.FromClause:
+        """The table in a statement that is executed with what `bound` gives."""
+        if sqlite:
+            given = sa.bindparam(f"{self.name}_rows", type_=sa.Text())
+            each = sa.func.json_each(given).table_valued("value", name=f"{self.name}_each")
+            cells = [
+                sa.func.json_extract(each.c.value, sa.literal_column(f"'$[{n}]'"), type_=type_).label(column)
+                for n, (column, type_) in enumerate(self.columns.items())
+            ]
+            return sa.select(*cells).subquery(self.name)
+        arrays = [sa.bindparam(f"{self.name}_{n}", type_=postgresql.ARRAY(t)) for n, t in self.columns.items()]
+        columns = [sa.column(column, type_) for column, type_ in self.columns.items()]
+        return sa.func.unnest(*arrays).table_valued(*columns, name=self.name).render_derived()
+
+    def bound(self, rows: Sequence[Sequence[Any]], *, sqlite: bool) -> dict[str, Any]:
+        """The parameters that are these rows, in the order of the columns."""
+        if sqlite:
+            return {f"{self.name}_rows": json.dumps(rows)}
+        return {f"{self.name}_{column}": [row[n] for row in rows] for n, column in enumerate(self.columns)}

@@ -1,0 +1,216 @@
+"""What decides about one job, read from the store by whoever asks: no office is taken and nothing is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from cluster.cards import GIB, Beat, Card, CardState, Fleet, every_class
+from cluster.chunks import chunks
+from cluster.jobs import Attempt, HoldReason, Job, JobState
+from cluster.placement import AGEING_S, Running, Snapshot, effective_priority, work_kind
+from cluster.planning.planner import Planner
+from cluster.planning.tail import MOST_SLICED
+from cluster.rates import Rates
+from cluster.remedies import Known
+from cluster.store import heads, peaks, rates
+from cluster.store.claims import readable
+from cluster.store.database import Database
+from cluster.store.desk import Desk
+from cluster.store.lookup import NoSuchJobError
+from cluster.store.rows import attempt_from, may_start, select_jobs
+from cluster.store.schema import attempts, batches, jobs
+from cluster.store.verbs import Verbs
+from cluster.why import Explanation, Rules, explain
+from pipeline.emulation import emulated_bytes
+from pipeline.families import FAMILIES
+
+#: Jobs that are read of each queue.
+PER_QUEUE = MOST_SLICED
+#: Jobs that go before one are counted up to here.
+AHEAD_MOST = 10_001
+#: Work that all cards together have done in so many seconds is not planned by the dispatcher either.
+_LEAST_PLANNED_S = 20.0
+_MANY = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A job and all that `cluster.why.explain` asks for."""
+
+    job: Job
+    snapshot: Snapshot
+    #: The store's clock, UTC epoch seconds.
+    now: int
+    rates: Rates
+    known: Known
+
+
+def why(database: Database, owner: str, job_id: str, rules: Rules) -> Explanation:
+    """Why the owner's job is where it is. Raises `NoSuchJobError`."""
+    scene = scene_of(database, owner, job_id, rules)
+    return explain(scene.job, scene.snapshot, scene.now, scene.rates, scene.known)
+
+
+def scene_of(database: Database, owner: str, job_id: str, rules: Rules) -> Scene:
+    """The present of the farm around a job, as far as the store knows it. Raises `NoSuchJobError`.
+
+    Breakers, and the plan that the dispatcher has, are in its memory only: the first are left out, the second is worked
+    out anew.
+    """
+    desk = Desk(database)
+    job, now = desk.job(owner, job_id), desk.now()
+    beats, orders = desk.cards(), Verbs(database).orders()
+    with database.read() as c:
+        running, renderers = _running(c)
+        attempt = _newest(c, job)
+    waiting: list[Job] = []
+    ahead: int | None = None
+    if not job.state.final and job.state is not JobState.RUNNING:
+        with database.read() as c:
+            waiting = _waiting(database, c, now)
+            ahead = _ahead(c, job, now)
+    known = Known(
+        batch=desk.batch(owner, job.batch_id),
+        after=_after(desk, job),
+        attempt=attempt,
+        beat=next((beat for beat in beats if attempt is not None and beat.renderer == attempt.renderer), None),
+        orders=orders,
+        ahead=ahead,
+        ahead_most=AHEAD_MOST,
+        per_queue=PER_QUEUE,
+        hidden=_is_hidden(job, waiting),
+    )
+    snapshot = Snapshot(
+        waiting=waiting,
+        cards=[_card(beat, renderers.get(beat.renderer, ())) for beat in beats],
+        fleet=rules.fleet or _fleet_of(beats),
+        lessons=peaks.load(database),
+        running=running,
+        owners=rules.owners,
+        locked=frozenset(orders),
+    )
+    measured = rates.load(database)
+    if rules.plans and job.state is JobState.QUEUED:
+        snapshot = _planned(snapshot, now, measured)
+    return Scene(job=job, snapshot=snapshot, now=now, rates=measured, known=known)
+
+
+def _fleet_of(beats: Sequence[Beat]) -> Fleet:
+    """All classes there are, those on the roster as they are: what a farm may have that tells nothing of itself."""
+    emulated = bool(beats) and all(beat.kind == "emulated" for beat in beats)
+    usable = dict(every_class(emulated_bytes(GIB) / GIB if emulated else 1.0).usable_bytes)
+    for name in {beat.card_class for beat in beats}:
+        usable[name] = min(beat.usable_bytes for beat in beats if beat.card_class == name)
+    return Fleet(usable_bytes=usable)
+
+
+def _waiting(database: Database, c: Connection, now: int) -> list[Job]:
+    found = [
+        job
+        for some in chunks(heads.heads(database, c, now, PER_QUEUE), _MANY)
+        for row in c.execute(select_jobs().where(jobs.c.id.in_(some)))
+        if (job := readable(row)) is not None
+    ]
+    return sorted(found, key=lambda job: (-job.priority, job.created_at, job.batch_id, job.number))
+
+
+def _is_hidden(job: Job, waiting: Iterable[Job]) -> bool:
+    """Whether its queue is longer than what was read of it, and it stands behind that."""
+    of_queue: Counter[object] = Counter()
+    for other in waiting:
+        if other.id == job.id:
+            return False
+        of_queue[other.owner, work_kind(other), other.priority] += 1
+    return of_queue[job.owner, work_kind(job), job.priority] >= PER_QUEUE
+
+
+def _ahead(c: Connection, job: Job, now: int) -> int:
+    """Jobs that may start and go before it, up to `AHEAD_MOST`."""
+    # As `effective_priority` has it; the store's clock may be behind whoever wrote the row.
+    waited = sa.case((jobs.c.created_at < now, now - jobs.c.created_at), else_=0)
+    priority = jobs.c.priority + waited // AGEING_S
+    mine = effective_priority(job, now)
+    row = sa.tuple_(jobs.c.created_at, jobs.c.batch_id, jobs.c.number)
+    older = row < sa.tuple_(sa.literal(job.created_at), sa.literal(job.batch_id), sa.literal(job.number))
+    first = sa.or_(priority > mine, sa.and_(priority == mine, older))
+    found = (
+        sa.select(sa.literal(1).label("one"))
+        .select_from(jobs.join(batches, batches.c.id == jobs.c.batch_id))
+        .where(jobs.c.state == JobState.QUEUED.value, may_start(now), jobs.c.id != job.id, first)
+        .limit(AHEAD_MOST)
+        .subquery()
+    )
+    return c.scalar(sa.select(sa.func.count()).select_from(found)) or 0
+
+
+def _running(c: Connection) -> tuple[list[Running], dict[str, list[Attempt]]]:
+    """What runs, and the attempts of each renderer."""
+    made = [attempt_from(row) for row in c.execute(sa.select(attempts).where(attempts.c.outcome.is_(None)))]
+    found: dict[str, Job] = {}
+    for some in chunks((one.job_id for one in made), _MANY):
+        for row in c.execute(select_jobs().where(jobs.c.id.in_(some))):
+            if (job := readable(row)) is not None:
+                found[job.id] = job
+    running: list[Running] = []
+    renderers: dict[str, list[Attempt]] = {}
+    for one in made:
+        if (job := found.get(one.job_id)) is not None:
+            movable = job.spec is not None and job.spec.family in FAMILIES and FAMILIES[job.spec.family].resumable
+            running.append(Running(job=job, card=one.card, step=one.step, movable=movable))
+            renderers.setdefault(one.renderer, []).append(one)
+    return running, renderers
+
+
+def _card(beat: Beat, has: Iterable[Attempt]) -> Card:
+    """The card as placement sees it, about: the dispatcher knows a second earlier what begins and ends there."""
+    # A clip whose steps are done is being published, beside the next one.
+    working = any(not one.steps or one.step < one.steps for one in has)
+    return Card(
+        renderer=beat.renderer,
+        card=beat.card,
+        card_class=beat.card_class,
+        kind=beat.kind,
+        usable_bytes=beat.usable_bytes,
+        idle=beat.state is CardState.IDLE and not working,
+        family=beat.family,
+    )
+
+
+def _newest(c: Connection, job: Job) -> Attempt | None:
+    query = sa.select(attempts).where(attempts.c.job_id == job.id).order_by(attempts.c.fence.desc()).limit(1)
+    row = c.execute(query).one_or_none()
+    return None if row is None else attempt_from(row)
+
+
+def _after(desk: Desk, job: Job) -> Job | None:
+    if job.after is None or job.reason != HoldReason.AFTER:
+        return None
+    try:
+        return desk.job(job.owner, job.after)
+    except NoSuchJobError:
+        # Until its batch is sealed it is a name.
+        return None
+
+
+def _planned(snapshot: Snapshot, now: int, measured: Rates) -> Snapshot:
+    """With the plan that the dispatcher is likely to have, where it has any."""
+    kinds = sorted({card.kind for card in snapshot.cards})
+    if len(snapshot.cards) < 2 or len(snapshot.waiting) + len(snapshot.running) > MOST_SLICED:
+        return snapshot
+    if not all(map(measured.knows, kinds)):
+        return snapshot
+    left = [(job, job.step) for job in snapshot.waiting] + [(r.job, r.step) for r in snapshot.running]
+    work_s = sum(
+        min(measured.clip_seconds(job.spec, kind, from_step=step) for kind in kinds)
+        for job, step in left
+        if job.spec is not None and job.spec.family in FAMILIES
+    )
+    if work_s <= _LEAST_PLANNED_S * len(snapshot.cards):
+        return snapshot
+    plan = Planner(measured, variants=1).update(snapshot, now)
+    return snapshot if plan is None else replace(snapshot, plan=plan)

@@ -1,0 +1,208 @@
+"""`forecast`: when a catalog would be done on a fleet and what it would cost, without a GPU or a farm."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Annotated
+
+import sqlalchemy as sa
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from cluster.fleet_file import Cards, cards_of, cards_of_roster, read_fleet
+from cluster.forecast import Forecast, Order, RowForecast, forecast
+from cluster.ingest import gather
+from cluster.manifest import ManifestError, read_manifest
+from cluster.rates import Rates
+from cluster.resolve import STRENGTH, Defaults
+from cluster.store import rates as store_rates
+from pipeline.clip import ResolutionClass, Tier, Upscale
+from pipeline.families import family_named
+from serve.cli.common import Exit, Home, Json, console, local_farm, print_json, settings_for, telling_errors
+from serve.cli.options import (
+    Enlarge,
+    FewStepFile,
+    FromDraft,
+    MotionClass,
+    Sampler,
+    StepCache,
+    Strength,
+    Strict,
+    Window,
+    WindowOverlap,
+    few_step_of,
+)  # fmt: skip
+from serve.cli.session import first_rows
+from serve.cli.show import clock_text
+from serve.forecasting import Sizes, as_drafts, forecast_view, wanted_of, with_cards
+from serve.settings import Settings
+
+#: Rows that fit nowhere are shown up to here.
+_SHOWN = 20
+#: Changes of the fleet that are named.
+_CHANGES = 3
+
+
+def forecast_catalog(
+    catalog: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file, or a folder of images.")],
+    fleet: Annotated[
+        Path | None,
+        typer.Option(help="YAML: which cards, as examples/fleet.yaml (default: those of the farm that runs here)."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Model of rows that name none; `clipmill models` lists them.")
+    ] = "i2vgen-xl",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt of rows that have none.")] = None,
+    resolution_class: Annotated[
+        ResolutionClass, typer.Option("--class", help="Resolution class of rows that name none.")
+    ] = ResolutionClass.P512,
+    tier: Annotated[Tier, typer.Option(help="Tier of rows that name none.")] = Tier.STANDARD,
+    sampler: Sampler = None,
+    window: Window = 0,
+    window_overlap: WindowOverlap = None,
+    step_cache: StepCache = 1,
+    motion_class: MotionClass = None,
+    from_draft: FromDraft = False,
+    strength: Strength = STRENGTH,
+    upscale: Enlarge = Upscale.LATENTS,
+    strict: Strict = False,
+    few_step: FewStepFile = None,
+    order: Annotated[Order, typer.Option(help="Clips placed first: the longest, or as the catalog has them.")] = (
+        Order.LONGEST
+    ),
+    seed: Annotated[int, typer.Option(help="Of the draws that the interval is made of.")] = 0,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Say when a catalog would be done on a fleet and what it would cost, without GPU, farm or weights.
+
+    Exit 1 where some rows fit no card or cannot be read.
+    """
+    with telling_errors():
+        family = family_named(model)
+        manifest = read_manifest(catalog, prompt=prompt, model=family.name)
+        if limit is not None:
+            manifest = first_rows(manifest, limit)
+        if not manifest.rows:
+            raise ManifestError(catalog, "it has no rows", "Add a line per image below the header.")
+        settings = settings_for(home)
+        defaults = Defaults(
+            model=family.name,
+            resolution_class=resolution_class,
+            tier=tier,
+            sampler=sampler,
+            window=window,
+            window_overlap=window_overlap,
+            step_cache=step_cache,
+            motion_class=motion_class,
+            from_draft=from_draft,
+            strength=strength,
+            upscale=upscale,
+            strict=strict,
+            few_step=few_step_of(settings, few_step),
+        )
+        rates, roster = _known(settings)
+        cards = with_cards(cards_of(read_fleet(fleet)) if fleet else roster)
+        sizes = Sizes()
+        rows = list(gather(manifest, sizes.put))
+        found = forecast(
+            wanted_of(rows, defaults, sizes.get),
+            cards,
+            rates,
+            order=order,
+            drafts=wanted_of(as_drafts(rows), defaults, sizes.get),
+            seed=seed,
+        )
+        if as_json:
+            print_json(forecast_view(found, cards))
+        else:
+            _show(found, cards)
+    raise typer.Exit(Exit.DONE if all(row.fits for row in found.rows) else Exit.SOME_FAILED)
+
+
+def _known(settings: Settings) -> tuple[Rates, tuple[Cards, ...]]:
+    """What was measured on this home, and the cards of the farm that runs there; nothing where there is no store."""
+    url = sa.make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and not (url.database and Path(url.database).exists()):
+        return Rates(), ()
+    farm = local_farm(settings)
+    return store_rates.load(farm.desk.database), cards_of_roster(farm.desk.cards())
+
+
+def _show(found: Forecast, cards: tuple[Cards, ...]) -> None:
+    count = len(found.rows)
+    fit = [row for row in found.rows if row.fits]
+    fleet = ", ".join(map(str, cards))
+    console.print(f"[bold]{count} {'row' if count == 1 else 'rows'}[/] on {escape(fleet)}", soft_wrap=True)
+    if fit:
+        console.print(_groups(fit))
+        console.print(_uses(found))
+        console.print(
+            f"done in about [bold]{clock_text(found.finish_s)}[/]"
+            f" (9 of 10 times in {clock_text(found.low_s)} to {clock_text(found.high_s)};"
+            f" no schedule takes less than {clock_text(found.bound_s)};"
+            f" {clock_text(found.startup_s)} of it start the farm)",
+            soft_wrap=True,
+        )
+        _say_halving(found)
+    bad = [row for row in found.rows if not row.fits]
+    for row in bad[:_SHOWN]:
+        console.print(f"[bold red]✗[/] row {row.number} {escape(row.name)}: {escape(row.why_not)}", soft_wrap=True)
+    if len(bad) > _SHOWN:
+        console.print(f"  and {len(bad) - _SHOWN} rows more", style="dim")
+    for note in found.notes:
+        console.print(f"  {escape(note)}", style="dim", soft_wrap=True)
+
+
+def _say_halving(found: Forecast) -> None:
+    if not found.halving:
+        console.print(
+            "nothing that was tried halves it: the longest clip or the start takes more than half", soft_wrap=True
+        )
+        return
+    words = []
+    kept = [change for change in found.halving if not change.changes_clips][:_CHANGES]
+    for change in [*kept, *(change for change in found.halving if change.changes_clips)]:
+        price = "" if change.extra_per_hour in (None, 0) else f", {change.extra_per_hour:.2f} $/h more"
+        other = ", other clips" if change.changes_clips else ""
+        words.append(f"{change.text} ({clock_text(change.finish_s)}{price}{other})")
+    console.print("to halve it: " + escape(" · ".join(words)), soft_wrap=True)
+
+
+def _groups(rows: list[RowForecast]) -> Table:
+    """Rows that go the same way, in one line each."""
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
+    for column in ("rows", "such as", "smallest class", "on", "seconds", "layout"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("rows", "seconds") else "left")
+    alike: dict[tuple[object, ...], list[RowForecast]] = defaultdict(list)
+    for row in rows:
+        shown = tuple((kind, round(row.seconds[kind], 1), str(row.layouts[kind])) for kind in row.kinds)
+        alike[(row.smallest_class, shown)].append(row)
+    for same in sorted(alike.values(), key=lambda group: -max(group[0].seconds.values())):
+        first = same[0]
+        for number, kind in enumerate(first.kinds):
+            head = (str(len(same)), first.name, first.smallest_class or "") if number == 0 else ("", "", "")
+            table.add_row(*map(escape, head), escape(kind), f"{first.seconds[kind]:.1f}", str(first.layouts[kind]))
+    return table
+
+
+def _uses(found: Forecast) -> Table:
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
+    for column in ("cards", "kind", "clips", "GPU hours", "held hours", "cost"):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+    counted = Counter(use.kind for use in found.kinds)
+    for use in found.kinds:
+        cost = "not known" if use.held_cost is None else f"{use.held_cost:.2f} $"
+        figures = (str(use.clips), f"{use.busy_hours:.3g}", f"{use.held_hours:.3g}", cost)
+        table.add_row(str(use.cards), escape(use.kind), *figures)
+    if len(counted) > 1:
+        total = "not known" if found.cost is None else f"{found.cost:.2f} $"
+        held = sum(use.held_hours for use in found.kinds)
+        table.add_row(
+            "", "all", str(sum(use.clips for use in found.kinds)), f"{found.gpu_hours:.3g}", f"{held:.3g}", total
+        )
+    return table

@@ -1,0 +1,394 @@
+"""The checker finds faults: each is put into the record of a good run, and its invariant must be named.
+
+And it finds them where they are made: a dispatcher or ledger with one guard switched off breaks a promise in some run.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cluster.checker import INVARIANTS, check
+from cluster.dispatcher import Dispatcher, Verdict
+from cluster.roster import Roster
+from cluster.simulation.journal import Change, Entry, JobTruth, Record, What
+from cluster.simulation.play import play
+from cluster.simulation.scenario import Fault, Scenario, Trouble, draw
+from cluster.store import Ledger
+
+
+@pytest.fixture(scope="module")
+def good() -> Record:
+    """A run in which a node is lost in the middle of clips, and nothing else goes wrong."""
+    scenario = draw(3, cards=3, jobs=6, troubles=0)
+    node = scenario.cards[0].node
+    record = play(replace(scenario, faults=(Fault(at=25.0, what=Trouble.NODE_LOST, target=node, seconds=20.0),)))
+    assert check(record) == []
+    outcomes = [row["outcome"] for row in record.tables["attempts"]]
+    assert "lost" in outcomes
+    assert outcomes.count("completed") == len(record.tables["clips"]) > 3
+    return record
+
+
+@pytest.fixture
+def record(good: Record) -> Record:
+    return copy.deepcopy(good)
+
+
+def first(found: Any) -> Any:
+    return next(iter(found))
+
+
+def entries(record: Record, what: What) -> list[Entry]:
+    return [entry for entry in record.entries if entry.what is what]
+
+
+def changes(record: Record, what: str) -> list[Change]:
+    return [change for change in record.changes if change.what == what]
+
+
+def put(record: Record, **values: Any) -> None:
+    """Another entry, in its place."""
+    record.entries.append(Entry(**values))
+    record.entries.sort(key=lambda entry: entry.at)
+
+
+def put_change(record: Record, **values: Any) -> None:
+    record.changes.append(Change(**values))
+    record.changes.sort(key=lambda change: change.at)
+
+
+def row(record: Record, table: str, **values: Any) -> dict[str, object]:
+    return first(r for r in record.tables[table] if all(r[k] == v for k, v in values.items()))
+
+
+def completed(record: Record) -> Change:
+    """The first attempt that completed, as it ended."""
+    return first(c for c in changes(record, "end") if c.after == "completed" and steps_of(record, c.id) > 4)
+
+
+def steps_of(record: Record, attempt: str) -> int:
+    return sum(e.attempt == attempt for e in entries(record, What.STEP))
+
+
+MUTATIONS: list[tuple[str, Callable[[Record], None]]] = []
+
+
+def breaks(invariant: str) -> Callable[[Callable[[Record], None]], Callable[[Record], None]]:
+    def listed(mutate: Callable[[Record], None]) -> Callable[[Record], None]:
+        MUTATIONS.append((invariant, mutate))
+        return mutate
+
+    return listed
+
+
+@breaks("I1")
+def a_step_is_left_out(record: Record) -> None:
+    attempt = completed(record).id
+    record.entries.remove(first(e for e in entries(record, What.STEP) if e.attempt == attempt and e.step == 3))
+
+
+@breaks("I1")
+def a_clip_completes_before_its_last_step(record: Record) -> None:
+    attempt = completed(record).id
+    record.entries.remove([e for e in entries(record, What.STEP) if e.attempt == attempt][-1])
+
+
+@breaks("I1")
+def a_checkpoint_appears_from_nowhere(record: Record) -> None:
+    resumed = first(e for e in entries(record, What.RESUMED) if e.step)
+    record.entries = [e for e in record.entries if not (e.what is What.SAVED and e.detail == resumed.detail)]
+
+
+@breaks("I2")
+def a_clip_is_rendered_on_two_cards(record: Record) -> None:
+    ended = completed(record)
+    steps = [e for e in entries(record, What.STEP) if e.attempt == ended.id]
+    claim = first(c for c in changes(record, "attempt") if c.id == ended.id)
+    put_change(record, **(vars(claim) | {"id": "attempt_twin", "at": claim.at + 0.1}))
+    for step in steps:
+        put(record, **(vars(step) | {"attempt": "attempt_twin", "at": step.at + 0.1}))
+
+
+@breaks("I3")
+def two_clips_are_on_one_card(record: Record) -> None:
+    on = entries(record, What.ON_CARD)[0]
+    put(record, **(vars(on) | {"attempt": "attempt_other", "at": on.at + 0.05}))
+    put(record, **(vars(on) | {"what": What.CALLED, "attempt": "attempt_other", "at": on.at + 0.01}))
+
+
+@breaks("I3")
+def a_clip_takes_more_than_its_card_has(record: Record) -> None:
+    on = entries(record, What.ON_CARD)[0]
+    record.entries[record.entries.index(on)] = replace(on, size=2**50)
+
+
+@breaks("I3")
+def a_clip_waits_behind_another(record: Record) -> None:
+    ended = completed(record)
+    call = first(e for e in entries(record, What.CALLED) if e.attempt != ended.id and e.at < ended.at)
+    claim = first(c for c in changes(record, "attempt") if c.id == ended.id)
+    late = max(call.at, claim.at) + 0.01
+    record.entries.remove(call)
+    put(record, **(vars(call) | {"at": late, "detail": ended.id}))
+
+
+@breaks("I4")
+def a_job_has_two_leases(record: Record) -> None:
+    claim = changes(record, "attempt")[0]
+    put_change(record, **(vars(claim) | {"id": "attempt_second", "at": claim.at + 0.01}))
+
+
+@breaks("I4")
+def an_attempt_ends_twice(record: Record) -> None:
+    ended = completed(record)
+    put_change(record, **(vars(ended) | {"before": "completed", "after": "lost", "at": ended.at + 1}))
+
+
+@breaks("I4")
+def a_job_runs_without_a_lease(record: Record) -> None:
+    record.changes = [c for c in record.changes if c.what != "attempt"]
+
+
+@breaks("I5")
+def a_job_is_gone(record: Record) -> None:
+    record.tables["jobs"].pop()
+
+
+@breaks("I5")
+def a_job_runs_for_ever(record: Record) -> None:
+    record.tables["jobs"][0]["state"] = "running"
+
+
+@breaks("I6")
+def a_clip_is_published_twice(record: Record) -> None:
+    clip = changes(record, "clip")[0]
+    put_change(record, **(vars(clip) | {"id": "clip_again", "at": clip.at + 1}))
+
+
+@breaks("I6")
+def a_clip_names_what_was_never_stored(record: Record) -> None:
+    clip = changes(record, "clip")[0]
+    record.entries = [e for e in record.entries if not (e.what is What.STORED and e.attempt == clip.job)]
+
+
+@breaks("I6")
+def a_zombie_is_published(record: Record) -> None:
+    lost = first(c for c in changes(record, "end") if c.after == "lost")
+    clip = changes(record, "clip")[-1]
+    put(record, at=clip.at - 0.1, what=What.STORED, attempt=lost.id, job=lost.job)
+    record.changes[record.changes.index(clip)] = replace(clip, job=lost.id)
+
+
+@breaks("I6")
+def a_row_is_completed_by_another_ones_clip(record: Record) -> None:
+    one, other = itertools.islice(record.tables["jobs"], 2)
+    one["clip_id"] = other["clip_id"]
+
+
+@breaks("I7")
+def a_job_never_ends(record: Record) -> None:
+    job = completed(record).job
+    record.changes = [c for c in record.changes if not (c.id == job and c.after == "completed")]
+
+
+@breaks("I8")
+def a_checkpoint_is_not_gone_on_from(record: Record) -> None:
+    resumed = first(c for c in changes(record, "attempt") if c.step)
+    record.changes[record.changes.index(resumed)] = replace(resumed, step=0)
+    gone = (What.RESUMED, What.STEP)
+    record.entries = [e for e in record.entries if e.attempt != resumed.id or e.what not in gone]
+
+
+@breaks("I9")
+def a_clip_is_sent_to_a_card_that_is_too_small(record: Record) -> None:
+    claim = changes(record, "attempt")[0]
+    record.changes[record.changes.index(claim)] = replace(claim, size=2**50)
+
+
+@breaks("I10")
+def a_cancelled_job_is_started_again(record: Record) -> None:
+    claim = changes(record, "attempt")[-1]
+    put_change(record, at=claim.at - 1, what="cancel", id=claim.job)
+
+
+@breaks("I10")
+def a_cancelled_job_renders_on(record: Record) -> None:
+    ended = max((c for c in changes(record, "end") if c.after == "completed"), key=lambda c: length(record, c))
+    put_change(record, at=ended.at - length(record, ended) + 0.5, what="cancel", id=ended.job)
+
+
+def length(record: Record, ended: Change) -> float:
+    return ended.at - first(c.at for c in changes(record, "attempt") if c.id == ended.id)
+
+
+@breaks("I11")
+def a_final_state_changes(record: Record) -> None:
+    ended = first(c for c in changes(record, "job") if c.after == "completed")
+    put_change(record, at=ended.at + 1, what="job", id=ended.id, before="completed", after="queued")
+
+
+@breaks("I12")
+def a_counter_is_wrong(record: Record) -> None:
+    row(record, "tallies", name="clips", outcome="completed")["value"] = 99.0
+
+
+@breaks("I12")
+def a_job_counts_fewer_attempts_than_it_had(record: Record) -> None:
+    row(record, "jobs", attempts=1)["attempts"] = 0
+
+
+@breaks("I13")
+def a_lost_attempt_renders_on(record: Record) -> None:
+    ended = completed(record)
+    last = [e for e in entries(record, What.STEP) if e.attempt == ended.id][-1]
+    put(record, **(vars(last) | {"at": ended.at + 100, "step": last.step + 1}))
+
+
+@breaks("I14")
+def a_card_is_idle_beside_a_waiting_job(record: Record) -> None:
+    truth = first(record.jobs.values())
+    waiting = JobTruth(**(vars(truth) | {"id": "video_x", "content_key": "key_x", "name": "x"}))
+    record.jobs["video_x"] = waiting
+    put_change(record, at=1.0, what="job", id="video_x", after="queued", size=1)
+
+
+@breaks("I15")
+def a_poisoned_row_completes(record: Record) -> None:
+    job = completed(record).job
+    record.jobs[job] = replace(record.jobs[job], poison="crash")
+
+
+@breaks("I15")
+def a_job_is_tried_too_often(record: Record) -> None:
+    record.tables["jobs"][0]["releases"] = 1000
+
+
+@breaks("I16")
+def a_checkpoint_stays_behind(record: Record) -> None:
+    record.objects.append(first(c.after for c in changes(record, "checkpoint") if c.after))
+
+
+@breaks("I16")
+def a_needed_checkpoint_is_deleted(record: Record) -> None:
+    claim = changes(record, "attempt")[-1]
+    put(record, at=claim.at + 1, what=What.RESUMED, attempt=claim.id, job=claim.job, detail="missing checkpoints/x/y/5")
+
+
+@breaks("I17")
+def an_attempt_runs_on_another_card(record: Record) -> None:
+    call = entries(record, What.CALLED)[0]
+    record.entries[record.entries.index(call)] = replace(call, card="gpu99")
+
+
+@breaks("I17")
+def an_attempt_runs_that_nobody_claimed(record: Record) -> None:
+    call = entries(record, What.CALLED)[0]
+    put(record, **(vars(call) | {"attempt": "attempt_wild"}))
+
+
+@breaks("I18")
+def a_dead_renderer_keeps_its_lease(record: Record) -> None:
+    lost = first(c for c in changes(record, "end") if c.after == "lost")
+    record.changes[record.changes.index(lost)] = replace(lost, at=lost.at + 200)
+    record.changes.sort(key=lambda change: change.at)
+    record.entries[-1] = replace(record.entries[-1], at=record.entries[-1].at + 300)
+
+
+@pytest.mark.parametrize(("invariant", "mutate"), MUTATIONS, ids=[f"{i}-{m.__name__}" for i, m in MUTATIONS])
+def test_a_fault_in_the_record_is_found(record, invariant, mutate):
+    mutate(record)
+    assert invariant in {violation.invariant for violation in check(record)}
+
+
+def test_every_invariant_has_a_fault_that_it_finds():
+    assert {invariant for invariant, _ in MUTATIONS} == set(INVARIANTS)
+
+
+# -- guards switched off ---------------------------------------------------------------------------------------
+
+
+class NoRescue(Ledger):
+    """Leases run out and nobody looks."""
+
+    def expired(self, *args: Any) -> list[Any]:
+        return []
+
+
+class HearsNothing(Dispatcher):
+    """Renderers are never told to stop."""
+
+    def beat(self, beat: Any) -> dict[str, Verdict]:
+        return dict.fromkeys(super().beat(beat), Verdict.GO_ON)
+
+
+class BlindRoster(Roster):
+    """Every card counts as idle."""
+
+    def _is_foreign(self, seat: Any, attempt_id: str) -> bool:
+        return False
+
+
+class TrustsEveryCard(Dispatcher):
+    """It forgets what else its renderers are at."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._roster = BlindRoster(kwargs["clock"], kwargs["timing"].silent_s)
+
+
+class ForgetsCheckpoints(Ledger):
+    """Checkpoints are told and never written down."""
+
+    def start(self, *args: Any) -> list[Any]:
+        return [replace(claim, resume=None, resumed_step=0) for claim in super().start(*args)]
+
+
+class Sleepy(Dispatcher):
+    """It looks at the store only when it is time to renew leases, and that seldom."""
+
+    def nudge(self) -> None:
+        pass
+
+    async def _turn(self) -> None:
+        if self._clock() % 200 < 100:
+            await self._renew()
+        else:
+            await super()._turn()
+
+
+def scenario_with(*whats: Trouble, seed: int) -> Scenario:
+    """Three cards, a dozen jobs and these troubles on the first card, from the time on when it is at work."""
+    scenario = draw(seed, cards=3, jobs=12, troubles=0)
+    target = {what: scenario.cards[0].node if "node" in what else scenario.cards[0].name for what in Trouble}
+    faults = tuple(Fault(at=8.0 + 15 * n, what=what, target=target[what], seconds=25.0) for n, what in enumerate(whats))
+    # All there from the start, so that every card has something to do.
+    batches = tuple(replace(batch, at=0.0) for batch in scenario.batches)
+    timing = replace(scenario.timing, stall_s=30.0) if Trouble.HANG in whats else scenario.timing
+    return replace(scenario, faults=faults, batches=batches, timing=timing)
+
+
+@pytest.mark.parametrize(
+    ("broken", "troubles", "expected"),
+    [
+        ({"make_ledger": NoRescue}, (Trouble.NODE_SILENT, Trouble.NODE_SILENT), "I18"),
+        ({"make_dispatcher": HearsNothing}, (Trouble.DISPATCHER_KILLED, Trouble.DISPATCHER_KILLED), "I13"),
+        ({"make_dispatcher": TrustsEveryCard}, (Trouble.HANG, Trouble.HANG), "I3"),
+        ({"make_ledger": ForgetsCheckpoints}, (Trouble.NODE_LOST, Trouble.NODE_LOST), "I8"),
+        ({"make_dispatcher": Sleepy}, (), "I14"),
+    ],
+)
+def test_a_guard_switched_off_breaks_a_promise(broken, troubles, expected):
+    found: set[str] = set()
+    for seed in (2, 0, 1, 3, 4, 5, 6, 7):
+        scenario = scenario_with(*troubles, seed=seed)
+        found |= {violation.invariant for violation in check(play(scenario, **broken))}
+        if expected in found:
+            assert check(play(scenario)) == [], "it is the guard that makes the difference"
+            return
+    pytest.fail(f"no {expected} in 8 runs, but {sorted(found)}")

@@ -1,0 +1,600 @@
+"""Verbs, dependencies and limits on both stores, read back by plain queries."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import sqlalchemy as sa
+
+from cluster.escalation import after_attempt
+from cluster.jobs import Checkpoint, Ended, HoldReason, JobState, Limits, Outcome, Reason
+from cluster.store import Desk, Ledger
+from cluster.store.after import problems_of
+from cluster.store.desk import Terms
+from cluster.store.limits import Meter
+from cluster.store.lookup import AmbiguousIdError, NoSuchBatchError, NoSuchJobError
+from cluster.store.schema import jobs
+from cluster.store.verbs import Verbs
+from cluster.verbs import FARM, CardVerb, RefusedError, Verb
+from tests.building import FLEET, bad_draft, card, claim_one, completed, draft, spec
+
+ME = "ann"
+
+
+@pytest.fixture
+def verbs(database) -> Verbs:
+    return Verbs(database)
+
+
+def hand_in(desk: Desk, *drafts, seal: bool = True, owner: str = ME, **options) -> str:
+    batch_id, _ = desk.open_batch(owner, name="catalog", **options)
+    desk.add(owner, batch_id, drafts)
+    if seal:
+        desk.seal(owner, batch_id)
+    return batch_id
+
+
+def by_name(desk: Desk, batch_id: str) -> dict[str, str]:
+    return {
+        job.name: f"{job.state.value}({job.reason})" if job.reason else job.state.value
+        for job in desk.jobs(ME, batch_id)
+    }
+
+
+def end(ledger: Ledger, claim, ended: Ended) -> None:
+    assert ledger.finish(claim, ended, after_attempt(ledger.current_job(claim), ended, FLEET))
+
+
+def render(desk: Desk, ledger: Ledger, batch_id: str, name: str, outcome: Outcome = Outcome.COMPLETED) -> None:
+    (job,) = desk.jobs(ME, batch_id, name=name)
+    while True:
+        claim = claim_one(ledger, job)
+        end(ledger, claim, completed(claim) if outcome is Outcome.COMPLETED else Ended(outcome=outcome))
+        (job,) = desk.jobs(ME, batch_id, name=name)
+        if job.state is not JobState.QUEUED:
+            return
+
+
+def offered(ledger: Ledger) -> list[str]:
+    return sorted(job.name for job in ledger.waiting(100))
+
+
+# -- pause and resume ------------------------------------------------------------------------------------------
+
+
+def test_pausing_a_batch_writes_one_row_however_many_it_has(desk, ledger, verbs, truth):
+    batch_id = hand_in(desk, *(draft(n) for n in range(1, 301)))
+    before = truth.rows(sa.select(jobs).order_by(jobs.c.id))
+    verbs.batch(ME, batch_id, Verb.PAUSE)
+    assert truth.rows(sa.select(jobs).order_by(jobs.c.id)) == before
+    assert ledger.waiting(1000) == []
+    batch = desk.batch(ME, batch_id)
+    assert (batch.status, batch.counts[JobState.HELD], batch.held_by) == ("paused", 300, {HoldReason.PAUSED: 300})
+    assert by_name(desk, batch_id)["row7"] == "held(paused)"
+    assert len(desk.jobs(ME, batch_id, state=JobState.HELD)) == 300
+    assert desk.jobs(ME, batch_id, state=JobState.QUEUED) == []
+    verbs.batch(ME, batch_id, Verb.RESUME)
+    assert len(ledger.waiting(1000)) == 300
+    assert desk.batch(ME, batch_id).status == "running"
+
+
+def test_a_job_whose_batch_is_paused_between_offer_and_claim_is_not_started(desk, ledger, verbs, truth):
+    batch_id = hand_in(desk, draft(1), draft(2))
+    waiting = ledger.waiting(10)
+    verbs.batch(ME, batch_id, Verb.PAUSE)
+    assert ledger.start([(job, card(f"gpu{n}")) for n, job in enumerate(waiting)], 10) == []
+    assert truth.attempts() == []
+
+
+def test_running_clips_of_a_paused_batch_are_asked_to_leave_and_wait_with_their_checkpoint(desk, ledger, verbs, truth):
+    batch_id = hand_in(desk, draft(1, spec=spec("i2vgen-xl-tiny", steps=50)))
+    claim = claim_one(ledger, ledger.waiting(1)[0])
+    assert ledger.renew({claim.attempt_id: (3, 50)}, 10).leaving == {}
+    verbs.batch(ME, batch_id, Verb.PAUSE)
+    assert ledger.renew({claim.attempt_id: (4, 50)}, 10).leaving == {claim.attempt_id: "pause"}
+    end(ledger, claim, Ended(outcome=Outcome.STOPPED, cause="pause", checkpoint=Checkpoint("c/5", 5)))
+    assert by_name(desk, batch_id) == {"row1": "held(paused)"}
+    (job,) = desk.jobs(ME, batch_id)
+    assert (job.step, job.attempts, job.releases) == (5, 0, 0)
+    assert truth.tally("preemptions", outcome="pause") == 1
+    verbs.batch(ME, batch_id, Verb.RESUME)
+    assert claim_one(ledger, ledger.waiting(1)[0]).resumed_step == 5
+
+
+def test_one_job_is_paused_while_the_others_go_on(desk, ledger, verbs):
+    batch_id = hand_in(desk, draft(1), draft(2), draft(3))
+    first, second, _ = desk.jobs(ME, batch_id)
+    claim = claim_one(ledger, first)
+    for job in (first, second):
+        verbs.job(ME, job.id, Verb.PAUSE)
+        verbs.job(ME, job.id, Verb.PAUSE)
+    assert by_name(desk, batch_id) == {"row1": "running", "row2": "held(paused)", "row3": "queued"}
+    assert ledger.renew({claim.attempt_id: (0, 1)}, 10).leaving == {claim.attempt_id: "pause"}
+    assert offered(ledger) == ["row3"]
+    end(ledger, claim, Ended(outcome=Outcome.STOPPED, cause="pause"))
+    assert by_name(desk, batch_id)["row1"] == "held(paused)"
+    assert desk.job(ME, first.id).hold_requested is None
+    verbs.job(ME, first.id, Verb.RESUME)
+    assert offered(ledger) == ["row1", "row3"]
+    verbs.batch(ME, batch_id, Verb.RESUME)
+    assert offered(ledger) == ["row1", "row2", "row3"]
+
+
+def test_a_pause_that_is_taken_back_in_time_leaves_the_clip_alone(desk, ledger, verbs):
+    batch_id = hand_in(desk, draft(1))
+    (job,) = desk.jobs(ME, batch_id)
+    claim = claim_one(ledger, job)
+    verbs.job(ME, job.id, Verb.PAUSE)
+    verbs.job(ME, job.id, Verb.RESUME)
+    assert ledger.renew({claim.attempt_id: (0, 1)}, 10).leaving == {}
+
+
+def test_a_paused_queue_is_still_paused_after_everything_is_restarted(database, desk, verbs):
+    batch_id = hand_in(desk, draft(1), draft(2, not_before=5))
+    verbs.batch(ME, batch_id, Verb.PAUSE)
+    database.close()
+    again = Ledger(database)
+    again.take_office("next")
+    assert again.waiting(10) == []
+    assert Desk(database).batch(ME, batch_id).status == "paused"
+
+
+def test_verbs_are_the_owner_s_only(desk, verbs, truth):
+    batch_id = hand_in(desk, draft(1))
+    (job,) = desk.jobs(ME, batch_id)
+    before = truth.everything()
+    for verb in Verb:
+        with pytest.raises(NoSuchBatchError):
+            verbs.batch("bob", batch_id, verb)
+        with pytest.raises(NoSuchJobError):
+            verbs.job("bob", job.id, verb)
+    with pytest.raises(NoSuchJobError):
+        desk.job("bob", job.id)
+    assert truth.everything() == before
+
+
+def test_a_refused_verb_changes_nothing(desk, ledger, verbs, truth):
+    batch_id = hand_in(desk, draft(1))
+    render(desk, ledger, batch_id, "row1")
+    (job,) = desk.jobs(ME, batch_id)
+    before = truth.everything()
+    for verb in (Verb.PAUSE, Verb.RESUME, Verb.HOLD, Verb.APPROVE, Verb.RETRY, Verb.CANCEL, Verb.PRIORITIZE):
+        with pytest.raises(RefusedError, match=f"cannot {verb} row1"):
+            verbs.job(ME, job.id, verb)
+    assert truth.everything() == before
+
+
+def test_priority_changes_who_is_first(desk, ledger, verbs):
+    batch_id = hand_in(desk, draft(1), draft(2), draft(3))
+    verbs.job(ME, desk.job_named(ME, batch_id, "row3"), Verb.PRIORITIZE, priority=5)
+    assert {job.name: job.priority for job in ledger.waiting(10)} == {"row1": 0, "row2": 0, "row3": 5}
+    verbs.batch(ME, batch_id, Verb.PRIORITIZE, priority=-2)
+    assert {job.priority for job in ledger.waiting(10)} == {-2}
+
+
+def test_a_cancel_and_a_claim_at_once_leave_nothing_running_for_ever(database, desk, ledger, verbs):
+    """Whichever comes first: the job is cancelled, or runs with a request to stop."""
+    for turn in range(10):
+        batch_id = hand_in(desk, *(draft(n, f"{turn}-{n}") for n in range(1, 9)))
+        waiting = [job for job in ledger.waiting(100) if job.batch_id == batch_id]
+        barrier = threading.Barrier(2)
+
+        def cancel(batch_id: str = batch_id, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            Verbs(database).batch(ME, batch_id, Verb.CANCEL)
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        barrier.wait()
+        claims = [c for n, job in enumerate(waiting) for c in ledger.start([(job, card(f"gpu{n}"))], 10)]
+        thread.join()
+        found = {job.id: job for job in desk.jobs(ME, batch_id)}
+        asked = ledger.renew({}, 10).cancelled
+        assert asked == {claim.attempt_id for claim in claims}
+        for claim in claims:
+            assert found.pop(claim.job.id).state is JobState.RUNNING
+            end(ledger, claim, Ended(outcome=Outcome.STOPPED))
+        assert {job.state for job in found.values()} <= {JobState.CANCELLED}
+        assert desk.batch(ME, batch_id).status == "cancelled"
+
+
+# -- retry -----------------------------------------------------------------------------------------------------
+
+
+def test_retry_counts_from_zero_and_renders_what_failed_only(desk, ledger, verbs, truth):
+    batch_id = hand_in(desk, draft(1), draft(2), bad_draft(3))
+    render(desk, ledger, batch_id, "row1")
+    render(desk, ledger, batch_id, "row2", Outcome.CRASHED)
+    failed = truth.tally("clips", outcome="failed")
+    verbs.batch(ME, batch_id, Verb.RETRY)
+    assert by_name(desk, batch_id) == {"row1": "completed", "row2": "queued", "row3": "failed(invalid)"}
+    job = desk.jobs(ME, batch_id)[1]
+    assert (job.attempts, job.releases, job.problems) == (0, 0, ())
+    assert truth.tally("clips", outcome="failed") == failed == 1, "a counter never falls"
+    with pytest.raises(RefusedError, match="row is at fault"):
+        verbs.job(ME, desk.jobs(ME, batch_id)[2].id, Verb.RETRY)
+    render(desk, ledger, batch_id, "row2")
+    assert by_name(desk, batch_id)["row2"] == "completed"
+
+
+def test_retry_takes_cancelled_rows_where_that_is_said(desk, ledger, verbs):
+    batch_id = hand_in(desk, draft(1), draft(2))
+    render(desk, ledger, batch_id, "row1", Outcome.CRASHED)
+    verbs.batch(ME, batch_id, Verb.CANCEL)
+    verbs.batch(ME, batch_id, Verb.RETRY)
+    assert by_name(desk, batch_id) == {"row1": "queued", "row2": "cancelled"}
+    verbs.batch(ME, batch_id, Verb.RETRY, cancelled=True)
+    assert by_name(desk, batch_id) == {"row1": "queued", "row2": "queued"}
+
+
+def test_a_cancelled_clip_that_is_retried_runs_to_its_end(desk, ledger, verbs):
+    batch_id = hand_in(desk, draft(1))
+    claim = claim_one(ledger, desk.jobs(ME, batch_id)[0])
+    verbs.batch(ME, batch_id, Verb.CANCEL)
+    end(ledger, claim, Ended(outcome=Outcome.STOPPED))
+    verbs.batch(ME, batch_id, Verb.RETRY, cancelled=True)
+    again = claim_one(ledger, desk.jobs(ME, batch_id)[0])
+    assert ledger.renew({again.attempt_id: (0, 1)}, 10).cancelled == frozenset()
+
+
+@pytest.mark.parametrize(("outcome", "kept"), [(Outcome.LOST, True), (Outcome.CRASHED, False), (Outcome.ERROR, False)])
+def test_retry_keeps_a_checkpoint_that_is_not_suspect(desk, ledger, verbs, outcome, kept):
+    batch_id = hand_in(desk, draft(1, spec=spec("i2vgen-xl-tiny", steps=50)))
+    for turn in range(25):
+        job = desk.jobs(ME, batch_id)[0]
+        if job.state is JobState.FAILED:
+            break
+        claim = claim_one(ledger, job)
+        mine = Checkpoint(f"checkpoints/{job.id}/{claim.attempt_id}/{turn}", 7)
+        end(ledger, claim, Ended(outcome=outcome, checkpoint=mine))
+    verbs.batch(ME, batch_id, Verb.RETRY)
+    assert (desk.jobs(ME, batch_id)[0].checkpoint is not None) is kept
+
+
+def test_a_need_that_a_failure_raised_is_predicted_anew(desk, ledger, verbs):
+    clip = spec("i2vgen-xl", resolution_class="512p", width=512, height=512, frames=16, steps=50)
+    from pipeline.footprint import footprint
+
+    predicted = footprint(clip).peak_bytes
+    batch_id = hand_in(desk, draft(1, spec=clip, needs_bytes=predicted))
+    claim = claim_one(ledger, desk.jobs(ME, batch_id)[0])
+    end(ledger, claim, Ended(outcome=Outcome.OOM, usable_bytes=FLEET.largest_bytes, predicted_bytes=10**12))
+    assert desk.jobs(ME, batch_id)[0].needs_bytes >= 10**12
+    verbs.batch(ME, batch_id, Verb.RETRY)
+    assert desk.jobs(ME, batch_id)[0].needs_bytes == predicted
+
+
+def test_a_row_whose_clip_exists_meanwhile_has_it_on_retry(desk, ledger, verbs, truth):
+    first = hand_in(desk, draft(1, "same"))
+    render(desk, ledger, first, "row1", Outcome.CRASHED)
+    second = hand_in(desk, draft(1, "same"))
+    render(desk, ledger, second, "row1")
+    verbs.batch(ME, first, Verb.RETRY)
+    (job,) = desk.jobs(ME, first)
+    assert (job.state, job.clip_id) == (JobState.COMPLETED, desk.jobs(ME, second)[0].clip_id)
+    assert truth.tally("clips", outcome="shared") == 1
+
+
+# -- approval --------------------------------------------------------------------------------------------------
+
+
+def test_rows_behind_the_proof_wait_for_an_approval(desk, ledger, verbs):
+    batch_id = hand_in(desk, *(draft(n) for n in range(1, 5)), seal=False, terms=Terms(needs_approval=True, proof=2))
+    assert offered(ledger) == ["row1", "row2"]
+    with pytest.raises(RefusedError, match="clipmill approve"):
+        verbs.job(ME, desk.job_named(ME, batch_id, "row3"), Verb.RESUME)
+    verbs.job(ME, desk.job_named(ME, batch_id, "row3"), Verb.APPROVE)
+    assert offered(ledger) == ["row1", "row2", "row3"]
+    verbs.batch(ME, batch_id, Verb.APPROVE)
+    # Approved is the batch, with what comes after.
+    desk.add(ME, batch_id, [draft(5)])
+    desk.seal(ME, batch_id)
+    assert offered(ledger) == ["row1", "row2", "row3", "row4", "row5"]
+    with pytest.raises(RefusedError, match="nothing of it waits"):
+        verbs.batch(ME, batch_id, Verb.APPROVE)
+
+
+def test_a_held_batch_says_so(desk, ledger, verbs):
+    batch_id = hand_in(desk, draft(1), terms=Terms(needs_approval=True))
+    batch = desk.batch(ME, batch_id)
+    assert (batch.status, batch.held_by) == ("held", {HoldReason.APPROVAL: 1})
+    verbs.batch(ME, batch_id, Verb.CANCEL)
+    assert desk.batch(ME, batch_id).status == "cancelled"
+
+
+def test_hold_reaches_running_and_queued_rows(desk, ledger, verbs):
+    batch_id = hand_in(desk, draft(1), draft(2))
+    claim = claim_one(ledger, desk.jobs(ME, batch_id)[0])
+    verbs.batch(ME, batch_id, Verb.HOLD)
+    assert ledger.renew({claim.attempt_id: (0, 1)}, 10).leaving == {claim.attempt_id: "hold"}
+    end(ledger, claim, Ended(outcome=Outcome.STOPPED, cause="hold"))
+    assert by_name(desk, batch_id) == {"row1": "held(approval)", "row2": "held(approval)"}
+
+
+# -- when ------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_starts_no_sooner_than_its_time(desk, ledger, clock):
+    hand_in(desk, draft(1, not_before=int(clock.now) + 60), draft(2, not_before=int(clock.now)), draft(3))
+    assert offered(ledger) == ["row2", "row3"]
+    clock.now += 59
+    assert offered(ledger) == ["row2", "row3"]
+    clock.now += 1
+    assert offered(ledger) == ["row1", "row2", "row3"]
+
+
+def test_a_row_waits_for_the_one_it_names_wherever_that_stands(desk, ledger, verbs):
+    batch_id = hand_in(desk, draft(1, after="row3"), draft(2, after="row1"), draft(3))
+    assert by_name(desk, batch_id) == {"row1": "held(after)", "row2": "held(after)", "row3": "queued"}
+    render(desk, ledger, batch_id, "row3")
+    assert by_name(desk, batch_id) == {"row1": "queued", "row2": "held(after)", "row3": "completed"}
+    render(desk, ledger, batch_id, "row1")
+    assert by_name(desk, batch_id)["row2"] == "queued"
+    assert desk.job_named(ME, batch_id, "row3") == desk.jobs(ME, batch_id)[0].after
+
+
+def test_a_row_may_wait_for_a_job_of_another_batch_but_not_of_another_owner(desk, ledger, verbs):
+    first = hand_in(desk, draft(1))
+    (job,) = desk.jobs(ME, first)
+    batch_id = hand_in(desk, draft(1, "other", after=job.id))
+    foreign = hand_in(desk, draft(1, after=job.id), owner="bob")
+    assert desk.jobs("bob", foreign)[0].problems[0].field == "after"
+    assert by_name(desk, batch_id) == {"row1": "held(after)"}
+    render(desk, ledger, first, "row1")
+    assert by_name(desk, batch_id) == {"row1": "queued"}
+
+
+def test_a_row_whose_forerunner_is_done_waits_for_nothing(desk, ledger):
+    first = hand_in(desk, draft(1, "same"))
+    render(desk, ledger, first, "row1")
+    batch_id = hand_in(desk, draft(1, "same"), draft(2, after="row1"))
+    assert by_name(desk, batch_id) == {"row1": "completed", "row2": "queued"}
+
+
+def test_what_waits_for_a_failure_fails_and_lives_again_with_it(desk, ledger, verbs, truth):
+    batch_id = hand_in(desk, draft(1), draft(2, after="row1"), draft(3, after="row2"), draft(4))
+    render(desk, ledger, batch_id, "row1", Outcome.CRASHED)
+    lost = {"row2": "failed(after_failed)", "row3": "failed(after_failed)"}
+    assert by_name(desk, batch_id) == {"row1": "failed(crashed)", **lost, "row4": "queued"}
+    assert truth.tally("clips", outcome="failed") == 3
+    second = desk.jobs(ME, batch_id)[1]
+    assert "'row1'" in second.problems[0].message
+    with pytest.raises(RefusedError, match="retry that one"):
+        verbs.job(ME, second.id, Verb.RETRY)
+    verbs.batch(ME, batch_id, Verb.RETRY)
+    assert by_name(desk, batch_id) == {
+        "row1": "queued", "row2": "held(after)", "row3": "held(after)", "row4": "queued",
+    }  # fmt: skip
+    assert desk.jobs(ME, batch_id)[1].problems == ()
+    for name in ("row1", "row2", "row3"):
+        render(desk, ledger, batch_id, name)
+    assert by_name(desk, batch_id)["row3"] == "completed"
+
+
+def test_cancelling_or_refusing_the_forerunner_is_passed_on(desk, ledger, verbs):
+    batch_id = hand_in(desk, draft(1), draft(2, after="row1"), draft(3), draft(4, after="row3"))
+    first, _, third, _ = desk.jobs(ME, batch_id)
+    verbs.job(ME, first.id, Verb.CANCEL)
+    assert ledger.refuse(third, Reason.NO_CARD_FITS, bad_draft(1).problems[0])
+    assert by_name(desk, batch_id) == {
+        "row1": "cancelled", "row2": "failed(after_failed)",
+        "row3": "failed(no_card_fits)", "row4": "failed(after_failed)",
+    }  # fmt: skip
+    verbs.job(ME, first.id, Verb.RETRY)
+    assert by_name(desk, batch_id)["row2"] == "held(after)"
+
+
+def test_an_equal_clip_completes_the_forerunner_too(desk, ledger):
+    batch_id = hand_in(desk, draft(1, "same"), draft(2, "same"), draft(3, after="row2"))
+    render(desk, ledger, batch_id, "row1")
+    assert by_name(desk, batch_id) == {"row1": "completed", "row2": "completed", "row3": "queued"}
+
+
+def test_a_paused_row_does_not_miss_the_end_of_its_forerunner(desk, ledger, verbs):
+    batch_id = hand_in(desk, draft(1), draft(2, after="row1"), draft(3, after="row1"))
+    for name in ("row2", "row3"):
+        verbs.job(ME, desk.job_named(ME, batch_id, name), Verb.PAUSE)
+    verbs.job(ME, desk.job_named(ME, batch_id, "row3"), Verb.RESUME)
+    assert by_name(desk, batch_id)["row3"] == "held(after)"
+    render(desk, ledger, batch_id, "row1")
+    assert by_name(desk, batch_id) == {"row1": "completed", "row2": "held(paused)", "row3": "queued"}
+    verbs.job(ME, desk.job_named(ME, batch_id, "row2"), Verb.RESUME)
+    assert by_name(desk, batch_id)["row2"] == "queued"
+
+
+def test_circles_and_unknown_names_are_problems_of_their_rows(desk, ledger, truth):
+    batch_id = hand_in(
+        desk,
+        draft(1, after="row2"),
+        draft(2, after="row1"),
+        draft(3, after="row3"),
+        draft(4, after="nothing"),
+        draft(5, after="row4"),
+        draft(6),
+        draft(7, after="row1"),
+        bad_draft(8),
+        draft(9, after="row8"),
+    )
+    assert by_name(desk, batch_id) == {
+        "row1": "failed(invalid)", "row2": "failed(invalid)", "row3": "failed(invalid)", "row4": "failed(invalid)",
+        "row5": "failed(after_failed)", "row6": "queued", "row7": "failed(after_failed)", "row8": "failed(invalid)",
+        "row9": "failed(after_failed)",
+    }  # fmt: skip
+    found = {job.name: job.problems[0].message for job in desk.jobs(ME, batch_id) if job.problems}
+    assert found["row1"] == "rows wait for each other: row1 → row2 → row1"
+    assert found["row3"] == "rows wait for each other: row3 → row3"
+    assert "'nothing'" in found["row4"]
+    assert truth.tally("clips", outcome="invalid") == 5
+    assert truth.tally("clips", outcome="failed") == 3
+
+
+def test_long_chains_are_told_apart_from_circles():
+    chain = {f"j{n}": f"j{n + 1}" for n in range(5000)} | {"j5000": "elsewhere"}
+    assert problems_of(chain, {k: k for k in chain}, chain) == {}
+    circle = problems_of(chain | {"j5000": "j4998"}, {k: k for k in chain}, chain)
+    assert set(circle) == {"j4998", "j4999", "j5000"}
+
+
+def test_a_release_that_was_missed_is_made_up_for(desk, ledger, verbs, database, clock):
+    batch_id = hand_in(desk, draft(1), draft(2, after="row1"))
+    with database.write() as c:
+        c.execute(sa.update(jobs).where(jobs.c.name == "row1").values(state="completed"))
+    assert by_name(desk, batch_id)["row2"] == "held(after)"
+    verbs.enforce()
+    assert by_name(desk, batch_id)["row2"] == "queued"
+
+
+# -- limits ----------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_stops_at_its_failures_and_finishes_what_runs(desk, ledger, verbs):
+    terms = Terms(limits=Limits(failures=2))
+    batch_id = hand_in(desk, *(draft(n) for n in range(1, 6)), bad_draft(6), terms=terms)
+    render(desk, ledger, batch_id, "row1", Outcome.CRASHED)
+    running = claim_one(ledger, desk.jobs(ME, batch_id)[2])
+    assert verbs.enforce().stopped == {}
+    render(desk, ledger, batch_id, "row2", Outcome.ERROR)
+    assert verbs.enforce().stopped == {batch_id: HoldReason.FAILURES}
+    assert verbs.enforce().stopped == {}, "once"
+    assert ledger.waiting(10) == []
+    assert ledger.renew({running.attempt_id: (0, 1)}, 10).leaving == {}, "what runs is finished"
+    end(ledger, running, completed(running))
+    batch = desk.batch(ME, batch_id)
+    assert (batch.status, batch.held_by) == ("held", {HoldReason.FAILURES: 2})
+    with pytest.raises(RefusedError, match="2 of its rows have failed and 2 may"):
+        verbs.batch(ME, batch_id, Verb.RESUME)
+    with pytest.raises(RefusedError):
+        verbs.batch(ME, batch_id, Verb.RESUME, limits=Limits(failures=1))
+    assert desk.batch(ME, batch_id).limits == Limits(failures=2), "a refused verb sets no limit"
+    verbs.batch(ME, batch_id, Verb.RESUME, limits=Limits(failures=3))
+    assert offered(ledger) == ["row4", "row5"]
+
+
+def test_a_batch_whose_failures_are_put_back_goes_on(desk, ledger, verbs):
+    batch_id = hand_in(desk, draft(1), draft(2), terms=Terms(limits=Limits(failures=1)))
+    render(desk, ledger, batch_id, "row1", Outcome.CRASHED)
+    verbs.enforce()
+    verbs.batch(ME, batch_id, Verb.RETRY)
+    verbs.batch(ME, batch_id, Verb.RESUME)
+    assert offered(ledger) == ["row1", "row2"]
+
+
+def test_gpu_time_is_counted_over_all_attempts_running_ones_too(desk, ledger, verbs, clock):
+    batch_id = hand_in(desk, *(draft(n) for n in range(1, 6)), terms=Terms(limits=Limits(gpu_seconds=100)))
+    other = hand_in(desk, draft(1, "other"), terms=Terms(limits=Limits(gpu_seconds=1000)))
+    first = claim_one(ledger, desk.jobs(ME, batch_id)[0])
+    clock.now += 40
+    end(ledger, first, Ended(outcome=Outcome.LOST))
+    # Long after, so that the first attempt is added up already.
+    clock.now += 1000
+    assert verbs.enforce().stopped == {}
+    second = claim_one(ledger, desk.jobs(ME, batch_id)[1])
+    clock.now += 59
+    assert verbs.enforce().stopped == {}
+    clock.now += 1
+    assert verbs.enforce().stopped == {batch_id: HoldReason.BUDGET}
+    assert desk.batch(ME, other).held is None
+    end(ledger, second, completed(second))
+    with pytest.raises(RefusedError, match=r"0\.03 GPU hours"):
+        verbs.batch(ME, batch_id, Verb.RESUME)
+    verbs.batch(ME, batch_id, Verb.RESUME, limits=Limits(gpu_seconds=101))
+    assert desk.batch(ME, batch_id).status == "running"
+
+
+def test_money_is_counted_by_card_kind(desk, ledger, verbs, clock):
+    batch_id = hand_in(desk, *(draft(n) for n in range(1, 5)), terms=Terms(limits=Limits(cost=1.5)))
+    prices = {"cheap": 0.5, "dear": 4.0}
+    # 0.125, 1.125, then 1.458 and, a minute later, 1.525.
+    for name, kind, seconds in (("row1", "cheap", 900), ("row2", "dear", 900), ("row3", "dear", 300)):
+        (job,) = desk.jobs(ME, batch_id, name=name)
+        (claim,) = ledger.start([(job, card("gpu0").model_copy(update={"kind": kind}))], 10)
+        clock.now += seconds
+        assert verbs.enforce(prices.__getitem__).stopped == {}
+        if name != "row3":
+            end(ledger, claim, completed(claim))
+    clock.now += 60
+    assert verbs.enforce(prices.__getitem__).stopped == {batch_id: HoldReason.BUDGET}
+
+
+def test_what_was_settled_is_not_counted_twice(desk, ledger, database, clock, truth):
+    meter = Meter()
+    batch_id = hand_in(desk, *(draft(n) for n in range(1, 30)), terms=Terms(limits=Limits(gpu_seconds=10**9)))
+    for job in desk.jobs(ME, batch_id)[:25]:
+        claim = claim_one(ledger, job)
+        clock.now += 17
+        end(ledger, claim, completed(claim))
+        with database.read() as c:
+            used = meter.used(c, batch_id, int(clock.now), lambda _kind: 1.0)
+        by_hand = sum(a.ended_at - a.started_at for a in truth.attempts())
+        assert used.gpu_seconds == by_hand
+
+
+def test_looking_costs_no_write_where_nothing_has_changed(desk, verbs, truth, database):
+    hand_in(desk, draft(1), terms=Terms(limits=Limits(failures=1)))
+    verbs.enforce()
+    before = truth.everything()
+    writes = []
+    sa.event.listen(
+        database.engine, "before_cursor_execute", lambda *a: writes.append(a[2]) if "UPDATE" in a[2] else None
+    )
+    verbs.enforce()
+    assert writes == []
+    assert truth.everything() == before
+
+
+# -- cards -----------------------------------------------------------------------------------------------------
+
+
+def test_orders_stand_until_they_end_or_are_released(verbs, clock):
+    verbs.order("gpu0", CardVerb.LOCK, reason="fan", by="ann")
+    verbs.order("gpu1", CardVerb.DRAIN, by="ann", for_s=60)
+    verbs.order("gpu2", CardVerb.QUARANTINE, by=FARM, reason="Xid", for_s=30)
+    seen = verbs.enforce()
+    assert seen.closed == {"gpu0", "gpu1", "gpu2"}
+    assert seen.clearing == {"gpu1"}
+    assert seen.orders["gpu0"].reason == "fan"
+    # A farm's own quarantine neither replaces nor shortens what a person said.
+    verbs.order("gpu0", CardVerb.QUARANTINE, by=FARM, for_s=1)
+    clock.now += 30
+    assert verbs.enforce().closed == {"gpu0", "gpu1"}
+    clock.now += 30
+    assert verbs.enforce().closed == {"gpu0"}
+    verbs.order("gpu0", CardVerb.RELEASE)
+    assert verbs.enforce().closed == frozenset()
+    with pytest.raises(RefusedError, match="free already"):
+        verbs.order("gpu0", CardVerb.RELEASE)
+
+
+# -- ids -------------------------------------------------------------------------------------------------------
+
+
+def test_ids_may_be_abbreviated_where_no_other_begins_so(desk):
+    first, second = hand_in(desk, draft(1)), hand_in(desk, draft(1))
+    (job,) = desk.jobs(ME, first)
+    assert desk.find(ME, first) == first
+    assert desk.find(ME, job.id) == job.id
+    differs = next(n for n in range(len(first)) if first[n] != second[n])
+    assert desk.find(ME, first[: differs + 1]) == first
+    assert desk.find(ME, job.id[:-1]) == job.id
+    assert desk.find(ME, job.id.removeprefix("video_")) == job.id
+    with pytest.raises(AmbiguousIdError):
+        desk.find(ME, first[:differs])
+    for unknown in ("batch_zz", "zz", "%", "batch_%", "video_", ""):
+        with pytest.raises((NoSuchBatchError, NoSuchJobError, AmbiguousIdError)):
+            desk.find(ME, unknown)
+    with pytest.raises(NoSuchBatchError):
+        desk.find("bob", first)
+
+
+def test_changes_are_told_in_their_order_and_pages_lose_none(desk, ledger, verbs, clock):
+    batch_id = hand_in(desk, *(draft(n) for n in range(1, 8)))
+    began = int(clock.now)
+    clock.now += 1
+    verbs.batch(ME, batch_id, Verb.PRIORITIZE, priority=1)
+    assert [job.number for job in desk.changed(ME, batch_id, began + 1, 100)] == list(range(1, 8))
+    # A page that is full up has all of its last second.
+    assert len(desk.changed(ME, batch_id, began, 3)) == 7
+    clock.now += 1
+    verbs.job(ME, desk.job_named(ME, batch_id, "row5"), Verb.PRIORITIZE, priority=2)
+    assert [job.number for job in desk.changed(ME, batch_id, began + 2, 100)] == [5]
