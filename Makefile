@@ -3,6 +3,10 @@ PYTHON ?= python3
 #: Processes for the unit tests. Tests that start a farm always run one after the other.
 WORKERS ?= 2
 
+#: Farms that `make chaos` plays, and the seed of the first.
+SEEDS ?= 10000
+FROM ?= 0
+
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := out/demo
@@ -22,7 +26,7 @@ UV_INSTALL = UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" UV_PYTHON_DOWNLOADS=never \
 .DELETE_ON_ERROR:
 # `make -j test` must not start two farms at once.
 .NOTPARALLEL:
-.PHONY: help demo test unit integration lint bench bench-gpu install clean
+.PHONY: help demo test unit integration lint chaos bench bench-gpu install clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,9 +50,13 @@ lint: $(DEV) ## Check style, types and the walls between the three floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+chaos: $(DEV) ## Play SEEDS farms with faults in virtual time, from seed FROM on, and check what must hold
+	OMP_NUM_THREADS=1 $(BIN)/python -m cluster.simulator --seed $(FROM) --count $(SEEDS) --processes $(WORKERS)
+
 bench: $(DEV) ## Run the benchmarks; figures are printed with the machine they were measured on
 	$(BIN)/python benchmarks/footprints.py --check
 	$(BIN)/python benchmarks/farm.py
+	$(BIN)/python benchmarks/forecast.py --rounds 3 --check
 	$(BIN)/python benchmarks/from_draft.py --rounds 1
 	$(BIN)/python benchmarks/oom_grid.py --check
 

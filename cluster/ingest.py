@@ -89,6 +89,10 @@ def draft(
     if fault := id_fault(incoming.name):
         remedy = "Give an id that can be a file name, such as SKU-001."
         return _failed(incoming, (Problem(field="id", message=f"{incoming.name!r} {fault}", remedy=remedy),))
+    if incoming.row.after is not None and (fault := id_fault(incoming.row.after)):
+        remedy = "Give the id of another row of the manifest, or leave it empty."
+        message = f"{incoming.row.after[:60]!r} {fault}"
+        return _failed(incoming, (Problem(field="after", message=message, remedy=remedy),))
     size = still_size(incoming.still)
     if size is None:
         missing = Problem(
@@ -112,6 +116,8 @@ def draft(
         content_key=content_key(incoming.still, spec),
         needs_bytes=footprint(spec).peak_bytes,
         priority=incoming.row.priority or 0,
+        not_before=incoming.row.not_before if incoming.row.not_before is not None else defaults.not_before,
+        after=incoming.row.after,
     )
 
 
@@ -125,4 +131,5 @@ def _facts(incoming: IncomingRow) -> dict[str, Any]:
     facts: dict[str, Any] = {"number": incoming.number, "line": incoming.line}
     if row is not None:
         facts |= {"image": row.image, "prompt": row.prompt, "extra": row.extra}
+        facts |= {"after": row.after} if row.after is not None else {}
     return facts

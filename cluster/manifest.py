@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from os import PathLike
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from cluster.beside import read_beside
 from cluster.tables import ManifestError, Record, read_records, unreadable
+from cluster.times import parse_time
 from pipeline.clip import Fit, ResolutionClass, Sampler, Tier, Upscale
 from pipeline.families import FAMILIES, family_named, parse_aspect
 from pipeline.problems import BadInputError, Problem
@@ -71,7 +73,10 @@ class Row(BaseModel):
     #: Which of them, from 0.
     candidate: int = Field(default=0, ge=0)
     priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    #: Id of the row that must be completed first.
     after: str | None = None
+    #: UTC epoch seconds before which it does not start.
+    not_before: int | None = Field(default=None, ge=0, lt=2**40)
     fit: Fit | None = None
     sampler: Sampler | None = None
     #: Frames denoised at once, of a clip that has more; 0: all of them.
@@ -216,6 +221,10 @@ def _aspect(field: str, value: object) -> str:
     return text
 
 
+def _time(field: str, value: object) -> int:
+    return parse_time(field, value.isoformat() if isinstance(value, datetime) else _text(field, value))
+
+
 def _yes_no(field: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -242,6 +251,7 @@ _READERS: dict[str, Callable[[str, object], object]] = {
     "candidates": partial(_whole, minimum=1, maximum=MAX_CANDIDATES),
     "priority": partial(_whole, minimum=-MAX_PRIORITY, maximum=MAX_PRIORITY),
     "after": _text,
+    "not_before": _time,
     "fit": partial(_choice, Fit),
     "sampler": partial(_choice, Sampler),
     "window": partial(_whole, minimum=0, maximum=100_000),

@@ -55,6 +55,8 @@ class RowDefaults(BaseModel):
     upscale: Upscale = Upscale.LATENTS
     #: Refuse what a family cannot take instead of adjusting it.
     strict: bool = False
+    #: UTC epoch seconds before which rows do not start.
+    not_before: int | None = Field(default=None, ge=0, lt=2**40)
 
 
 class Defaults(RowDefaults):

@@ -19,6 +19,7 @@ from cluster.resolve import Defaults
 from cluster.storage import Storage
 from cluster.store import Database, Desk, Ledger
 from cluster.store.desk import IdempotencyConflictError, NoSuchBatchError
+from cluster.verbs import Verb
 from pipeline.problems import BadInputError
 from serve.gateway.api import create_api
 from serve.ports import FarmUnreachableError, LocalPort, RemotePort
@@ -198,7 +199,7 @@ def test_what_fast_means_is_the_farm_s_to_say(farm, still, nudges):
 
 def test_any_replica_answers_for_any_other(http, still, farm, nudges):
     batch = http.post("/v1/batches", json=body(still)).json()
-    other = Farm(Desk(Database(farm.desk._db.url)), farm.storage)
+    other = Farm(Desk(Database(farm.desk.database.url)), farm.storage)
     replica = TestClient(create_api(other, default_model="camera", nudge=nudges))
     assert replica.get(f"/v1/batches/{batch['id']}").json() == batch
 
@@ -358,7 +359,7 @@ def test_query_parameters_are_checked(http, still):
 
 def test_healthy_while_the_store_answers(http, farm):
     assert http.get("/healthz").json() == {"status": "ok", "cards": 0}
-    ledger = Ledger(farm.desk._db)
+    ledger = Ledger(farm.desk.database)
     ledger.take_office("x")
     ledger.record_cards([beat()])
     assert http.get("/healthz").json() == {"status": "ok", "cards": 1}
@@ -410,7 +411,7 @@ def test_a_port_hands_in_a_catalog(port, farm, tmp_path):
     assert problem["field"] == "image"
     assert not problem["message"].startswith("image")
     assert "Correct the request" not in problem["remedy"]
-    assert port.cancel(batch["id"])["status"] == "failed"
+    assert port.say(batch["id"], Verb.CANCEL)["status"] == "failed"
 
 
 def test_a_port_tells_errors_as_themselves(port, still):
@@ -469,7 +470,7 @@ def test_a_clip_whose_video_is_gone_from_storage_is_rendered_again(farm):
         return farm.submit(rows, Defaults(model="camera"), name="c")
 
     first = submit(rows_of(still))
-    ledger = Ledger(farm.desk._db)
+    ledger = Ledger(farm.desk.database)
     ledger.take_office("x")
     claim = claim_one(ledger, farm.jobs(first.id)[0])
     from cluster.escalation import after_attempt

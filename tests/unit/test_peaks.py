@@ -139,7 +139,8 @@ def test_a_store_of_the_version_before_keeps_its_rows_and_starts_to_learn(store_
         c.execute(sa.insert(batches).values(id="b", owner=ME, name="n", source="", created_at=5, sealed=True))
         c.execute(sa.insert(stills).values(owner=ME, sha256="ab" * 32, width=4, height=3, created_at=5))
         values = job_values(draft(1, spec=CLIP), job_id="j", owner=ME, batch_id="b", now=5, clip_id=None)
-        c.execute(sa.insert(jobs).values(**values))
+        then = {column["name"] for column in sa.inspect(c).get_columns("jobs")}
+        c.execute(sa.insert(jobs).values(**{name: value for name, value in values.items() if name in then}))
     assert not sa.inspect(database.engine).has_table("peaks")
     database.migrate()
     desk, ledger = Desk(database), Ledger(database)

@@ -1,0 +1,166 @@
+"""What a decision costs with up to a million waiting clips and ten thousand cards.
+
+    python benchmarks/scale.py --check                 in memory, and on PostgreSQL where one is named
+    python benchmarks/scale.py --check --only memory
+
+In memory: `place` is called as the dispatcher calls it, four times a second of a farm whose clips take a minute, with
+the heads of every queue; clips end, cards come free, and what was started leaves its queue. Durable: the same claims on
+PostgreSQL (`CLIPMILL_TEST_POSTGRES`), each start a committed row that survives a power cut.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import scale_store
+from report import Aim, Report, parser
+
+from cluster.cards import Card, Fleet
+from cluster.jobs import Job, JobState
+from cluster.placement import Snapshot, Start, place
+from cluster.standing import Standing
+from pipeline.clip import ClipSpec, ResolutionClass, Tier
+from pipeline.families import family_named
+from pipeline.footprint import footprint, leanest
+
+CARDS = 10_000
+WAITING = (1_000, 10_000, 100_000, 1_000_000)
+#: Cards that come free between two looks: 10,000 of them, a minute a clip, four looks a second.
+FREED = 42
+TURNS = 40
+OWNERS = 20
+GIB = 2**30
+CLASSES = {"c12": 10 * GIB, "c16": 13 * GIB, "c24": 21 * GIB, "c48": 42 * GIB, "c80": 71 * GIB}
+
+
+@dataclass(kw_only=True)
+class Queues:
+    """Waiting clips as a store has them: numbers in queues, made into jobs when they come to the front."""
+
+    specs: list[tuple[ClipSpec, int]]
+    lines: dict[tuple[str, int], deque[int]] = field(default_factory=dict)
+
+    def heads(self, count: int) -> list[Job]:
+        """The first `count` of every queue."""
+        found = []
+        for (owner, kind), line in self.lines.items():
+            spec, needs = self.specs[kind]
+            for _, number in zip(range(count), line, strict=False):
+                found.append(
+                    Job(
+                        id=f"{owner}/{kind}/{number}", owner=owner, batch_id=owner, number=number, name="",
+                        state=JobState.QUEUED, row={}, created_at=number, spec=spec, needs_bytes=needs,
+                        content_key=f"{kind}/{number}",
+                    )
+                )  # fmt: skip
+        return found
+
+
+def kinds() -> list[tuple[ClipSpec, int]]:
+    """Twelve kinds of clips with what they need in their fastest and in their leanest layout."""
+    family, found = family_named("i2vgen-xl"), []
+    for tier in (Tier.DRAFT, Tier.STANDARD, Tier.HIGH):
+        for size in ResolutionClass:
+            chosen = family.tiers[tier]
+            spec = ClipSpec(
+                family=family.name, revision=family.revision, prompt="camera panning left", resolution_class=size,
+                width=size.side, height=size.side, frames=chosen.frames, fps=8, steps=chosen.steps, guidance=9, seed=0,
+            )  # fmt: skip
+            needs = footprint(spec, family.layouts[0]).peak_bytes
+            found.append((spec, needs if needs <= max(CLASSES.values()) else leanest(spec)[1].peak_bytes))
+    return found
+
+
+def memory(waiting: int, seed: int = 0) -> tuple[float, float, int]:
+    """(seconds a placement, seconds of filling the empty farm, placements) with so many clips waiting."""
+    rng = random.Random(seed)
+    queues = Queues(specs=kinds())
+    for number in range(waiting):
+        line = (f"owner{rng.randrange(OWNERS)}", rng.randrange(len(queues.specs)))
+        queues.lines.setdefault(line, deque()).append(number)
+    names = list(CLASSES)
+    idle = {
+        f"gpu{n:05}": Card(
+            renderer=f"r{n:05}", card=f"gpu{n:05}", card_class=names[n % len(names)], kind=names[n % len(names)],
+            usable_bytes=CLASSES[names[n % len(names)]], idle=True, family="i2vgen-xl",
+        )
+        for n in range(CARDS)
+    }  # fmt: skip
+    busy = {name: card.model_copy(update={"idle": False}) for name, card in idle.items()}
+    cards = dict(idle)
+    running: dict[str, Job] = {}
+    standing = Standing(cards.values())
+    fleet = Fleet(usable_bytes=CLASSES)
+
+    def look() -> tuple[int, float]:
+        free = sum(card.idle for card in cards.values())
+        snapshot = Snapshot(
+            waiting=queues.heads(max(4, 2 * free) if free < 1000 else free // 8),
+            fleet=fleet,
+            standing=standing,
+        )
+        began = time.perf_counter()
+        decisions = place(snapshot, 0.0)
+        took = time.perf_counter() - began
+        starts = [d for d in decisions if isinstance(d, Start)]
+        for start in starts:
+            owner, kind, number = start.job.id.split("/")
+            queues.lines[owner, int(kind)].remove(int(number))
+            cards[start.card.card] = busy[start.card.card]
+            running[start.card.card] = start.job
+            # As the dispatcher's roster does with every change.
+            standing.put(busy[start.card.card])
+            standing.began(start.job)
+        return len(starts), took
+
+    filled, fill_s = look()
+    spent, placed = 0.0, 0
+    for _ in range(TURNS):
+        for name in rng.sample(sorted(running), min(FREED, len(running))):
+            standing.ended(running.pop(name))
+            cards[name] = idle[name]
+            standing.put(idle[name])
+        count, took = look()
+        placed, spent = placed + count, spent + took
+    return spent / max(1, placed), fill_s / max(1, filled), placed
+
+
+def main() -> int:
+    """Run, print, and say whether the aims are met."""
+    made = parser(__doc__)
+    made.add_argument("--only", choices=["memory", "durable"])
+    made.add_argument("--waiting", type=int, default=WAITING[-1], help="most waiting clips")
+    given = made.parse_args()
+    figures: dict[str, object] = {}
+    aims: list[Aim] = []
+    if given.only != "durable":
+        each: dict[int, float] = {}
+        for waiting in (n for n in WAITING if n <= given.waiting):
+            each[waiting], fill, placed = memory(waiting)
+            figures[f"{waiting:,} waiting, {CARDS:,} cards: microseconds a placement"] = each[waiting] * 1e6
+            figures[f"{waiting:,} waiting: microseconds a placement of filling the empty farm"] = fill * 1e6
+            figures[f"{waiting:,} waiting: placements measured"] = placed
+        slowest = max(each.values())
+        # An aim bounds from above, so the rate is turned round.
+        aims.append(Aim(name="seconds for 5,000 placements in memory", value=slowest * 5000, at_most=1.0, unit="s"))
+        full = [seconds for waiting, seconds in each.items() if waiting >= 10_000]
+        flat = max(full) / min(full)
+        aims.append(Aim(name="dearest / cheapest placement, 10^4 to 10^6 waiting", value=flat, at_most=2.0))
+    url = os.environ.get("CLIPMILL_TEST_POSTGRES")
+    if given.only != "memory":
+        if url is None:
+            figures["durable"] = "not measured: name a PostgreSQL in CLIPMILL_TEST_POSTGRES"
+        else:
+            more, bounds = scale_store.summary(scale_store.durable(url, waiting=given.waiting))
+            figures |= more
+            aims += bounds
+    return Report(name="scale", figures=figures, aims=aims).finish(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

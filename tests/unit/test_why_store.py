@@ -1,0 +1,353 @@
+"""`why` from the store: what is read of it, by HTTP and on the command line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from cluster.cards import GIB, CardState, Fleet
+from cluster.farm import Farm
+from cluster.jobs import JobState
+from cluster.owners import OwnerShare
+from cluster.placement import AGEING_S, Start, place
+from cluster.remedies import with_job
+from cluster.storage import Storage
+from cluster.store import Database, Desk, Ledger
+from cluster.store import scene as scene_module
+from cluster.store.desk import Terms
+from cluster.store.lookup import NoSuchJobError
+from cluster.store.scene import scene_of, why
+from cluster.store.schema import jobs
+from cluster.store.verbs import Verbs
+from cluster.verbs import CardVerb, Verb
+from cluster.why import ChangeKind, Rules
+from serve.cli.main import app
+from serve.gateway.api import create_api
+from serve.local import FarmLock
+from serve.ports import LocalPort, RemotePort
+from serve.settings import FarmArgs
+from tests.building import FLEET, beat, card, draft, spec
+from tests.unit.test_gateway import Nudges, error_of
+
+ME = "local"
+RULES = Rules(fleet=FLEET)
+
+
+def hand_in(desk: Desk, *drafts, owner: str = ME, **options) -> str:
+    batch_id, _ = desk.open_batch(owner, name="catalog", **options)
+    desk.add(owner, batch_id, drafts)
+    desk.seal(owner, batch_id)
+    return batch_id
+
+
+def only(desk: Desk, batch_id: str, number: int = 1, owner: str = ME):
+    return next(job for job in desk.jobs(owner, batch_id) if job.number == number)
+
+
+def told(database: Database, job_id: str, rules: Rules = RULES, owner: str = ME):
+    return why(database, owner, job_id, rules)
+
+
+def claim(ledger: Ledger, job, name: str = "gpu0"):
+    (one,) = ledger.start([(job, card(name))], 60)
+    return one
+
+
+# -- on both stores ---------------------------------------------------------------------------------------------
+
+
+def test_what_the_store_says_is_what_placement_sees(database, desk, ledger, clock, truth):
+    first = only(desk, hand_in(desk, draft(1, needs_bytes=GIB)))
+    ledger.record_cards([beat("gpu0")])
+    before = truth.everything()
+    found = told(database, first.id)
+    assert (found.reason, found.changes) == ("starts_now", ())
+    assert "gpu0" in found.text
+    assert truth.everything() == before, "whoever asks writes nothing, and takes no office"
+    claim(ledger, first)
+    ledger.record_cards([beat("gpu0", state=CardState.BUSY)])
+    running = told(database, first.id)
+    assert (running.state, running.reason) == (JobState.RUNNING, "running")
+    assert "on gpu0 (c8, test) since" in running.text
+    second = only(desk, hand_in(desk, draft(1, "other", needs_bytes=GIB)))
+    waits = told(database, second.id)
+    assert waits.reason == "all_fitting_cards_busy"
+    assert "gpu0 is busy, and no card is idle" in waits.text
+    assert [c.kind for c in waits.changes][-1] is ChangeKind.ADD
+    assert [c.kind for c in waits.changes][0] is ChangeKind.WAIT
+    assert waits.changes[0].at > clock.now
+
+
+def test_an_idle_beat_of_a_card_that_was_just_given_a_clip_is_no_idle_card(database, desk, ledger, clock):
+    first = only(desk, hand_in(desk, draft(1, needs_bytes=GIB)))
+    ledger.record_cards([beat("gpu0")])
+    attempt = claim(ledger, first)
+    second = only(desk, hand_in(desk, draft(1, "other", needs_bytes=GIB)))
+    assert told(database, second.id).reason == "all_fitting_cards_busy"
+    # Its steps are done and its frames are off the card: it is being published, and the next one may come.
+    ledger.renew({attempt.attempt_id: (8, 8)}, 60)
+    assert told(database, second.id).reason == "starts_now"
+
+
+def test_cards_are_locked_by_the_store_s_orders(database, desk, ledger, clock):
+    waits = only(desk, hand_in(desk, draft(1, needs_bytes=GIB)))
+    ledger.record_cards([beat("gpu0")])
+    Verbs(database).order("gpu0", CardVerb.LOCK, reason="fan", by="eve")
+    found = told(database, waits.id)
+    assert found.reason == "fitting_cards_locked"
+    assert "gpu0 locked by eve (fan)" in found.text
+    assert found.changes[0].command == "clipmill cards release gpu0"
+    Verbs(database).order("gpu0", CardVerb.RELEASE)
+    assert told(database, waits.id).reason == "starts_now"
+
+
+def test_limits_of_owners_are_the_configuration_s(database, desk, ledger, clock):
+    first, second = (only(desk, hand_in(desk, draft(1, key, needs_bytes=GIB))) for key in ("a", "b"))
+    ledger.record_cards([beat("gpu0", state=CardState.BUSY), beat("gpu1")])
+    claim(ledger, first)
+    rules = Rules(fleet=FLEET, owners={ME: OwnerShare(max_running=1)})
+    assert told(database, second.id, rules).reason == "owner_at_limit"
+    assert told(database, second.id).reason == "starts_now"
+
+
+def test_an_equal_clip_that_runs_is_named_though_the_queue_leaves_its_twin_out(database, desk, ledger, clock):
+    first = only(desk, hand_in(desk, draft(1, "same", needs_bytes=GIB)))
+    claim(ledger, first)
+    twin = only(desk, hand_in(desk, draft(1, "same", needs_bytes=GIB)))
+    ledger.record_cards([beat("gpu0", state=CardState.BUSY), beat("gpu1")])
+    found = told(database, twin.id)
+    assert found.reason == "equal_clip_running"
+    assert first.id in found.text
+
+
+@pytest.mark.parametrize(
+    ("terms", "reason", "command"),
+    [
+        (Terms(needs_approval=True), "approval", "clipmill approve {job}"),
+        (Terms(paused=True), "paused", "clipmill resume {batch}"),
+    ],
+)
+def test_held_batches_say_what_lets_them_go_and_obeying_it_does(database, desk, ledger, clock, terms, reason, command):
+    batch_id = hand_in(desk, draft(1, needs_bytes=GIB), terms=terms)
+    waits = only(desk, batch_id)
+    ledger.record_cards([beat("gpu0")])
+    found = told(database, waits.id)
+    assert (found.state, found.reason) == (JobState.HELD, reason)
+    (change,) = found.changes
+    assert change.starts
+    assert change.command == command.format(job=waits.id, batch=batch_id)
+    verb, what = change.command.split()[1:]
+    if what == batch_id:
+        Verbs(database).batch(ME, batch_id, Verb(verb))
+    else:
+        Verbs(database).job(ME, what, Verb(verb))
+    assert told(database, waits.id).reason == "starts_now"
+
+
+def test_a_row_after_another_and_one_for_later(database, desk, ledger, clock):
+    later = draft(3, needs_bytes=GIB, not_before=int(clock.now) + 600)
+    batch_id = hand_in(desk, draft(1, needs_bytes=GIB), draft(2, needs_bytes=GIB, after="row1"), later)
+    ledger.record_cards([beat("gpu0")])
+    found = told(database, only(desk, batch_id, 2).id)
+    assert found.reason == "after"
+    assert only(desk, batch_id, 1).id in found.text
+    found = told(database, only(desk, batch_id, 3).id)
+    assert (found.reason, len(found.changes)) == ("not_before", 1)
+    assert found.changes[0].at >= clock.now + 600
+
+
+def test_nobody_waits_for_an_abandoned_batch(database, desk, ledger, clock):
+    waits = only(desk, hand_in(desk, draft(1, needs_bytes=GIB), source="c.csv", attended_s=10))
+    ledger.record_cards([beat("gpu0")])
+    assert told(database, waits.id).reason == "starts_now"
+    clock.now += 11
+    assert told(database, waits.id).reason == "abandoned"
+
+
+def test_jobs_ahead_are_counted_as_placement_orders_them(database, desk, ledger, clock, truth):
+    clock.now += 10 * AGEING_S
+    old = hand_in(desk, *(draft(n, f"old{n}", needs_bytes=GIB) for n in range(1, 4)))
+    urgent = hand_in(desk, *(draft(n, f"urgent{n}", needs_bytes=GIB, priority=2) for n in range(1, 3)), owner="bob")
+    paused = hand_in(desk, draft(1, "paused", needs_bytes=GIB, priority=9), terms=Terms(paused=True))
+    clock.now += 4 * AGEING_S
+    mine = hand_in(desk, draft(1, "mine", needs_bytes=GIB, priority=5), draft(2, "mine2", needs_bytes=GIB, priority=5))
+    # Urgent: 2 + 4 = 6 goes before 5; old: 0 + 4 does not; paused does not start at all.
+    assert scene_of(database, ME, only(desk, mine, 2).id, RULES).known.ahead == 3
+    assert scene_of(database, ME, only(desk, mine, 1).id, RULES).known.ahead == 2
+    assert scene_of(database, ME, only(desk, old, 3).id, RULES).known.ahead == 2 + 2 + 2
+    assert {urgent, paused} & {row.batch_id for row in truth.rows(sa.select(jobs))} == {urgent, paused}
+
+
+def test_a_job_far_back_in_its_queue_is_explained_all_the_same(database, desk, ledger, clock, monkeypatch):
+    monkeypatch.setattr(scene_module, "PER_QUEUE", 4)
+    monkeypatch.setattr(scene_module, "AHEAD_MOST", 20)
+    batch_id = hand_in(desk, *(draft(n, needs_bytes=GIB) for n in range(1, 31)))
+    ledger.record_cards([beat("gpu0")])
+    last, tenth = only(desk, batch_id, 30), only(desk, batch_id, 10)
+    seen = scene_of(database, ME, last.id, RULES)
+    assert (len(seen.snapshot.waiting), seen.known.hidden, seen.known.ahead) == (4, True, 20)
+    found = told(database, last.id)
+    assert found.reason == "behind_others"
+    assert "more than 19 jobs go before it" in found.text
+    raised = next(c for c in found.changes if c.kind is ChangeKind.RAISE)
+    Verbs(database).job(ME, last.id, Verb.PRIORITIZE, priority=raised.priority)
+    assert told(database, last.id).reason == "starts_now"
+    wait = next(c for c in told(database, tenth.id).changes if c.kind is ChangeKind.WAIT)
+    assert "jobs before it" in wait.text
+
+
+def test_raising_the_priority_as_told_makes_the_dispatcher_s_own_look_start_it(database, desk, ledger, clock):
+    """The dispatcher's look is `Ledger.waiting` and `place`, on its own snapshot."""
+    batch_id = hand_in(desk, *(draft(n, needs_bytes=GIB) for n in range(1, 7)))
+    ledger.record_cards([beat("gpu0"), beat("gpu1")])
+    last = only(desk, batch_id, 6)
+    change = next(c for c in told(database, last.id).changes if c.kind is ChangeKind.RAISE)
+    Verbs(database).job(ME, last.id, Verb.PRIORITIZE, priority=change.priority)
+    cards = [card("gpu0"), card("gpu1")]
+    seen = scene_of(database, ME, last.id, RULES).snapshot
+    looked = with_job(type(seen)(waiting=ledger.waiting(4), cards=cards, fleet=FLEET), only(desk, batch_id, 6))
+    assert last.id in {d.job.id for d in place(looked, clock.now) if isinstance(d, Start)}
+
+
+def test_what_is_another_owner_s_is_not_explained(database, desk, clock):
+    theirs = only(desk, hand_in(desk, draft(1, needs_bytes=GIB), owner="bob"), owner="bob")
+    with pytest.raises(NoSuchJobError):
+        told(database, theirs.id)
+
+
+def test_a_farm_that_says_nothing_of_its_cards_is_guessed_from_the_roster(database, desk, ledger, clock):
+    waits = only(desk, hand_in(desk, draft(1, needs_bytes=30 * GIB)))
+    ledger.record_cards([beat("gpu0", usable_bytes=5 * GIB)])
+    fleet = scene_of(database, ME, waits.id, Rules()).snapshot.fleet
+    assert fleet.usable_bytes["c8"] == 5 * GIB
+    assert told(database, waits.id, Rules()).changes[-1].text == "one c48 card"
+    ledger.record_cards([beat("gpu0", kind="emulated", usable_bytes=5 * 2**20)])
+    assert scene_of(database, ME, waits.id, Rules()).snapshot.fleet.largest_bytes < GIB
+
+
+def test_the_plan_of_a_tail_is_worked_out_where_the_farm_has_one(database, desk, ledger, clock):
+    clip = spec("i2vgen-xl", width=512, height=512, frames=16, steps=50, guidance=9.0)
+    batch_id = hand_in(desk, *(draft(n, spec=clip, needs_bytes=GIB) for n in range(1, 4)))
+    ledger.record_cards([beat("fast", kind="NVIDIA H100", usable_bytes=20 * GIB), beat("slow", kind="NVIDIA T4")])
+    plans = Rules(fleet=Fleet(usable_bytes={"c8": 20 * GIB}), plans=True)
+    waits = only(desk, batch_id, 3)
+    assert scene_of(database, ME, waits.id, plans).snapshot.plan is not None
+    assert scene_of(database, ME, waits.id, RULES).snapshot.plan is None
+    # An H100 does three clips sooner than a T4 does one.
+    found = told(database, waits.id, plans)
+    assert found.reason == "planned_later"
+    assert (found.changes[0].kind, found.changes[0].card) == (ChangeKind.WAIT, "fast")
+
+
+# -- by HTTP and on the command line ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def farm(sqlite_database, tmp_path):
+    return Farm(Desk(sqlite_database), Storage(tmp_path / "storage"))
+
+
+@pytest.fixture
+def http(farm):
+    api = create_api(farm, default_model="camera", nudge=Nudges(), rules=RULES)
+    with TestClient(api, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(params=["local", "remote"])
+def port(request, farm, http):
+    if request.param == "local":
+        return LocalPort(farm, "camera", rules=RULES)
+    port = RemotePort("http://testserver")
+    port._http = http
+    return port
+
+
+def test_both_ports_explain_alike(port, farm, sqlite_database):
+    ledger = Ledger(sqlite_database)
+    ledger.take_office("first")
+    waits = only(farm.desk, hand_in(farm.desk, draft(1, needs_bytes=10 * GIB)))
+    ledger.record_cards([beat("gpu0")])
+    view = port.why(waits.id)
+    assert {key: view[key] for key in ("object", "job", "state", "reason")} == {
+        "object": "why", "job": waits.id, "state": "queued", "reason": "no_card_of_this_size",
+    }  # fmt: skip
+    assert view["changes"] == [
+        {
+            "kind": "add_cards", "text": "one c24 card", "command": "", "at": None, "starts": True,
+            "card_class": "c24", "number": 1,
+        }
+    ]  # fmt: skip
+    with pytest.raises(NoSuchJobError):
+        port.why("video_0")
+
+
+def test_http_says_why_or_404(http, farm):
+    waits = only(farm.desk, hand_in(farm.desk, draft(1, needs_bytes=GIB)))
+    answer = http.get(f"/v1/jobs/{waits.id}/why")
+    assert answer.status_code == 200
+    assert "clipmill up" in answer.json()["text"]
+    error_of(http.get("/v1/jobs/video_0/why"), 404, "not_found", "job_id")
+    theirs = only(farm.desk, hand_in(farm.desk, draft(1, needs_bytes=GIB), owner="bob"), owner="bob")
+    error_of(http.get(f"/v1/jobs/{theirs.id}/why"), 404, "not_found", "job_id")
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """Runs commands on a home whose farm is this test; returns (exit code, JSON or what was printed)."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("CLIPMILL_HOME", str(home))
+    lock = FarmLock(home)
+    assert lock.try_acquire()
+    lock.note(rules=FarmArgs(card_classes={"c24": {}}).rules().model_dump(mode="json"))
+
+    def run(*words: str) -> Any:
+        result = CliRunner().invoke(app, list(words))
+        if result.exit_code or "--json" not in words:
+            return result.exit_code, result.stderr
+        return result.exit_code, json.loads(result.stdout)
+
+    yield run
+    lock.release()
+
+
+def test_the_command_line_says_why(shell, sqlite_database):
+    desk, ledger = Desk(sqlite_database), Ledger(sqlite_database)
+    ledger.take_office("first")
+    batch_id = hand_in(desk, draft(1, needs_bytes=10 * GIB), draft(2, needs_bytes=10 * GIB))
+    ledger.record_cards([beat("gpu0")])
+    job = only(desk, batch_id, 2)
+    code, view = shell("why", job.id, "--json")
+    assert (code, view["why"]["job"], view["why"]["reason"]) == (0, job.id, "no_card_of_this_size")
+    assert shell("why", batch_id[:-1], "--row", "row2", "--json")[1]["why"]["job"] == job.id
+    # What the farm that runs here says of its cards, not a guess: it has no class smaller than c24.
+    assert view["why"]["changes"][-1]["card_class"] == "c24"
+    code, text = shell("why", job.id)
+    assert code == 0
+    assert "is queued (no_card_of_this_size)" in text
+    assert "10.0 GiB" in text
+    assert "c24 cards" in text
+    Verbs(sqlite_database).job(ME, job.id, Verb.HOLD)
+    text = shell("why", job.id)[1]
+    assert "what has to come first:" in text
+    assert f"approve it: clipmill approve {job.id}" in text
+
+
+def test_the_command_line_names_what_it_does_not_know(shell, sqlite_database):
+    batch_id = hand_in(Desk(sqlite_database), draft(1, needs_bytes=GIB))
+    job = only(Desk(sqlite_database), batch_id)
+    for words, said in [
+        (["why", "video_ffff"], "video_ffff"),
+        (["why", batch_id], "--row"),
+        (["why", job.id, "--row", "row1"], "leave --row out"),
+        (["why", batch_id, "--row", "row9"], "row9"),
+    ]:
+        code, text = shell(*words)
+        assert code == 2, (words, text)
+        assert said in text
+    assert shell("why", job.id, "--url", "http://127.0.0.1:9")[0] == 3
