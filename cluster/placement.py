@@ -447,13 +447,18 @@ class _Placing:
             return WaitReason.OWNER_AT_LIMIT
         if self._snapshot.plan is not None and job.id in self._snapshot.plan.jobs:
             return WaitReason.PLANNED_LATER
-        if self._idle_at_first.holds(needs):
+        if self._idle_at_first.holds(needs) or any(
+            card.idle and card.usable_bytes >= needs[card.kind] and not self._is_closed(job, card)
+            for card in self._broken
+            if card.card not in self._standing.locked
+        ):
             return WaitReason.BEHIND_OTHERS
         return WaitReason.ALL_FITTING_CARDS_BUSY
 
     @cached_property
     def _idle_at_first(self) -> Extent:
-        return Extent(self._began_idle)
+        names = {card.card for card in self._broken}
+        return Extent(card for card in self._began_idle if card.card not in names)
 
     @cached_property
     def _broken(self) -> Sequence[Card]:

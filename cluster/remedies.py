@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -35,6 +35,8 @@ _MOST_LOOKED_AT = 200_000
 _MOST_CARDS = 64
 #: Locked cards, and batches of a higher priority, that are tried.
 _MOST_TRIED = 10
+#: A clip that takes less than so many times as long is said to take the same time.
+_NOTABLE = 1.05
 
 
 class ChangeKind(StrEnum):
@@ -186,8 +188,10 @@ def look_ahead(
     """(when, on which card) `job` starts if nobody does anything; None where that cannot be told, or not before `by`.
 
     Clips end as `rates` expects, and placement decides at each end; orders on cards and breakers run out, and start
-    times come. What waits unseen is left out.
+    times come. It cannot be told beyond the last job that is seen of a queue which is longer.
     """
+    seen = Counter(_queue(other) for other in snapshot.waiting if other.id != job.id)
+    longer = {queue: number for queue, number in seen.items() if known.per_queue and number >= known.per_queue}
     cards = {card.renderer: card for card in snapshot.cards}
     by_card = {card.card: card for card in snapshot.cards}
     order = count()
@@ -221,11 +225,13 @@ def look_ahead(
             if decision.job.spec is not None:
                 card = card.model_copy(update={"family": decision.job.spec.family})
             cards[card.renderer] = card
+            if (queue := _queue(decision.job)) in longer:
+                longer[queue] -= 1
             began = Running(job=decision.job, card=card.card, step=decision.job.step)
             waiting = [other for other in snapshot.waiting if other.id != decision.job.id]
             snapshot = replace(snapshot, waiting=waiting, running=[*snapshot.running, began])
             expect(at + _start_s(decision.job, decision.card, rates), "end", began)
-        if not events or events[0][0] >= by:
+        if not events or events[0][0] >= by or not all(longer.values()):
             return None
         at = events[0][0]
         while events and events[0][0] <= at:
@@ -270,8 +276,6 @@ class Search:
         return start_of(job or self._job, snapshot if job is None else with_job(snapshot, job), self._now)
 
     def _ahead(self, snapshot: Snapshot, job: Job | None = None, by: float = math.inf) -> tuple[float, Card] | None:
-        if self._known.hidden and job is None:
-            return None
         job = job or self._job
         return look_ahead(job, with_job(snapshot, job), self._now, self._rates, self._known, by=by)
 
@@ -321,21 +325,27 @@ class Search:
                 continue
             seen.add(needs)
             leaner = replace(self._job, needs_bytes=needs)
-            if (card := self._start(self._snapshot, leaner)) is not None:
+            # On a card that holds it as it is, another layout would gain nothing.
+            if (card := self._start(self._snapshot, leaner)) is not None and not self._holds(card):
                 return self._in_layout(taken[0], layout, needs, card, None)
-            if not found and (later := self._ahead(self._snapshot, leaner, by=until)) is not None:
+            later = None if found or card else self._ahead(self._snapshot, leaner, by=until)
+            if later is not None and not self._holds(later[1]):
                 found.append((later[0], layout, needs, later[1]))
         return self._in_layout(taken[0], *found[0][1:], found[0][0]) if found else None
+
+    def _holds(self, card: Card) -> bool:
+        return card.usable_bytes >= expected_bytes(self._job, card.kind, self._snapshot.lessons)
 
     def _in_layout(self, taken: Layout, layout: Layout, needs: int, card: Card, at: float | None) -> Change:
         spec, rate = self._job.spec, rate_of(card.kind)[0]
         assert spec is not None
         reached = rate.tflops * rate.efficiency
         times = max(1.0, slowdown(spec, layout, tflops=reached) / slowdown(spec, taken, tflops=reached))
+        slower = f"about {times:.1f} times as long" if times >= _NOTABLE else "in about the same time"
         where = f"on {card.card} ({card.card_class})" if at is None else self._on(at, card)
         return Change(
             kind=ChangeKind.LEANER,
-            text=f"{layout_text(layout)}: {size_text(needs)}, {where}, about {times:.1f} times as long",
+            text=f"{layout_text(layout)}: {size_text(needs)}, {where}, {slower}",
             card=card.card,
             card_class=card.card_class,
             needs_bytes=needs,
@@ -422,12 +432,7 @@ class Search:
     def _wait_for_many(self) -> Change | None:
         """An estimate from how many are before it, as if all were like it."""
         snapshot, job, ahead = self._snapshot, self._job, self._known.ahead
-        holding = [
-            card
-            for card in snapshot.cards
-            if card.card not in snapshot.locked
-            and card.usable_bytes >= expected_bytes(job, card.kind, snapshot.lessons)
-        ]
+        holding = [card for card in snapshot.cards if card.card not in snapshot.locked and self._holds(card)]
         if not ahead or not holding or self._is_above(ahead):
             return None
         rate = sum(1 / seconds for card in holding if 0 < (seconds := _start_s(job, card, self._rates)) < math.inf)
@@ -461,7 +466,10 @@ class Search:
 
     def _add(self) -> Change | None:
         classes = sorted(self._snapshot.fleet.usable_bytes.items(), key=lambda one: one[1])
-        most = min(_MOST_CARDS, len(self._snapshot.waiting), (self._known.per_queue or _MOST_CARDS + 1) - 1)
+        most = min(_MOST_CARDS, len(self._snapshot.waiting))
+        if self._known.per_queue is not None:
+            # With more idle cards than jobs that are seen of a queue, one would seem to be left for this job.
+            most = min(most, self._known.per_queue - len(self._idle) - 1)
         for name, usable in classes:
             if usable < expected_bytes(self._job, ELSEWHERE, self._snapshot.lessons):
                 continue

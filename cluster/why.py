@@ -153,7 +153,10 @@ def _of_waiting(
 ) -> Explanation:
     words = _Words(job, with_job(opened(snapshot), job), now, rates, known, snapshot.plan)
     changes: tuple[Change, ...]
-    if reason is WaitReason.EQUAL_CLIP_RUNNING:
+    if not words.cards:
+        # What a farm that does not run would need is known once it does.
+        changes = ()
+    elif reason is WaitReason.EQUAL_CLIP_RUNNING:
         changes = tuple(words.twin_ends())
     elif reason is WaitReason.PLANNED_LATER:
         changes = tuple(words.planned())
@@ -174,8 +177,9 @@ class _Words:
     ) -> None:
         self._job, self._snapshot, self._now, self._rates, self._known = job, snapshot, now, rates, known
         self._tail = tail
-        self._cards = {card.card: card for card in snapshot.cards}
-        self._fitting = [card for card in self._cards.values() if card.usable_bytes >= self._needs(card)]
+        #: By id.
+        self.cards = {card.card: card for card in snapshot.cards}
+        self._fitting = [card for card in self.cards.values() if card.usable_bytes >= self._needs(card)]
 
     def of(self, reason: WaitReason) -> str:
         """The reason in one or two sentences."""
@@ -208,7 +212,7 @@ class _Words:
         """It gets the clip of an equal job that is being rendered."""
         for one in self._snapshot.running:
             if (one.job.owner, one.job.content_key) == (self._job.owner, self._job.content_key):
-                seconds = left_s(one, self._cards.get(one.card), self._rates)
+                seconds = left_s(one, self.cards.get(one.card), self._rates)
                 at = self._now + seconds if seconds < math.inf else None
                 when = f" at about {hour_text(at, self._now)}" if at is not None else ""
                 text = f"wait: it completes with the clip of {one.job.id}{when}, without being rendered"
@@ -220,7 +224,7 @@ class _Words:
         part = self._tail.part_of(self._job.id, self._job.step) if self._tail else None
         if part is not None:
             at = max(self._now, part.begins_at)
-            card = self._cards.get(part.card)
+            card = self.cards.get(part.card)
             on = f"{part.card} ({card.card_class})" if card else part.card
             text = f"wait until about {hour_text(at, self._now)}: it is planned on {on} then"
             card_class = card.card_class if card else ""
@@ -240,7 +244,7 @@ class _Words:
         return expected_bytes(self._job, card.kind, self._snapshot.lessons)
 
     def _no_card(self) -> str:
-        largest = max(self._cards.values(), key=lambda card: card.usable_bytes, default=None)
+        largest = max(self.cards.values(), key=lambda card: card.usable_bytes, default=None)
         if largest is None:
             return (
                 "No card was heard of lately: no farm is running (`clipmill up` starts one), or its renderers are "
@@ -249,7 +253,7 @@ class _Words:
         text = (
             f"It needs {self._size}, and the largest card here ({largest.card}) has {size_text(largest.usable_bytes)}."
         )
-        present = {card.card_class for card in self._cards.values()}
+        present = {card.card_class for card in self.cards.values()}
         usable = self._snapshot.fleet.usable_bytes
         absent = sorted((size, name) for name, size in usable.items() if size >= self._job.needs_bytes)
         names = [name for _, name in absent if name not in present]
@@ -276,7 +280,7 @@ class _Words:
             if (one.job.owner, one.job.content_key) == (self._job.owner, self._job.content_key):
                 steps = f", step {one.step} of {one.job.steps}" if one.job.steps else ""
                 return f"An equal clip is being rendered: {one.job.name} ({one.job.id}) on {one.card}{steps}."
-        return "An equal clip starts at the dispatcher's next look."
+        return "An equal clip starts at the dispatcher's next look: it completes with that one's clip."
 
     def _before(self) -> str:
         mine, others = self._rank(self._job), [one for one in self._snapshot.waiting if one.id != self._job.id]
@@ -295,7 +299,7 @@ class _Words:
         return -effective_priority(job, self._now), job.created_at, job.batch_id, job.number
 
     def _busy(self) -> str:
-        idle = [c for c in self._cards.values() if c.idle and c.card not in self._snapshot.locked]
+        idle = [c for c in self.cards.values() if c.idle and c.card not in self._snapshot.locked]
         largest = max((card.usable_bytes for card in idle), default=None)
         have = "no card is idle" if largest is None else f"the largest idle card has {size_text(largest)}"
         usable = [card for card in self._fitting if card.card not in self._snapshot.locked]

@@ -100,7 +100,7 @@ class Figures:
 
     def _possible(self, seen: Iterable[tuple[str, str, str]]) -> Iterable[tuple[str, tuple[str, ...]]]:
         yield "leases_expired", ()
-        yield from (("preemptions", (cause,)) for cause in ("drain", "pause", "hold"))
+        yield from (("preemptions", (cause,)) for cause in ("drain", "pause", "hold", "move"))
         yield "clips", ("", "", "invalid")
         yield "admissions", ("refused", "")
         for card_class in self._fleet.usable_bytes:

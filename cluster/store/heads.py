@@ -146,10 +146,11 @@ def statement(*, timed: bool, sqlite: bool) -> str:
         for n in reversed(range(len(key)))
     )
     same = " AND ".join(f"j.{column} = q.{column}" for column in key)
+    no_equal_runs = _NO_EQUAL_RUNS if sqlite else _NO_EQUAL_RUNS_HASHED
     first = f"""
         SELECT {", ".join(f"j.{column}" for column in (("id",) if sqlite else _FOUND))}
         FROM {waiting} AND j.lane = q.lane AND {same}
-        AND (SELECT {_MAY_START} FROM batches AS b WHERE b.id = j.batch_id) AND {_NO_EQUAL_RUNS if sqlite else _NO_EQUAL_RUNS_HASHED}
+        AND (SELECT {_MAY_START} FROM batches AS b WHERE b.id = j.batch_id) AND {no_equal_runs}
         ORDER BY j.created_at, j.number LIMIT :most"""
     found = ", ".join(f"f.{column}" for column in _FOUND)
     # SQLite has no LATERAL, and runs such a list once for each queue; PostgreSQL would run it once for each job.
@@ -169,12 +170,17 @@ def statement(*, timed: bool, sqlite: bool) -> str:
 
 
 def _counts(*, timed: bool, sqlite: bool) -> str:
-    # Lane by lane, in the order of the index: nothing is sorted or hashed.
+    # Lane by lane, in the order of the index: nothing is sorted, hashed or joined row by row.
     queue = ", ".join(f"j.{column}" for column in _QUEUE)
-    return f"""
-    WITH RECURSIVE {_lanes(timed=timed, sqlite=sqlite)}
-    SELECT {queue}, count(*) FROM {_waiting(timed=timed, sqlite=sqlite)} AND j.lane IN (SELECT live.lane FROM live)
-    {"AND j.not_before <= :now" if timed else ""} GROUP BY j.lane, {"j.not_before, " if timed else ""}{queue}"""
+    due = "AND j.not_before <= :now" if timed else ""
+    order = f"{'j.not_before, ' if timed else ''}{queue}"
+    waiting = _waiting(timed=timed, sqlite=sqlite)
+    lanes = f"WITH RECURSIVE {_lanes(timed=timed, sqlite=sqlite)}"
+    if sqlite:
+        return f"""{lanes} SELECT {queue}, count(*) FROM {waiting} AND j.lane IN (SELECT live.lane FROM live)
+        {due} GROUP BY j.lane, {order}"""
+    return f"""{lanes} SELECT found.* FROM live CROSS JOIN LATERAL (
+        SELECT {queue}, count(*) FROM {waiting} AND j.lane = live.lane {due} GROUP BY {order}) AS found"""
 
 
 #: Jobs of paused batches in the common lane: found from the batches, which are few.

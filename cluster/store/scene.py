@@ -29,7 +29,7 @@ from cluster.why import Explanation, Rules, explain
 from pipeline.emulation import emulated_bytes
 from pipeline.families import FAMILIES
 
-#: Jobs that are read of each queue.
+#: Jobs that are read of each queue, where not more cards are idle.
 PER_QUEUE = MOST_SLICED
 #: Jobs that go before one are counted up to here.
 AHEAD_MOST = 10_001
@@ -65,6 +65,8 @@ def scene_of(database: Database, owner: str, job_id: str, rules: Rules) -> Scene
     desk = Desk(database)
     job, now = desk.job(owner, job_id), desk.now()
     beats, orders = desk.cards(), Verbs(database).orders()
+    # As many as the dispatcher reads, so that nothing starts here that would not start there.
+    per_queue = max(PER_QUEUE, 2 * sum(beat.state is CardState.IDLE for beat in beats))
     with database.read() as c:
         running, renderers = _running(c)
         attempt = _newest(c, job)
@@ -72,7 +74,7 @@ def scene_of(database: Database, owner: str, job_id: str, rules: Rules) -> Scene
     ahead: int | None = None
     if not job.state.final and job.state is not JobState.RUNNING:
         with database.read() as c:
-            waiting = _waiting(database, c, now)
+            waiting = _waiting(database, c, now, per_queue)
             ahead = _ahead(c, job, now)
     known = Known(
         batch=desk.batch(owner, job.batch_id),
@@ -82,8 +84,8 @@ def scene_of(database: Database, owner: str, job_id: str, rules: Rules) -> Scene
         orders=orders,
         ahead=ahead,
         ahead_most=AHEAD_MOST,
-        per_queue=PER_QUEUE,
-        hidden=_is_hidden(job, waiting),
+        per_queue=per_queue,
+        hidden=_is_hidden(job, waiting, per_queue),
     )
     snapshot = Snapshot(
         waiting=waiting,
@@ -109,24 +111,24 @@ def _fleet_of(beats: Sequence[Beat]) -> Fleet:
     return Fleet(usable_bytes=usable)
 
 
-def _waiting(database: Database, c: Connection, now: int) -> list[Job]:
+def _waiting(database: Database, c: Connection, now: int, per_queue: int) -> list[Job]:
     found = [
         job
-        for some in chunks(heads.heads(database, c, now, PER_QUEUE), _MANY)
+        for some in chunks(heads.heads(database, c, now, per_queue), _MANY)
         for row in c.execute(select_jobs().where(jobs.c.id.in_(some)))
         if (job := readable(row)) is not None
     ]
     return sorted(found, key=lambda job: (-job.priority, job.created_at, job.batch_id, job.number))
 
 
-def _is_hidden(job: Job, waiting: Iterable[Job]) -> bool:
+def _is_hidden(job: Job, waiting: Iterable[Job], per_queue: int) -> bool:
     """Whether its queue is longer than what was read of it, and it stands behind that."""
     of_queue: Counter[object] = Counter()
     for other in waiting:
         if other.id == job.id:
             return False
         of_queue[other.owner, work_kind(other), other.priority] += 1
-    return of_queue[job.owner, work_kind(job), job.priority] >= PER_QUEUE
+    return of_queue[job.owner, work_kind(job), job.priority] >= per_queue
 
 
 def _ahead(c: Connection, job: Job, now: int) -> int:
