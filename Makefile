@@ -59,6 +59,8 @@ bench: $(DEV) ## Run the benchmarks; figures are printed with the machine they w
 	$(BIN)/python benchmarks/forecast.py --rounds 3 --check
 	$(BIN)/python benchmarks/from_draft.py --rounds 1
 	$(BIN)/python benchmarks/oom_grid.py --check
+	$(BIN)/python benchmarks/store.py --check
+	$(BIN)/python benchmarks/scale.py --check
 
 bench-gpu: $(DEV) ## The benchmarks that need an NVIDIA GPU: a clip of every model, and predicted against measured memory
 	$(BIN)/python benchmarks/gpu_clip.py --check

@@ -3,9 +3,9 @@
     python benchmarks/makespan.py --check
 
 Frozen traces of 20, 50, 200 and 1,000 clips on 26 cards of five kinds, all there at once or (but for the largest)
-arriving by a Poisson process; then with runtimes 20 % off either way and one card in twenty lost. Every figure is a makespan divided by the
-value of the preemptive linear program, which no schedule can beat: of the true times, knowing arrivals and losses
-beforehand. A move holds both cards and the clip for 0.5, 5 or 30 s.
+arriving by a Poisson process; then with runtimes 20 % off either way and one card in twenty lost. Every figure is a
+makespan divided by the value of the preemptive linear program, which no schedule can beat: of the true times, knowing
+arrivals and losses beforehand. A move holds both cards and the clip for 0.5, 5 or 30 s.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def durable(server: str, *, waiting: int = 1_000_000, batch: int = 100, rounds: 
                     decisions.append(decided - begun)
             for _ in range(3):
                 begun = time.perf_counter()
-                queues = len(ledger.counts())
+                queues = len(heads.counts(database))
                 counted.append(time.perf_counter() - begun)
             decision_s[level], heads_s[level] = statistics.median(decisions), statistics.median(looks)
             heads_pages[level] = pages_of_heads(database)

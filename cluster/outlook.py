@@ -88,7 +88,7 @@ class Outlook:
         counts: Sequence[WaitingQueue] | None = None,
     ) -> Snapshot:
         """What placement is to decide on; `counts` where they were asked for."""
-        standing = self._roster.standing
+        standing, used_s = self._roster.standing, self._roster.used_s()
         unseen = int(_unseen(waiting, heads))
         planner = self._planner
         if planner is None or len(waiting) + len(self._roster.flights) > MOST_SLICED or unseen:
@@ -98,11 +98,12 @@ class Outlook:
                 await self._suit(waiting, counts, lessons)
             return Snapshot(
                 waiting=waiting, fleet=self._fleet, lessons=lessons, closed=closed, owners=self._owners,
-                standing=standing, unseen=unseen, suits=self._suits,
+                standing=standing, unseen=unseen, suits=self._suits, used_s=used_s,
             )  # fmt: skip
         found = Snapshot(
             waiting=waiting, cards=list(standing.cards.values()), fleet=self._fleet, lessons=lessons, closed=closed,
-            running=self._running(), owners=self._owners, locked=standing.locked, standing=standing,
+            running=self._running(), owners=self._owners, locked=standing.locked | self._roster.away(),
+            standing=standing, used_s=used_s,
         )  # fmt: skip
         await self._plan(planner, found)
         return replace(found, plan=planner.plan)

@@ -17,6 +17,8 @@ from pipeline.layouts import RESIDENT
 
 #: Attempts a seat remembers to have ended by themselves: one on the card, one being encoded, and their successors.
 _REMEMBERED = 4
+#: Card time of an owner counts half after so long, in seconds.
+_HALF_LIFE_S = 3600.0
 
 
 @dataclass(kw_only=True)
@@ -45,6 +47,8 @@ class Flight:
     #: Why it was told to save a checkpoint and stop, and when patience with it ends; empty while it may go on.
     leaving: str = ""
     leave_by: float = 0.0
+    #: When it took off.
+    began_at: float = 0.0
     #: When it last got anywhere.
     moved_at: float = 0.0
     #: How long its parts take; set when it takes off.
@@ -87,6 +91,8 @@ class Roster:
         self._by_renderer: dict[str, dict[str, Flight]] = {}
         #: The same as placement wants it.
         self.standing = Standing()
+        self._used: dict[str, float] = {}
+        self._used_at = clock()
         #: Renderers that are not silent, the one heard longest ago first.
         self._heard: dict[str, None] = {}
         #: Cards that take no new clip because somebody said so.
@@ -139,6 +145,25 @@ class Roster:
         """Seconds on the clock that flights are timed by."""
         return self._clock()
 
+    def away(self) -> frozenset[str]:
+        """Cards that take no clip for now: they come up, go away, or are not heard."""
+        return frozenset(
+            seat.beat.card
+            for seat in self.seats.values()
+            if seat.silent or seat.beat.state in (CardState.DRAINING, CardState.STARTING)
+        )
+
+    def used_s(self) -> dict[str, float]:
+        """Seconds that each owner's clips had cards, what is an hour old counting half."""
+        self._fade_use()
+        return self._used
+
+    def _fade_use(self) -> None:
+        now = self._clock()
+        share = 0.5 ** ((now - self._used_at) / _HALF_LIFE_S)
+        self._used = {owner: seconds * share for owner, seconds in self._used.items() if seconds * share > 1}
+        self._used_at = now
+
     def is_heard(self, renderer: str) -> bool:
         """Whether a renderer was heard of late."""
         seat = self.seats.get(renderer)
@@ -183,6 +208,7 @@ class Roster:
         self.flights[claim.attempt_id] = flight
         self._by_job[claim.job.id] = flight
         self.standing.began(claim.job)
+        flight.began_at = self._clock()
         self._by_renderer.setdefault(claim.renderer, {})[claim.attempt_id] = flight
         if seat := self.seats.get(claim.renderer):
             family = claim.job.spec.family if claim.job.spec else None
@@ -228,6 +254,9 @@ class Roster:
         claim = flight.claim
         if self.flights.pop(claim.attempt_id, None) is not None:
             self.standing.ended(claim.job)
+            self._fade_use()
+            owner, took = claim.job.owner, self._clock() - flight.began_at
+            self._used[owner] = self._used.get(owner, 0.0) + took
         if self._by_job.get(claim.job.id) is flight:
             del self._by_job[claim.job.id]
         here = self._by_renderer.get(claim.renderer)

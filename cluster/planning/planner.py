@@ -19,6 +19,7 @@ from cluster.planning.parts import Part, TailPlan
 from cluster.planning.schedule import Piece, Place, Schedule, Task, play
 from cluster.planning.tail import MOST_SLICED, VARIANTS, make_plan
 from pipeline.clip import ClipSpec
+from pipeline.families import FAMILIES
 
 #: Jobs that come are planned so often at most, in seconds.
 _EVERY_S = 5.0
@@ -133,7 +134,9 @@ class Planner:
             ends_s = play(keep, scene.tasks, scene.places).makespan_s
             if ends_s <= left + max(_LATE_S, _LATE * left):
                 return self.plan
-        found = make_plan(scene.tasks, scene.places, variants=self._variants, keep=keep)
+        # A clip that cannot be stopped and go on elsewhere is not cut in pieces: then nothing of the plan is.
+        variants = self._variants if scene.movable else 0
+        found = make_plan(scene.tasks, scene.places, variants=variants, keep=keep)
         self.plan, self._cards = scene.parts(found.schedule), kinds
         return self.plan
 
@@ -240,6 +243,10 @@ class _Scene:
             for number, card in enumerate(cards)
         ]
         self.jobs = frozenset(job.id for job, _ in self._jobs)
+        self.movable = all(
+            job.spec is None or job.spec.family not in FAMILIES or FAMILIES[job.spec.family].resumable
+            for job, _ in self._jobs
+        )
 
     def still(self, tail: TailPlan) -> Schedule | None:
         """What is left of an earlier plan; None where it does not end all tasks."""

@@ -61,12 +61,13 @@ def make_plan(
 ) -> Plan:
     """The best plan found for `tasks` on `places`.
 
-    `keep` is what they do now: it is left only for one that ends earlier by more than a move costs, so that plans do
-    not change to and fro. Raises `ValueError` where a task fits on no place.
+    `variants` are the vertices of the linear program that are tried; none: tasks stay where they begin. `keep` is what
+    they do now: it is left only for one that ends earlier by more than a move costs, so that plans do not change to and
+    fro. Raises `ValueError` where a task fits on no place.
     """
     bound, fractions = _fractions(tasks, places) if tasks else (0.0, [])
     best = play(longest_first(tasks, places), tasks, places)
-    if len(tasks) <= MOST_SLICED:
+    if variants and len(tasks) <= MOST_SLICED:
         for schedule in _sliced(tasks, places, bound, fractions, variants):
             played = play(schedule, tasks, places)
             if played.makespan_s < best.makespan_s:

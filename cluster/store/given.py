@@ -38,11 +38,16 @@ class _Among(FunctionElement[bool]):
     type = sa.Boolean()
     inherit_cache = True
 
+    def self_group(self, against: Any = None) -> Any:
+        """Itself: SQLite would be asked whether it `= 1`, which no index answers."""
+        return self
+
 
 @compiles(_Among)
 def _in_json(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
     column, texts = (compiler.process(part, **options) for part in element.clauses)
-    return f"{column} IN (SELECT value FROM json_each({texts}))"  # noqa: S608 (a column and a parameter)
+    # As text: a value of no type is looked for in no index.
+    return f"{column} IN (SELECT CAST(value AS TEXT) FROM json_each({texts}))"  # noqa: S608 (a column and a parameter)
 
 
 @compiles(_Among, "postgresql")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,6 +32,8 @@ from cluster.store.verbs import Enforced, Verbs
 from cluster.verbs import FARM, CardVerb
 from pipeline.problems import Problem
 
+#: Waiting jobs of which a share that starts meanwhile changes no plan.
+_MANY_WAIT = 50_000
 #: Ids in one statement: SQLite takes 32,766 parameters, PostgreSQL 65,535.
 _MANY = 1000
 
@@ -62,6 +65,8 @@ class Ledger:
         self.epoch = 0
         #: Where the page of expired leases ended that was given out last.
         self._rescued: tuple[int, str] | None = None
+        #: What waited, when so much waited, and until when that is good enough.
+        self._counted: tuple[float, list[heads.WaitingQueue]] | None = None
 
     def take_office(self, holder: str) -> list[Claim]:
         """Become the dispatcher; returns the attempts that were running under earlier ones.
@@ -98,8 +103,18 @@ class Ledger:
         return sorted(found, key=lambda job: (-job.priority, job.created_at, job.batch_id, job.number))
 
     def counts(self) -> list[heads.WaitingQueue]:
-        """How many jobs wait in each queue: for plans, read once in a few seconds, see `heads.counts`."""
-        return heads.counts(self._db)
+        """How many jobs wait in each queue: for plans, read once in a few seconds, see `heads.counts`.
+
+        Of very many jobs the answer is given again for twenty times as long as it took to count them.
+        """
+        if self._counted is not None and time.monotonic() < self._counted[0]:
+            return self._counted[1]
+        begun = time.monotonic()
+        found = heads.counts(self._db)
+        ended = time.monotonic()
+        many = sum(queue.jobs for queue in found) >= _MANY_WAIT
+        self._counted = (ended + 20 * (ended - begun), found) if many else None
+        return found
 
     def start(self, starts: Sequence[tuple[Job, Card]], lease_s: int) -> list[Claim]:
         """Claim jobs for cards in one transaction; those that may not start any more are left out."""

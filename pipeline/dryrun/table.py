@@ -151,10 +151,11 @@ def _measure_decode(
             held,
             model.latents_bytes(width, height, most),
         )
+        besides = found.bytes - max(_at(line, found) for line in lines)
         if found.where:
-            canvas.append((found.bytes - max(_at(line, found) for line in lines)) / (width * height * held))
-        else:
-            # In no module: what is there when all tiles are done.
+            canvas.append(besides / (width * height * held))
+        elif besides > 0:
+            # In no module, and more than a tile takes: what is there when all tiles are done.
             blended.append(found.bytes / (width * height * held))
         tell(f"{width}×{height}, {held} decoded together in tiles of {layout.decode_tile}: {run.seconds:.1f} s")
     return {

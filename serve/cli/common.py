@@ -101,7 +101,8 @@ def connect(settings: Settings, url: str | None) -> FarmPort:
         return RemotePort(address)
     facts = farm_facts(settings)
     few_step = {name: FewStep.model_validate(few) for name, few in facts.get("few_step", {}).items()}
-    rules = Rules.model_validate(facts.get("rules", {}))
+    # The farm within `render` says nothing of itself, and goes by the defaults.
+    rules = Rules.model_validate(facts.get("rules", {"plans": bool(facts)}))
     return LocalPort(local_farm(settings), facts.get("default_model", "i2vgen-xl"), few_step, rules)
 
 

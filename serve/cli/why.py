@@ -45,7 +45,8 @@ def why(what: What, row: RowName = None, url: Url = None, home: Home = None, as_
 
 
 def _show(told: dict[str, Any]) -> None:
-    console.print(f"{told['job']} is {told['state']} ({told['reason']})", markup=False, soft_wrap=True)
+    reason = f" ({told['reason']})" if told["reason"] != told["state"] else ""
+    console.print(f"{told['job']} is {told['state']}{reason}", markup=False, soft_wrap=True)
     console.print(f"  {told['text']}", markup=False, soft_wrap=True)
     starting = [change for change in told["changes"] if change["starts"]]
     first = [change for change in told["changes"] if not change["starts"]]

@@ -71,7 +71,7 @@ def planned(count: int = 4, cards=CARDS):
 
 
 def started(plan: TailPlan, jobs, now: float, pace: float = 1.0):
-    """(waiting, running, cards) when every card has done what the plan says it has done `pace` times `now` seconds in."""
+    """(waiting, running, cards) when every card has done what it was to do in `pace` times `now` seconds."""
     by_id = {job.id: job for job in jobs}
     running = []
     for name in ("x", "y", "s"):
@@ -114,14 +114,15 @@ def test_a_plan_is_kept_while_nothing_changes():
 
 def test_a_new_job_a_new_card_and_a_lost_one_are_planned():
     planner, jobs, plan = planned()
-    more = planner.update(look([*jobs, a_job(9)], CARDS), 0.0)
+    assert planner.update(look([*jobs, a_job(9)], CARDS), 0.5) is plan, "not for each one that comes"
+    more = planner.update(look([*jobs, a_job(9)], CARDS), 60.0)
     assert steps_of(more).keys() == steps_of(plan).keys() | {"job9"}
-    fewer = planner.update(look([*jobs, a_job(9)], CARDS[1:]), 0.0)
+    fewer = planner.update(look([*jobs, a_job(9)], CARDS[1:]), 61.0)
     assert {p.card for p in fewer.parts} == {"y", "s"}
-    again = planner.update(look([*jobs, a_job(9)], [*CARDS, a_card("z")]), 0.0)
+    again = planner.update(look([*jobs, a_job(9)], [*CARDS, a_card("z")]), 62.0)
     assert {p.card for p in again.parts} == {"x", "y", "s", "z"}
     assert again.ends_at < fewer.ends_at
-    locked = planner.update(look([*jobs, a_job(9)], [*CARDS, a_card("z")], locked=frozenset({"z"})), 0.0)
+    locked = planner.update(look([*jobs, a_job(9)], [*CARDS, a_card("z")], locked=frozenset({"z"})), 63.0)
     assert {p.card for p in locked.parts} == {"x", "y", "s"}
 
 
@@ -150,7 +151,7 @@ def test_a_run_that_is_late_is_planned_anew_when_a_job_has_ended():
 
 
 def test_what_is_planned_anew_counts_on_the_step_that_a_clip_is_in():
-    planner, jobs, plan = planned(1, CARDS[:1])
+    planner, jobs, _ = planned(1, CARDS[:1])
     on = Running(job=jobs[0], card="x", step=10, step_s=1.0, since_step_s=0.25, movable=True)
     found = planner.update(look([a_job(5)], CARDS[:1], [on]), 10.25)
     assert found.of_job["job0"][0].first == 11, "that one it ends where it is"
@@ -192,7 +193,7 @@ def test_only_what_may_start_is_planned():
     assert plan.jobs == {"job0"}
     assert planner.update(look(jobs, CARDS), 1.0) is plan, "one that no card holds keeps nobody from planning"
     on = Running(job=a_job(7, content_key="key0"), card="x", movable=True)
-    assert planner.update(look(jobs, CARDS, [on]), 2.0).jobs == {"job7"}, "an equal clip is being rendered"
+    assert planner.update(look(jobs, CARDS, [on]), 60.0).jobs == {"job7"}, "an equal clip is being rendered"
 
 
 def test_a_job_that_needs_more_than_was_thought_is_planned_anew():

@@ -199,6 +199,105 @@ def test_a_cancel_and_a_claim_at_once_leave_nothing_running_for_ever(database, d
         assert desk.batch(ME, batch_id).status == "cancelled"
 
 
+# -- batches of more rows than one transaction takes ---------------------------------------------------------------
+
+
+class InPieces(Verbs):
+    """Moves two rows at a time, and lets others do something before each piece."""
+
+    def __init__(self, database, between=lambda: None) -> None:
+        super().__init__(database)
+        self.rows_at_once = 2
+        self.between = between
+        self.pieces = 0
+
+    def _move_each_piece(self, *args):
+        self.between()
+        return super()._move_each_piece(*args)
+
+    def _move_some(self, *args):
+        self.pieces += 1
+        return super()._move_some(*args)
+
+
+def mixed(desk: Desk, ledger: Ledger, mark: str) -> str:
+    """Rows in many states: completed, failed, invalid, running, waiting, and one that waits for another."""
+    rows = [draft(n, f"{mark}{n}") for n in range(1, 8)]
+    batch_id = hand_in(desk, *rows, bad_draft(8), draft(9, f"{mark}9", after="row7"))
+    render(desk, ledger, batch_id, "row1")
+    render(desk, ledger, batch_id, "row2", Outcome.CRASHED)
+    render(desk, ledger, batch_id, "row5", Outcome.CRASHED)
+    claim_one(ledger, desk.jobs(ME, batch_id, name="row3")[0])
+    return batch_id
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [(Verb.CANCEL, {})],
+        [(Verb.RETRY, {})],
+        [(Verb.CANCEL, {}), (Verb.RETRY, {"cancelled": True})],
+        [(Verb.PRIORITIZE, {"priority": 7})],
+        [(Verb.HOLD, {}), (Verb.APPROVE, {})],
+        [(Verb.HOLD, {})],
+    ],
+)
+def test_a_large_batch_ends_up_as_a_small_one_does(database, desk, ledger, verbs, truth, said):
+    whole, pieces = mixed(desk, ledger, "whole"), mixed(desk, ledger, "pieces")
+    begun = truth.tally("clips", outcome="cancelled")
+    for verb, options in said:
+        verbs.batch(ME, whole, verb, **options)
+    at_once = truth.tally("clips", outcome="cancelled") - begun
+    in_pieces = InPieces(database)
+    for verb, options in said:
+        in_pieces.batch(ME, pieces, verb, **options)
+    assert in_pieces.pieces >= 5, "two rows at a time"
+    assert by_name(desk, pieces) == by_name(desk, whole)
+    assert truth.tally("clips", outcome="cancelled") - begun == 2 * at_once
+    asked = sa.select(jobs.c.name, jobs.c.priority, jobs.c.cancel_requested, jobs.c.hold_requested).order_by(
+        jobs.c.name
+    )
+    with database.read() as c:
+        told = [c.execute(asked.where(jobs.c.batch_id == batch_id)).all() for batch_id in (whole, pieces)]
+    assert told[0] == told[1]
+    assert desk.batch(ME, pieces).held == desk.batch(ME, whole).held
+
+
+def test_nothing_of_a_large_batch_starts_while_it_is_cancelled(database, desk, ledger):
+    batch_id = hand_in(desk, *(draft(n, f"x{n}") for n in range(1, 8)))
+    running = claim_one(ledger, desk.jobs(ME, batch_id)[6])
+    other = hand_in(desk, draft(1, "other"))
+    seen = []
+
+    def look() -> None:
+        seen.append([job.batch_id for job in ledger.waiting(100)])
+        assert ledger.renew({}, 10).cancelled == {running.attempt_id}, "what runs is told first"
+
+    InPieces(database, look).batch(ME, batch_id, Verb.CANCEL)
+    assert seen == [[other]], "and others wait for none of it"
+    assert set(by_name(desk, batch_id).values()) == {"cancelled", "running"}
+    assert desk.batch(ME, batch_id).held is None
+
+
+def test_a_cancel_that_was_broken_off_is_said_again(database, desk, ledger, truth):
+    batch_id = hand_in(desk, *(draft(n, f"x{n}") for n in range(1, 8)))
+
+    class Breaks(InPieces):
+        def _move_some(self, *args):
+            if self.pieces == 3:
+                raise OSError("the process is gone")
+            return super()._move_some(*args)
+
+    with pytest.raises(OSError, match="gone"):
+        Breaks(database).batch(ME, batch_id, Verb.CANCEL)
+    assert 0 < list(by_name(desk, batch_id).values()).count("cancelled") < 7
+    assert ledger.waiting(100) == [], "nothing of it starts"
+    InPieces(database).batch(ME, batch_id, Verb.CANCEL)
+    assert set(by_name(desk, batch_id).values()) == {"cancelled"}
+    assert truth.tally("clips", outcome="cancelled") == 7
+    assert desk.batch(ME, batch_id).done
+
+
 # -- retry -----------------------------------------------------------------------------------------------------
 
 
