@@ -365,6 +365,10 @@ def _still() -> bytes:
     return out.getvalue()
 
 
+#: Colours of the plot.
+_LEARNS, _FORGETS = "#3b6ea8", "#b9b9b9"
+
+
 def plot(learning: Sequence[Round], forgetting: Sequence[Round]) -> str:
     """Layouts that ran out of memory, round by round, as an SVG bar chart; both farms' bars side by side."""
     width, height, left, bottom = 480, 290, 40, 230
@@ -372,9 +376,9 @@ def plot(learning: Sequence[Round], forgetting: Sequence[Round]) -> str:
     gap = (width - left - 20) / len(learning)
     bars = []
     for i, pair in enumerate(zip(learning, forgetting, strict=True)):
-        for k, (one, colour) in enumerate(zip(pair, ("#3b6ea8", "#c9c9c9"), strict=True)):
-            tall = 165 * one.ooms / most
-            x = left + gap * (i + 0.15 + 0.35 * k)
+        for k, (one, colour) in enumerate(zip(pair, (_LEARNS, _FORGETS), strict=True)):
+            tall = 150 * one.ooms / most
+            x = left + gap * (i + 0.16 + 0.35 * k)
             bars.append(
                 f'<rect x="{x:.1f}" y="{bottom - tall:.1f}" width="{gap * 0.33:.1f}" height="{tall:.1f}" '
                 f'fill="{colour}"/><text x="{x + gap * 0.165:.1f}" y="{bottom - tall - 5:.1f}" '
@@ -383,12 +387,16 @@ def plot(learning: Sequence[Round], forgetting: Sequence[Round]) -> str:
         bars.append(
             f'<text x="{left + gap * (i + 0.5):.1f}" y="{bottom + 18}" text-anchor="middle">round {i + 1}</text>'
         )
+    legend = "".join(
+        f'<rect x="{x}" y="36" width="11" height="11" fill="{colour}"/><text x="{x + 17}" y="46">{text}</text>'
+        for x, colour, text in ((left, _LEARNS, "a farm that learns"), (left + 150, _FORGETS, "one that forgets"))
+    )
     every = (*learning, *forgetting)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         f'font-size="12"><rect width="{width}" height="{height}" fill="#fff"/>'
-        f'<text x="{left}" y="24" font-size="14">Layouts that ran out of memory: a farm that learns (blue), one that '
-        f'does not</text><line x1="{left}" y1="{bottom}" x2="{width - 20}" y2="{bottom}" stroke="#333"/>{"".join(bars)}'
+        f'<text x="{left}" y="24" font-size="14">Layouts that ran out of memory, {learning[0].clips} clips a round'
+        f'</text>{legend}<line x1="{left}" y1="{bottom}" x2="{width - 20}" y2="{bottom}" stroke="#333"/>{"".join(bars)}'
         f'<text x="{left}" y="{bottom + 44}" fill="#555">{sum(one.done for one in every)} of '
         f"{sum(one.clips for one in every)} clips done; {sum(one.failed_by_oom for one in every)} failed by an OOM"
         "</text></svg>\n"

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from cluster.cards import Card
 from cluster.ids import new_id
 from cluster.jobs import Checkpoint, Job, JobState
-from cluster.store.given import among, is_one_of
+from cluster.store.given import among, is_one_of, unindexed
 from cluster.store.rows import JOBS_BY_ID, job_from, may_start
 from cluster.store.schema import attempts, batches, jobs
 from pipeline.families import FAMILIES
@@ -133,14 +133,14 @@ _FREE = (
     .join(batches, batches.c.id == jobs.c.batch_id)
     .where(
         among(jobs.c.id, "ids"),
-        jobs.c.state == JobState.QUEUED.value,
+        unindexed(jobs.c.state) == JobState.QUEUED.value,
         ~equal_clip_running(),
         may_start(sa.bindparam("now", type_=sa.BigInteger())),
     )
 )
 _START = (
     sa.update(jobs)
-    .where(among(jobs.c.id, "ids"), jobs.c.state == JobState.QUEUED.value)
+    .where(among(jobs.c.id, "ids"), unindexed(jobs.c.state) == JobState.QUEUED.value)
     .values(state=JobState.RUNNING.value, fence=jobs.c.fence + 1, updated_at=sa.bindparam("now"))
     .returning(jobs.c.id, jobs.c.fence, jobs.c.family, jobs.c.checkpoint_key, jobs.c.checkpoint_step)
 )

@@ -17,7 +17,7 @@ from cluster.store import peaks, rates
 from cluster.store.after import follow
 from cluster.store.claims import Claim
 from cluster.store.database import Database
-from cluster.store.given import among, is_one_of
+from cluster.store.given import among, is_one_of, unindexed
 from cluster.store.rows import objects_value
 from cluster.store.schema import attempts, clips, jobs
 from cluster.store.tallies import Counts
@@ -97,7 +97,9 @@ _CLIPS_THERE = sa.select(clips.c.id, clips.c.owner, clips.c.content_key, clips.c
     among(clips.c.owner, "owners"), among(clips.c.content_key, "keys")
 )
 _WAITED_FOR = (
-    sa.select(jobs.c.owner, jobs.c.content_key).distinct().where(_OF_CONTENTS, is_one_of(jobs.c.state, *_WAITING))
+    sa.select(jobs.c.owner, jobs.c.content_key)
+    .distinct()
+    .where(_OF_CONTENTS, is_one_of(unindexed(jobs.c.state), *_WAITING))
 )
 _AWAITED = sa.select(jobs.c.id).where(
     sa.or_(_OF_CONTENTS, among(jobs.c.id, "ids")),
@@ -121,7 +123,7 @@ _SHARE = (
     .where(
         jobs.c.owner == sa.bindparam("its_owner"),
         jobs.c.content_key == sa.bindparam("its_key"),
-        is_one_of(jobs.c.state, *_WAITING),
+        is_one_of(unindexed(jobs.c.state), *_WAITING),
     )
     .values(
         state=JobState.COMPLETED.value,

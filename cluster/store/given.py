@@ -71,6 +71,14 @@ def is_one_of(column: sa.ColumnElement[Any], *words: str) -> sa.ColumnElement[bo
     return column.in_([sa.literal_column("'" + str(word).replace("'", "''") + "'") for word in words])
 
 
+def unindexed(column: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+    """The same text, which no index is of: where another column finds the few rows that are meant.
+
+    SQLite, which has no statistics here, would take an index of states before one of ids.
+    """
+    return column.op("||", return_type=sa.String())(sa.literal_column("''"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Given:
     """A table of texts and whole numbers to join with, in one parameter (SQLite) or one a column (PostgreSQL)."""

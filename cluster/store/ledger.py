@@ -21,7 +21,7 @@ from cluster.store.after import follow
 from cluster.store.claims import RECORD_CHECKPOINT, Claim, begin, claims_of, readable
 from cluster.store.database import Database, insert_into
 from cluster.store.endings import Ending, end
-from cluster.store.given import Given, among, is_one_of
+from cluster.store.given import Given, among, is_one_of, unindexed
 from cluster.store.limits import Price, price_of
 from cluster.store.outage import is_outage
 from cluster.store.rows import JOBS_BY_ID, job_from
@@ -364,7 +364,9 @@ _EXPIRED_BEHIND = _EXPIRED.where(
     sa.or_(attempts.c.lease_until > _UNTIL, sa.and_(attempts.c.lease_until == _UNTIL, attempts.c.id > _LAST)),
 )
 _CHECKPOINTED = sa.select(jobs.c.id).where(_has_ended(), ~_has_heir(), _has_checkpoint()).limit(sa.bindparam("limit"))
-_ENDED_AMONG = sa.select(jobs.c.id).where(among(jobs.c.id, "ids"), _has_ended(), ~_has_heir())
+_ENDED_AMONG = sa.select(jobs.c.id).where(
+    among(jobs.c.id, "ids"), is_one_of(unindexed(jobs.c.state), *_FINAL), ~_has_heir()
+)
 _CHECKPOINTS_OF = (
     sa.select(attempts.c.id, jobs.c.id.label("job"), jobs.c.checkpoint_key)
     .join(attempts, sa.and_(attempts.c.job_id == jobs.c.id, attempts.c.fence == jobs.c.fence))

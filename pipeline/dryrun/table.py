@@ -154,8 +154,8 @@ def _measure_decode(
         besides = found.bytes - max(_at(line, found) for line in lines)
         if found.where:
             canvas.append(besides / (width * height * held))
-        elif besides > 0:
-            # In no module, and more than a tile takes: what is there when all tiles are done.
+        elif besides > _GOOD * found.bytes:
+            # In no module, and not what a tile takes: what is there when all tiles are done.
             blended.append(found.bytes / (width * height * held))
         tell(f"{width}×{height}, {held} decoded together in tiles of {layout.decode_tile}: {run.seconds:.1f} s")
     return {
