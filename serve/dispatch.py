@@ -141,9 +141,16 @@ class DispatcherDeployment:
         await self._dispatcher.stop(grace_s)
 
     async def check_health(self) -> None:
-        """Raise when the loop has ended by a fault: Serve then replaces this replica."""
-        if self._loop.done() and (fault := self._loop.exception()):
+        """Raise when the loop has ended although nobody closed it: Serve then replaces this replica.
+
+        By a fault, or because a dispatcher that is on its way out came back into office after this one: with that gone
+        nobody would be in office.
+        """
+        if not self._loop.done() or self._closing.is_set():
+            return
+        if fault := self._loop.exception():
             raise RuntimeError(f"the dispatcher's loop broke: {fault}") from fault
+        raise RuntimeError("another dispatcher took over; a new replica takes the office back")
 
 
 def _state_of(table: CardClassArgs, maximum: int, backlog: float, roster: tuple[int, int]) -> ClassState:

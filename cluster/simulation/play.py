@@ -26,6 +26,9 @@ from cluster.storage import Storage
 from cluster.store import Database, Desk, Ledger
 from pipeline.families import FAMILIES
 
+#: After so long Serve notices that a dispatcher is out of office and puts another in its place, in seconds.
+REPLACED_S = 10.0
+
 log = logging.getLogger("clipmill.simulator")
 
 #: What a run makes of the dispatcher's parts; tests put broken ones in.
@@ -225,6 +228,14 @@ class _Run:
             return
         if office.alive:
             self.world.tell(What.OFFICE_LEFT, detail=office.name)
+            if office is self.world.offices[-1]:
+                # An older one came back into office. That one is on its way out; this one Serve finds unhealthy.
+                self.loop.call_later(REPLACED_S, self._replace_office, office)
+
+    def _replace_office(self, office: Office) -> None:
+        if office.alive and office is self.world.offices[-1]:
+            self._kill(office, tell=False)
+            self._open_office()
 
     def _kill(self, office: Office, *, tell: bool = True) -> None:
         if not office.alive:

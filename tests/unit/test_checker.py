@@ -340,6 +340,7 @@ class TrustsEveryCard(Dispatcher):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._roster = BlindRoster(kwargs["clock"], kwargs["timing"].silent_s)
+        self._outlook._roster = self._roster
 
 
 class ForgetsCheckpoints(Ledger):
