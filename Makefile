@@ -39,7 +39,7 @@ demo: $(BASE) ## Turn the eight example stills into clips, without a GPU and wit
 test: unit integration ## Run all tests
 
 unit: $(DEV) ## Run the unit tests, in parallel
-	$(BIN)/pytest -q tests/unit -n $(WORKERS)
+	$(BIN)/pytest -q tests/unit -n $(WORKERS) --dist worksteal
 
 integration: $(DEV) ## Run the tests that start farms, databases and browsers, one after the other
 	$(BIN)/pytest -q tests/integration tests/acceptance
