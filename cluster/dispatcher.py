@@ -22,7 +22,7 @@ from cluster.leftovers import Leftovers
 from cluster.lessons import Lessons
 from cluster.outlook import Outlook
 from cluster.owners import OwnerShare
-from cluster.placement import Move, Refuse, Relax, Start, place
+from cluster.placement import Move, Refuse, Relax, ShowMore, Start, place
 from cluster.planning.planner import Planner
 from cluster.quarantine import REST_S, Quarantine
 from cluster.renderers import (
@@ -296,12 +296,16 @@ class Dispatcher:
                 waiting, heads, lessons=self._lessons, closed=self._breakers.closed_to(), counts=counts
             ),
             self._wall(),
+            reasons=False,
         )
         for decision in decisions:
             if isinstance(decision, Relax | Refuse):
                 await self._relax_or_refuse(decision.job)
             elif isinstance(decision, Move):
                 self._clear(self._roster.of_job(decision.job.id), "move")
+            elif isinstance(decision, ShowMore):
+                self._outlook.show_more()
+                self.nudge()
         starts = [(d.job, d.card) for d in decisions if isinstance(d, Start)]
         if starts:
             routes = {job.id: route_of(job.spec, card.card, card.usable_bytes) for job, card in starts if job.spec}

@@ -14,7 +14,7 @@ from cluster.cards import Fleet
 from cluster.jobs import Job
 from cluster.lessons import Lessons
 from cluster.owners import OwnerShare
-from cluster.placement import Running, Snapshot, Suit, WorkKind, work_kind
+from cluster.placement import Running, Snapshot, Suit, WorkKind, queue_of, work_kind
 from cluster.planning.parts import TailPlan
 from cluster.planning.planner import Planner, suited
 from cluster.planning.tail import MOST_SLICED
@@ -58,6 +58,10 @@ class Outlook:
         self._suits: dict[WorkKind, Suit] = {}
         self._suits_at = float("-inf")
         self._many = False
+        #: Queues there were at the last look, and how many of each were shown.
+        self._queues, self._shown = 1, 0
+        #: What was shown of one was not enough.
+        self._short = False
 
     def learn(self, rates: Rates) -> None:
         """What was measured of the time that clips take."""
@@ -67,9 +71,18 @@ class Outlook:
 
     @property
     def heads(self) -> int:
-        """How many jobs of each queue the next look should see."""
-        least = max(_HEADS, 2 * self._roster.idle)
+        """How many jobs of each queue the next look should see.
+
+        With many queues there are few of each: jobs enough for all idle cards in all, and as many again. A look that
+        shows too few of one decides nothing behind it and is followed by another.
+        """
+        most = 2 * self._roster.idle
+        least = max(_HEADS, min(most, 4 * self._shown) if self._short else -(-most // self._queues))
         return least if self._many or self._planner is None else max(MOST_SLICED, least)
+
+    def show_more(self) -> None:
+        """The last look saw too little of some queue."""
+        self._short = True
 
     def wants_counts(self, waiting: Sequence[Job], heads: int) -> bool:
         """Whether it should be counted how many wait: more than were seen, and that was not done of late."""
@@ -88,6 +101,8 @@ class Outlook:
         counts: Sequence[WaitingQueue] | None = None,
     ) -> Snapshot:
         """What placement is to decide on; `counts` where they were asked for."""
+        self._queues, self._shown = max(1, len({queue_of(job) for job in waiting})), heads
+        self._short = False
         standing, used_s = self._roster.standing, self._roster.used_s()
         unseen = int(_unseen(waiting, heads))
         planner = self._planner
@@ -97,13 +112,13 @@ class Outlook:
             if counts is not None:
                 await self._suit(waiting, counts, lessons)
             return Snapshot(
-                waiting=waiting, fleet=self._fleet, lessons=lessons, closed=closed, owners=self._owners,
+                waiting=waiting, shown=heads, fleet=self._fleet, lessons=lessons, closed=closed, owners=self._owners,
                 standing=standing, unseen=unseen, suits=self._suits, used_s=used_s,
             )  # fmt: skip
         found = Snapshot(
-            waiting=waiting, cards=list(standing.cards.values()), fleet=self._fleet, lessons=lessons, closed=closed,
-            running=self._running(), owners=self._owners, locked=standing.locked | self._roster.away(),
-            standing=standing, used_s=used_s,
+            waiting=waiting, shown=heads, cards=list(standing.cards.values()), fleet=self._fleet, lessons=lessons,
+            closed=closed, running=self._running(), owners=self._owners, standing=standing, used_s=used_s,
+            locked=standing.locked | self._roster.away(),
         )  # fmt: skip
         await self._plan(planner, found)
         return replace(found, plan=planner.plan)
@@ -192,5 +207,5 @@ class Outlook:
 
 def _unseen(waiting: Sequence[Job], heads: int) -> bool:
     """Whether a queue has more than the `heads` that were read of it."""
-    seen = Counter((job.owner, work_kind(job), job.priority) for job in waiting)
+    seen = Counter(map(queue_of, waiting))
     return max(seen.values(), default=0) >= heads

@@ -8,9 +8,8 @@ for, and the *reasons* of those that wait.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -22,7 +21,7 @@ from cluster.jobs import Job
 from cluster.lessons import ELSEWHERE, Lessons, key_of
 from cluster.owners import DEFAULT_SHARE, OwnerShare
 from cluster.planning.parts import TailPlan
-from cluster.standing import Extent, Standing
+from cluster.standing import Extent, IdleCards, Standing
 from pipeline.footprint import Footprint, leanest, plan
 
 #: A waiting job rises by one priority each time it has waited so long, in seconds: nobody waits for ever.
@@ -116,7 +115,12 @@ class Relax:
     job: Job
 
 
-Decision = Start | Move | Wait | Refuse | Relax
+@dataclass(frozen=True)
+class ShowMore:
+    """All that was shown of a queue starts, and it may be longer: what comes behind it is decided at the next look."""
+
+
+Decision = Start | Move | Wait | Refuse | Relax | ShowMore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,8 @@ class Snapshot:
 
     #: The first jobs of every queue; a queue is one owner's jobs of one kind and priority.
     waiting: Sequence[Job]
+    #: So many of each queue at most: one that has as many may be longer. None: all that wait are there.
+    shown: int | None = None
     cards: Sequence[Card] = ()
     fleet: Fleet
     lessons: Lessons = field(default_factory=Lessons)
@@ -182,13 +188,30 @@ def effective_priority(job: Job, now: float) -> int:
     return job.priority + max(0, int(now - job.created_at)) // AGEING_S
 
 
-def place(snapshot: Snapshot, now: float = 0.0) -> list[Decision]:
+def place(snapshot: Snapshot, now: float = 0.0, *, reasons: bool = True) -> list[Decision]:
     """Decisions on every waiting job, and moves of running ones; `now` in seconds, on the clock of `Job.created_at`.
 
     No card gets two jobs and no job two cards. No card that holds a waiting job stays idle, except where the plan of a
-    batch's tail says that the batch ends earlier so.
+    batch's tail says that the batch ends earlier so, or where `ShowMore` is among the decisions. Without `reasons` jobs
+    that wait are left out.
     """
-    return list(_Placing(snapshot, now).decide())
+    return list(_Placing(snapshot, now).decide(reasons=reasons))
+
+
+class _Line:
+    """Jobs of one owner, kind and level of priority, with the same needs: if one of them gets no card, none does."""
+
+    __slots__ = ("jobs", "needs", "suit")
+
+    def __init__(self, needs: Mapping[str, int], suit: Suit | None) -> None:
+        self.needs, self.suit = needs, suit
+        #: The next one is last.
+        self.jobs: list[Job] = []
+
+    def rank(self) -> tuple[int, str, float, int]:
+        """By age; of one batch the longest first."""
+        job = self.jobs[-1]
+        return job.created_at, job.batch_id, -self.suit.seconds if self.suit else 0.0, job.number
 
 
 class _Placing:
@@ -202,21 +225,29 @@ class _Placing:
             standing = Standing(snapshot.cards, (r.job for r in snapshot.running), snapshot.locked)
         self._standing, self._all, self._usable = standing, standing.all, standing.usable
         self._began_idle = [card for card in standing.idle.values() if card.card not in standing.locked]
-        self._idle = _Idle(self._began_idle)
+        self._idle = IdleCards(self._began_idle)
         self._needs: dict[tuple[object, ...], Mapping[str, int]] = {}
+        self._held: dict[int, bool] = {}
         #: Exceptions from it: experience may be wrong and refuses nothing.
         self._at_least: dict[str, Mapping[str, int]] = {}
         #: What is started now, on top of what runs.
         self._taken: set[tuple[str, str | None]] = set()
         self._more: Counter[str] = Counter()
+        #: How many of each queue have neither started nor been passed over for an equal clip, if it may be longer.
+        self._left: Counter[tuple[object, ...]] = Counter()
+        #: One has run out: nothing more is decided.
+        self._short = False
+        if (shown := snapshot.shown) is not None:
+            seen = Counter(map(queue_of, snapshot.waiting))
+            self._left = Counter({queue: count for queue, count in seen.items() if count >= shown})
 
-    def decide(self) -> Iterator[Decision]:
+    def decide(self, *, reasons: bool) -> Iterator[Decision]:
         heads: list[Job] = []
         for job in self._snapshot.waiting:
-            if (decision := self._head(job)) is not None:
-                yield decision
-            else:
+            if (decision := self._head(job)) is None:
                 heads.append(job)
+            elif reasons or not isinstance(decision, Wait):
+                yield decision
         starts: dict[str, Start] = {}
         if self._snapshot.plan is not None:
             for start in self._in_order(self._urgent(self._snapshot.plan, heads)):
@@ -227,7 +258,9 @@ class _Placing:
         for start in self._in_order([job for job in heads if job.id not in starts and not self._is_planned(job)]):
             starts[start.job.id] = start
         yield from starts.values()
-        for job in heads:
+        if self._short:
+            yield ShowMore()
+        for job in heads if reasons else ():
             if job.id not in starts:
                 yield Wait(job, self._reason(job))
 
@@ -241,13 +274,19 @@ class _Placing:
             return Wait(job, WaitReason.NOT_BEFORE)
         if self._is_taken(job):
             return Wait(job, WaitReason.EQUAL_CLIP_RUNNING)
-        if not self._all.holds(self._needs_of(job)) and self._nowhere_by_experience(job):
+        if not self._is_held(self._needs_of(job)) and self._nowhere_by_experience(job):
             if _can_relax(job):
                 return Relax(job)
             # The largest card that should hold it is tried.
             most = max(card.usable_bytes for card in self._all.of_classes if card.usable_bytes >= job.needs_bytes)
             self._at_least[job.id] = dict.fromkeys(self._all.largest, most)
         return None
+
+    def _is_held(self, needs: Mapping[str, int]) -> bool:
+        # Needs are shared by all jobs that have the same, and live as long as this.
+        if (known := self._held.get(id(needs))) is None:
+            known = self._held[id(needs)] = self._all.holds(needs)
+        return known
 
     def _nowhere_by_experience(self, job: Job) -> bool:
         """Whether a card that is there should hold `job`, and by experience no class does that is not there."""
@@ -267,8 +306,11 @@ class _Placing:
         if job.id in self._at_least:
             return self._at_least[job.id]
         lessons, spec = self._snapshot.lessons, job.spec
-        # Without lessons there is nothing to tell kinds or shapes apart by.
-        shape = spec.model_dump_json(exclude={"prompt", "negative_prompt", "seed"}) if lessons.lessons and spec else ""
+        # Without lessons and breakers there is nothing to tell kinds or shapes apart by.
+        if spec is not None and (lessons.lessons or self._snapshot.closed):
+            shape = spec.model_dump_json(exclude={"prompt", "negative_prompt", "seed"})
+        else:
+            shape = ""
         key = (job.needs_bytes, shape)
         if (known := self._needs.get(key)) is None:
             known = {kind: expected_bytes(job, kind, lessons) for kind in self._all.largest}
@@ -294,36 +336,66 @@ class _Placing:
         for job in heads:
             levels[effective_priority(job, self._now)].append(job)
         for level in sorted(levels, reverse=True):
-            warm = _earliest(levels[level])
-            passed: dict[int, list[Job]] = defaultdict(list)
-            for job in self._in_turn(levels[level]):
-                if (card := self._card_for(job, warm, own_class=True)) is not None:
-                    self._take(job, card)
-                    yield Start(job, card)
-                elif (size := self._usable.rank_for(self._needs_of(job))) is not None:
-                    passed[size].append(job)
+            if self._short or not self._idle:
+                return
+            warm, lines = _earliest(levels[level]), self._lines(levels[level])
+            yield from self._in_turn(lines, warm, own_class=True)
+            passed: dict[int, list[_Line]] = defaultdict(list)
+            for line in lines:
+                if line.jobs and (size := self._usable.rank_for(line.needs)) is not None:
+                    passed[size].append(line)
             for size in sorted(passed, reverse=True):
-                for job in self._in_turn(passed[size]):
-                    if (card := self._card_for(job, warm, own_class=False)) is not None:
-                        self._take(job, card)
-                        yield Start(job, card)
+                yield from self._in_turn(passed[size], warm, own_class=False)
 
-    def _in_turn(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """Jobs by age, those of the owner first who has fewest running for their weight; ends when no card is idle."""
-        lines: dict[str, list[Job]] = defaultdict(list)
-        for job in sorted(jobs, key=self._rank, reverse=True):
-            lines[job.owner].append(job)
-        turns = [(self._share_of(owner), owner) for owner in lines]
+    def _lines(self, jobs: Iterable[Job]) -> list[_Line]:
+        lines: dict[tuple[object, ...], _Line] = {}
+        for job in jobs:
+            needs, spec = self._needs_of(job), job.spec
+            key = (job.owner, id(needs), spec and spec.family, spec and spec.resolution_class)
+            if (line := lines.get(key)) is None:
+                line = lines[key] = _Line(needs, self._snapshot.suits.get(work_kind(job)))
+            line.jobs.append(job)
+        for line in lines.values():
+            line.jobs.sort(key=_age, reverse=True)
+        return list(lines.values())
+
+    def _in_turn(self, lines: Iterable[_Line], warm: Mapping[str, int], *, own_class: bool) -> Iterator[Start]:
+        """Starts by age, those of the owner first who has fewest running for their weight.
+
+        Ends when no card is idle, or when what was shown of a queue has started. What did not start stays in `lines`.
+        """
+        of_owner: dict[str, list[tuple[object, int, _Line]]] = defaultdict(list)
+        for number, line in enumerate(lines):
+            of_owner[line.jobs[-1].owner].append((line.rank(), number, line))
+        for mine in of_owner.values():
+            heapq.heapify(mine)
+        turns = [(self._share_of(owner), owner) for owner in of_owner]
         heapq.heapify(turns)
-        while turns and self._idle:
+        while turns and self._idle and not self._short:
             _, owner = heapq.heappop(turns)
-            yield lines[owner].pop()
-            if lines[owner]:
+            if self._at_limit(owner):
+                continue
+            mine = of_owner[owner]
+            _, number, line = mine[0]
+            job, card = line.jobs[-1], None
+            if taken := self._is_taken(job):
+                self._settle(line.jobs.pop())
+            elif card := self._card_for(job, line, warm, own_class=own_class):
+                self._take(job, card)
+                self._settle(line.jobs.pop())
+                yield Start(job, card)
+            if (taken or card) and line.jobs:
+                heapq.heapreplace(mine, (line.rank(), number, line))
+            else:
+                heapq.heappop(mine)
+            if mine:
                 heapq.heappush(turns, (self._share_of(owner), owner))
 
-    def _rank(self, job: Job) -> tuple[int, str, float, int]:
-        suit = self._snapshot.suits.get(work_kind(job))
-        return job.created_at, job.batch_id, -suit.seconds if suit else 0.0, job.number
+    def _settle(self, job: Job) -> None:
+        queue = queue_of(job) if self._left else ()
+        if queue in self._left:
+            self._left[queue] -= 1
+            self._short |= self._left[queue] == 0
 
     def _share_of(self, owner: str) -> tuple[float, float]:
         weight = self._snapshot.owners.get(owner, DEFAULT_SHARE).weight
@@ -336,15 +408,15 @@ class _Placing:
     def _running_of(self, owner: str) -> int:
         return self._standing.load.get(owner, 0) + self._more[owner]
 
-    def _card_for(self, job: Job, warm: Mapping[str, int], *, own_class: bool) -> Card | None:
-        if not self._may_start(job):
-            return None
-        needs, family = self._needs_of(job), job.spec.family if job.spec else ""
+    def _card_for(self, job: Job, line: _Line, warm: Mapping[str, int], *, own_class: bool) -> Card | None:
+        needs, family = line.needs, job.spec.family if job.spec else ""
         only = None
-        if own_class and (suit := self._snapshot.suits.get(work_kind(job))):
-            needs = {kind: count if kind in suit.card_kinds else _NOWHERE for kind, count in needs.items()}
+        if own_class and line.suit:
+            needs = {kind: count if kind in line.suit.card_kinds else _NOWHERE for kind, count in needs.items()}
         elif own_class:
             only = self._usable.class_for(needs)
+        if not self._idle.holds(needs):
+            return None
         # In the second round it may have those as well, if the others did not take them.
         others = {
             other
@@ -472,65 +544,14 @@ class _Placing:
         return Extent(card for card in self._standing.cards.values() if card.card not in names)
 
 
-class _Idle:
-    """Idle cards by kind, usable memory and the family they have loaded."""
+def queue_of(job: Job) -> tuple[object, ...]:
+    """Which queue it waits in."""
+    spec = job.spec
+    return job.owner, spec and spec.family, spec and spec.resolution_class, job.needs_bytes, job.priority
 
-    def __init__(self, cards: Iterable[Card]) -> None:
-        #: Per kind the memory sizes there are, ascending.
-        self._sizes: dict[str, list[int]] = defaultdict(list)
-        #: By kind, size and family, and there by id: the last is taken first.
-        self._alike: dict[tuple[str, int], dict[str, dict[str, Card]]] = {}
-        self._count = 0
-        seen: set[str] = set()
-        # Backwards: the first by name is taken first, from the end.
-        for card in sorted(cards, key=lambda c: (c.card, c.renderer), reverse=True):
-            # By the card: a renderer just replaced may still be on the roster beside its successor.
-            if card.card in seen:
-                continue
-            seen.add(card.card)
-            at = (card.kind, card.usable_bytes)
-            if at not in self._alike:
-                insort(self._sizes[card.kind], card.usable_bytes)
-                self._alike[at] = defaultdict(dict)
-            self._alike[at][card.family or ""][card.card] = card
-            self._count += 1
 
-    def __bool__(self) -> bool:
-        return self._count > 0
-
-    def __iter__(self) -> Iterator[Card]:
-        return (card for alike in self._alike.values() for cards in alike.values() for card in cards.values())
-
-    def fitting(self, needs: Mapping[str, int], family: str, but: Collection[str] = ()) -> Iterator[Card]:
-        """Cards that hold `needs`, those with least memory first; of equal ones first those with `family` loaded.
-
-        None that have a family of `but` loaded.
-        """
-        for size, kind in heapq.merge(*(self._from(kind, needs[kind]) for kind in self._sizes)):
-            alike = self._alike[kind, size]
-            for loaded in sorted(alike, key=lambda name: (name != family, name)):
-                if loaded not in but:
-                    yield from reversed(alike[loaded].values())
-
-    def _from(self, kind: str, least: int) -> Iterator[tuple[int, str]]:
-        sizes = self._sizes[kind]
-        return ((sizes[n], kind) for n in range(bisect_left(sizes, least), len(sizes)))
-
-    def remove(self, card: Card) -> None:
-        """It is taken, or kept for later."""
-        at = (card.kind, card.usable_bytes)
-        cards = self._alike[at][card.family or ""]
-        # A dict that loses its last entry by `del` keeps its place, and walking backwards passes by all such places.
-        name, last = cards.popitem()
-        if name != card.card:
-            cards[name] = last
-            del cards[card.card]
-        self._count -= 1
-        if not cards:
-            del self._alike[at][card.family or ""]
-            if not self._alike[at]:
-                del self._alike[at]
-                self._sizes[card.kind].remove(card.usable_bytes)
+def _age(job: Job) -> tuple[int, str, int]:
+    return job.created_at, job.batch_id, job.number
 
 
 def _earliest(jobs: Iterable[Job]) -> dict[str, int]:

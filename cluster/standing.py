@@ -5,8 +5,9 @@ With ten thousand cards a look at all of them takes longer than the decisions on
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from cluster.cards import Card
 from cluster.jobs import Job
@@ -115,3 +116,72 @@ class Standing:
             used = Extent(c for c in self.cards.values() if c.card not in self.locked) if self.locked else whole
             self._extents = whole, used
         return self._extents
+
+
+class IdleCards:
+    """Idle cards by kind, usable memory and the family they have loaded."""
+
+    def __init__(self, cards: Iterable[Card]) -> None:
+        #: Per kind the memory sizes there are, ascending.
+        self._sizes: dict[str, list[int]] = defaultdict(list)
+        #: By kind, size and family, and there by id: the last is taken first.
+        self._alike: dict[tuple[str, int], dict[str, dict[str, Card]]] = {}
+        self._count = 0
+        seen: set[str] = set()
+        # Backwards: the first by name is taken first, from the end.
+        for card in sorted(cards, key=lambda c: (c.card, c.renderer), reverse=True):
+            # By the card: a renderer just replaced may still be on the roster beside its successor.
+            if card.card in seen:
+                continue
+            seen.add(card.card)
+            at = (card.kind, card.usable_bytes)
+            if at not in self._alike:
+                insort(self._sizes[card.kind], card.usable_bytes)
+                self._alike[at] = defaultdict(dict)
+            self._alike[at][card.family or ""][card.card] = card
+            self._count += 1
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    def __iter__(self) -> Iterator[Card]:
+        return (card for alike in self._alike.values() for cards in alike.values() for card in cards.values())
+
+    def holds(self, needs: Mapping[str, int]) -> bool:
+        """Whether one of them has what is needed on its kind."""
+        return any(sizes and sizes[-1] >= needs[kind] for kind, sizes in self._sizes.items())
+
+    def fitting(self, needs: Mapping[str, int], family: str, but: Collection[str] = ()) -> Iterator[Card]:
+        """Cards that hold `needs`, those with least memory first; of equal ones first those with `family` loaded.
+
+        None that have a family of `but` loaded.
+        """
+        # Farms have few kinds of cards: the smallest of their next sizes is found faster than by a heap of generators.
+        following = {
+            kind: n for kind, sizes in self._sizes.items() if (n := bisect_left(sizes, needs[kind])) < len(sizes)
+        }
+        while following:
+            size, kind = min((self._sizes[kind][n], kind) for kind, n in following.items())
+            following[kind] += 1
+            if following[kind] == len(self._sizes[kind]):
+                del following[kind]
+            alike = self._alike[kind, size]
+            for loaded in sorted(alike, key=lambda name: (name != family, name)):
+                if loaded not in but:
+                    yield from reversed(alike[loaded].values())
+
+    def remove(self, card: Card) -> None:
+        """Without `card`, which is taken, or kept for later."""
+        at = (card.kind, card.usable_bytes)
+        cards = self._alike[at][card.family or ""]
+        # A dict that loses its last entry by `del` keeps its place, and walking backwards passes by all such places.
+        name, last = cards.popitem()
+        if name != card.card:
+            cards[name] = last
+            del cards[card.card]
+        self._count -= 1
+        if not cards:
+            del self._alike[at][card.family or ""]
+            if not self._alike[at]:
+                del self._alike[at]
+                self._sizes[card.kind].remove(card.usable_bytes)

@@ -24,6 +24,7 @@ from cluster.placement import (
     Refuse,
     Relax,
     Running,
+    ShowMore,
     Snapshot,
     Start,
     Suit,
@@ -31,6 +32,7 @@ from cluster.placement import (
     WaitReason,
     effective_priority,
     place,
+    queue_of,
     work_kind,
 )
 from cluster.planning.parts import Part, TailPlan
@@ -211,6 +213,79 @@ def test_a_small_clip_has_a_larger_card_only_where_no_larger_clip_of_its_priorit
             same = effective_priority(start.job, NOW) == effective_priority(wait.job, NOW)
             if same and able(snapshot, wait.job, start.card):
                 assert own(start.job) >= own(wait.job) or start.card.card_class == f"c{own(start.job)}"
+
+
+def few_long_queues(rng: random.Random) -> Snapshot:
+    """As the store shows them: nothing of equal content to what runs, by priority, then age."""
+    # One family: which cards are kept for a warm start depends on who waits besides.
+    waiting = [
+        job(
+            number, owner=rng.choice(["ann", "bob"]), priority=rng.choice([0, 0, 1]),
+            created_at=NOW - rng.choice([0, 60, AGEING_S]), needs_bytes=rng.choice([5, 5, 14, 20]),
+            content_key=f"key{rng.randrange(40)}",
+        )
+        for number in range(rng.randrange(5, 40))
+    ]  # fmt: skip
+    cards = [
+        a_card(f"gpu{i:02}", rng.choice([5, 8, 16, 24]), kind=rng.choice("ab"), idle=rng.random() < 0.8)
+        for i in range(rng.randrange(3, 20))
+    ]
+    kinds = sorted({work_kind(j) for j in waiting})
+    return look(
+        sorted(waiting, key=lambda j: (-j.priority, j.created_at, j.batch_id, j.number)),
+        cards,
+        locked=frozenset(c.card for c in cards if rng.random() < 0.1),
+        closed=frozenset(route_of(spec(), c.card, c.usable_bytes) for c in cards if rng.random() < 0.1),
+        owners={"ann": OwnerShare(weight=rng.choice([1, 3]), max_running=rng.choice([None, None, 4]))},
+        suits={kind: Suit(card_kinds=frozenset(rng.choice("ab")), seconds=1.0) for kind in kinds if rng.random() < 0.2},
+    )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_look_by_look_with_few_of_each_queue_the_same_starts_as_with_all_at_once(seed):
+    rng = random.Random(seed)
+    snapshot, shown = few_long_queues(rng), rng.randrange(1, 4)
+    at_once = starts_of(snapshot, NOW)
+    found: dict[int, str] = {}
+    while True:
+        place_in_queue = Counter()
+        seen = []
+        for j in snapshot.waiting:
+            place_in_queue[queue_of(j)] += 1
+            if place_in_queue[queue_of(j)] <= shown:
+                seen.append(j)
+        decisions = place(replace(snapshot, waiting=seen, shown=shown), NOW, reasons=False)
+        starts = {d.job.id: d for d in decisions if isinstance(d, Start)}
+        found |= {d.job.number: d.card.card for d in starts.values()}
+        if ShowMore() not in decisions:
+            break
+        assert starts, "or it would go on for ever"
+        taken = {d.card.card for d in starts.values()}
+        held = {(d.job.owner, d.job.content_key) for d in starts.values()}
+        snapshot = replace(
+            snapshot,
+            waiting=[j for j in snapshot.waiting if (j.owner, j.content_key) not in held],
+            cards=[c.model_copy(update={"idle": c.idle and c.card not in taken}) for c in snapshot.cards],
+            running=[*snapshot.running, *(Running(job=d.job, card=d.card.card) for d in starts.values())],
+        )
+    assert found == at_once
+
+
+def test_what_comes_behind_a_queue_that_ran_out_waits_for_the_next_look():
+    urgent = [job(n, priority=1) for n in range(3)]
+    later = job(9)
+    cards = [a_card(name) for name in "xyz"]
+    assert place(look([*urgent[:2], later], cards, shown=2), reasons=False) == [
+        Start(urgent[0], cards[0]), Start(urgent[1], cards[1]), ShowMore(),
+    ]  # fmt: skip
+    assert set(starts_of(look([*urgent[:2], later], cards, shown=3))) == {0, 1, 9}, "two of three: there are no more"
+
+
+@settings(deadline=None, max_examples=60)
+@given(snapshots())
+def test_without_reasons_everything_else_is_decided_alike(snapshot):
+    everything = place(snapshot, NOW)
+    assert place(snapshot, NOW, reasons=False) == [d for d in everything if not isinstance(d, Wait)]
 
 
 @settings(deadline=None, max_examples=60)
