@@ -14,15 +14,12 @@ from sqlalchemy.engine import Connection
 from cluster.cards import Card
 from cluster.ids import new_id
 from cluster.jobs import Checkpoint, Job, JobState
-from cluster.store.given import among, is_one_of, unindexed
+from cluster.store.given import among, for_each, is_one_of, unindexed
 from cluster.store.rows import JOBS_BY_ID, job_from, may_start
 from cluster.store.schema import attempts, batches, jobs
 from pipeline.families import FAMILIES
 
 log = logging.getLogger("clipmill.store")
-
-
-_RUNNING = jobs.alias("running")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +75,7 @@ def begin(c: Connection, now: int, epoch: int, starts: Sequence[tuple[Job, Card]
                 done=done.get(resume, ()) if resume else (),
             )
         )
-    if claims:
-        c.execute(_INSERT, [_values(claim, now, epoch, lease_s) for claim in claims])
+    for_each(c, _INSERT, [_values(claim, now, epoch, lease_s) for claim in claims])
     return claims
 
 
@@ -117,16 +113,6 @@ def readable(row: Any) -> Job | None:
         return None
 
 
-def equal_clip_running() -> sa.Exists:
-    """Of a row of `jobs`: whether a job of equal content of its owner is being rendered."""
-    return sa.exists().where(
-        _RUNNING.c.owner == jobs.c.owner,
-        _RUNNING.c.content_key == jobs.c.content_key,
-        # Written out: the index of what runs is used only where the planner sees its condition.
-        _RUNNING.c.state == sa.literal_column("'running'"),
-    )
-
-
 # Made once: to build a statement takes longer than to run it.
 _FREE = (
     sa.select(jobs.c.id, jobs.c.owner, jobs.c.content_key)
@@ -134,9 +120,12 @@ _FREE = (
     .where(
         among(jobs.c.id, "ids"),
         unindexed(jobs.c.state) == JobState.QUEUED.value,
-        ~equal_clip_running(),
         may_start(sa.bindparam("now", type_=sa.BigInteger())),
     )
+)
+# Of all contents at once, and by no index of states: PostgreSQL would go through all that runs for each of the jobs.
+_RUNNING_OF = sa.select(jobs.c.owner, jobs.c.content_key).where(
+    among(jobs.c.owner, "owners"), among(jobs.c.content_key, "keys"), unindexed(jobs.c.state) == JobState.RUNNING.value
 )
 _START = (
     sa.update(jobs)
@@ -173,8 +162,8 @@ _ATTEMPTS_OF = sa.select(
 def _move(c: Connection, now: int, wanted: Sequence[Job]) -> dict[str, Any]:
     """Move to running what may start, the first of equal jobs only; rows by job id."""
     # Writers come one after the other: what is read here stays true until this commits.
-    free = {row.id: row for row in c.execute(_FREE, {"ids": [job.id for job in wanted], "now": now})}
-    taken: set[tuple[str, str]] = set()
+    free = {row.id: row for row in c.execute(_FREE, {"ids": [job.id for job in wanted], "now": now}).all()}
+    taken = {(row.owner, row.content_key) for row in c.execute(_RUNNING_OF, _contents(free.values())).all()}
     chosen: list[str] = []
     for job in wanted:
         row = free.pop(job.id, None)
@@ -183,7 +172,7 @@ def _move(c: Connection, now: int, wanted: Sequence[Job]) -> dict[str, Any]:
         if row.content_key is not None:
             taken.add((row.owner, row.content_key))
         chosen.append(row.id)
-    return {row.id: row for row in c.execute(_START, {"ids": chosen, "now": now})} if chosen else {}
+    return {row.id: row for row in c.execute(_START, {"ids": chosen, "now": now}).all()} if chosen else {}
 
 
 def _resumes(c: Connection, chosen: Sequence[tuple[Job, Any]]) -> dict[str, Checkpoint]:
@@ -204,14 +193,18 @@ def _resumes(c: Connection, chosen: Sequence[tuple[Job, Any]]) -> dict[str, Chec
     return found | inherited
 
 
+def _contents(of: Iterable[Any]) -> dict[str, list[str]]:
+    """Owners and content keys of jobs or their rows, for statements that are asked by both."""
+    # A key of another owner's among them finds nothing that is looked up by the pair.
+    return {
+        "owners": list({one.owner for one in of}),
+        "keys": list({one.content_key for one in of if one.content_key is not None}),
+    }
+
+
 def _left_by_others(c: Connection, fresh: Sequence[Job]) -> dict[tuple[str, str | None], Checkpoint]:
     """The newest checkpoints of equal clips that earlier jobs left half way."""
-    # A key of another owner's among them finds nothing that is looked up by the pair.
-    told = {
-        "owners": list({job.owner for job in fresh}),
-        "keys": list({job.content_key for job in fresh if job.content_key is not None}),
-    }
-    if not told["keys"]:
+    if not (told := _contents(fresh))["keys"]:
         return {}
     return {
         (row.owner, row.content_key): Checkpoint(row.checkpoint_key, row.checkpoint_step)

@@ -17,7 +17,7 @@ from cluster.store import peaks, rates
 from cluster.store.after import follow
 from cluster.store.claims import Claim
 from cluster.store.database import Database
-from cluster.store.given import among, is_one_of, unindexed
+from cluster.store.given import among, for_each, is_one_of, unindexed
 from cluster.store.rows import objects_value
 from cluster.store.schema import attempts, clips, jobs
 from cluster.store.tallies import Counts
@@ -49,10 +49,7 @@ def end(database: Database, c: Connection, now: int, endings: Sequence[Ending]) 
     if not ending:
         return written
     _check_fences(ending)
-    c.execute(
-        _END,
-        [_attempt_values(one, row, now) for one, row in ending],
-    )
+    for_each(c, _END, [_attempt_values(one, row, now) for one, row in ending])
     counts = Counts()
     published = _publish(c, [one for one, _ in ending], now, counts)
     _move(c, [one for one, _ in ending], published, now)
@@ -135,7 +132,7 @@ _SHARE = (
 
 
 def _live(c: Connection, endings: Sequence[Ending]) -> dict[str, Any]:
-    return {row.id: row for row in c.execute(_LIVE, {"ids": [one.claim.attempt_id for one in endings]})}
+    return {row.id: row for row in c.execute(_LIVE, {"ids": [one.claim.attempt_id for one in endings]}).all()}
 
 
 def _check_fences(live: Sequence[tuple[Ending, Any]]) -> None:
@@ -191,12 +188,10 @@ def _publish(c: Connection, endings: Sequence[Ending], now: int, counts: Counts)
             # An equal clip was there and has expired: this is it again, for the jobs that had it too.
             revived.append({"its_id": clip_id, **{f"its_{name}": value for name, value in values.items()}})
         # Else equal rows have a clip already, and this one's objects are swept.
-    if new:
-        c.execute(_PUBLISH, new)
-    if revived:
-        c.execute(_REVIVE, revived)
+    for_each(c, _PUBLISH, new)
+    for_each(c, _REVIVE, revived)
     waited_for = _waited_for(c, done)
-    for one in done:
+    for one in done if waited_for else ():
         job = one.claim.job
         if (job.owner, job.content_key) not in waited_for:
             continue
@@ -225,7 +220,7 @@ def _move(c: Connection, endings: Sequence[Ending], published: dict[str, str], n
         bound = {f"new_{name}": value for name, value in values.items()}
         alike[_cost(one.transition), *values].append({"its_id": one.claim.job.id, "its_fence": one.claim.fence} | bound)
     for (cost, *names), rows in alike.items():
-        c.execute(_moving(cost, tuple(names)), rows)
+        for_each(c, _moving(cost, tuple(names)), rows)
 
 
 @cache

@@ -1,18 +1,21 @@
-"""Lists and tables that a statement is given when it runs: it is made once, and its text is the same for any number.
+"""What a statement is given when it runs: lists, tables, and rows to run it for one after the other.
 
-To build a statement takes longer than to run it, and so does an `IN` that is written anew for every number of values.
+To build a statement takes longer than to run it, and so does an `IN` that is written anew for every number of values:
+here a statement is made once, and its text is the same for any number.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.engine import Dialect
+from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -105,3 +108,47 @@ class Given:
         if sqlite:
             return {f"{self.name}_rows": json.dumps(rows)}
         return {f"{self.name}_{column}": [row[n] for row in rows] for n, column in enumerate(self.columns)}
+
+
+def for_each(connection: Connection, statement: sa.Update | sa.Insert, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Run `statement` for each of `rows`, which have the same names all, in one call of the driver.
+
+    As `connection.execute(statement, rows)`, which looks every value of every row up in the statement, and takes longer
+    for that than the database for the rows. Columns get no defaults of their own.
+    """
+    if rows:
+        text, prepare = _prepared(statement, connection.dialect, tuple(rows[0]))
+        connection.exec_driver_sql(text, list(map(prepare, rows)))
+
+
+@lru_cache(maxsize=256)
+def _prepared(
+    statement: sa.Update | sa.Insert, dialect: Dialect, names: tuple[str, ...]
+) -> tuple[str, Callable[[Mapping[str, Any]], Any]]:
+    """The text of `statement`, and what makes of a row what the driver takes."""
+    compiled = statement.compile(dialect=dialect, column_keys=list(names))
+    assert isinstance(compiled, SQLCompiler)
+    made: dict[str, Callable[[Any], Any]] = {}
+    for name, parameter in compiled.binds.items():
+        if (process := parameter.type.dialect_impl(dialect).bind_processor(dialect)) is not None:
+            made[name] = process
+    #: Values that are the statement's own.
+    fixed = {name: value for name, value in compiled.params.items() if name not in names}
+    for name in fixed.keys() & made.keys():
+        fixed[name] = made.pop(name)(fixed[name])
+
+    def full(row: Mapping[str, Any]) -> Mapping[str, Any]:
+        values = {**fixed, **row}
+        for name, process in made.items():
+            values[name] = process(values[name])
+        return values
+
+    order = compiled.positiontup
+    if order is None:
+        return str(compiled), full
+    # With one name it would give the value itself.
+    assert len(order) > 1
+    in_order = itemgetter(*order)
+    if not fixed and not made:
+        return str(compiled), in_order
+    return str(compiled), lambda row: in_order(full(row))

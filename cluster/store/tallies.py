@@ -69,7 +69,8 @@ class Counts:
     ) -> None:
         """Add `by` to one counter of `TALLIES`. Raises `KeyError` for another name."""
         TALLIES[name]
-        self._by[name, str(model), str(resolution_class), str(card_class), str(outcome)] += by
+        # Members of enumerations are equal to their texts, and are made texts when they are written.
+        self._by[name, model, resolution_class, card_class, outcome] += by
 
     def write(self, database: Database, connection: Connection) -> None:
         """Write what was added, within the caller's transaction."""
@@ -78,7 +79,7 @@ class Counts:
         connection.execute(
             _adding(database.is_sqlite),
             # In one order: two writers that raise the same counters never wait for each other in a circle.
-            [dict(zip(_COLUMNS, key, strict=True)) | {"value": by} for key, by in sorted(self._by.items())],
+            [dict(zip(_COLUMNS, map(str, key), strict=True)) | {"value": by} for key, by in sorted(self._by.items())],
         )
         self._by.clear()
 

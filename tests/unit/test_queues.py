@@ -18,7 +18,6 @@ from cluster.jobs import Checkpoint, Ended, JobState, Outcome, Transition
 from cluster.lessons import Peak
 from cluster.store import Database, Desk, Ending, Ledger, StaleEpochError
 from cluster.store.backlog import waiting_kinds
-from cluster.store.claims import equal_clip_running
 from cluster.store.rows import COMMON_ROWS, may_start
 from cluster.store.schema import attempts, batches, clips, jobs
 from pipeline.footprint import plan
@@ -41,10 +40,14 @@ def ending(ledger: Ledger, claim, ended: Ended) -> Ending:
 
 def offered_by_plain_query(truth: Truth, now: int, per_queue: int) -> set[str]:
     """What should be offered: all that may start, read and ranked in Python."""
+    runs = jobs.alias("runs")
+    equal = sa.exists().where(
+        runs.c.owner == jobs.c.owner, runs.c.content_key == jobs.c.content_key, runs.c.state == "running"
+    )
     query = (
         sa.select(jobs.c.id, jobs.c.batch_id, jobs.c.number, jobs.c.created_at, *QUEUE)
         .join(batches, batches.c.id == jobs.c.batch_id)
-        .where(jobs.c.state == "queued", may_start(now), ~equal_clip_running())
+        .where(jobs.c.state == "queued", may_start(now), ~equal)
     )
     taken: Counter = Counter()
     found = set()
