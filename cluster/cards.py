@@ -94,6 +94,19 @@ class Card(BaseModel):
     idle: bool
     family: str | None = None
 
+    @classmethod
+    def of(cls, beat: Beat, *, idle: bool) -> Card:
+        """The card that `beat` tells of."""
+        return cls(
+            renderer=beat.renderer,
+            card=beat.card,
+            card_class=beat.card_class,
+            kind=beat.kind,
+            usable_bytes=beat.usable_bytes,
+            idle=idle,
+            family=beat.family,
+        )
+
 
 class Fleet(BaseModel):
     """The card classes a farm is configured for, present now or not (a node group may be scaled to zero)."""

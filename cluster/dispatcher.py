@@ -42,7 +42,7 @@ from cluster.storage import Storage
 from cluster.store import Claim, Ledger, StaleEpochError
 from cluster.store.limits import Price, price_of
 from cluster.store.outage import is_outage
-from pipeline.families import FAMILIES, family_named
+from pipeline.families import family_named
 from pipeline.footprint import footprint, leanest
 
 __all__ = [
@@ -195,9 +195,7 @@ class Dispatcher:
         return flight is not None and self._ask_to_leave(flight, cause, self._timing.preempt_s)
 
     def _ask_to_leave(self, flight: Flight, cause: str, patience_s: float) -> bool:
-        spec = flight.claim.job.spec
-        resumable = spec is not None and spec.family in FAMILIES and FAMILIES[spec.family].resumable
-        if not resumable or not flight.holds_card or flight.cancelled or flight.stop or flight.ending:
+        if not flight.is_movable or not flight.holds_card:
             return False
         flight.leaving, flight.leave_by = cause, self._clock() + patience_s
         return True

@@ -16,19 +16,16 @@ from cluster.lessons import Lessons
 from cluster.owners import OwnerShare
 from cluster.placement import Running, Snapshot, Suit, WorkKind, queue_of, work_kind
 from cluster.planning.parts import TailPlan
-from cluster.planning.planner import Planner, suited
+from cluster.planning.planner import Planner, is_worth_planning, suited
 from cluster.planning.tail import MOST_SLICED
 from cluster.rates import Rates
 from cluster.roster import Flight, Roster
 from cluster.store.heads import WaitingQueue
-from pipeline.families import FAMILIES
 
 log = logging.getLogger("clipmill.dispatcher")
 
 #: Heads of a queue that are read in any case.
 _HEADS = 4
-#: Work that all cards together have done in so many seconds is not worth a plan.
-_LEAST_S = 20.0
 #: So long new work waits for its plan before it is placed without, in seconds.
 _PATIENCE_S = 2.0
 #: How often it is worked out where jobs belong while many wait, in seconds.
@@ -142,8 +139,6 @@ class Outlook:
         for flight in self._roster.flights.values():
             if not flight.holds_card:
                 continue
-            spec = flight.claim.job.spec
-            resumable = spec is not None and spec.family in FAMILIES and FAMILIES[spec.family].resumable
             step_s, since_s = flight.watch.pace(now)
             found.append(
                 Running(
@@ -152,7 +147,7 @@ class Outlook:
                     step=flight.steps[0],
                     step_s=step_s,
                     since_step_s=since_s,
-                    movable=resumable and not (flight.cancelled or flight.stop or flight.ending),
+                    movable=flight.is_movable,
                 )
             )
         return found
@@ -161,7 +156,7 @@ class Outlook:
         now = self._wall()
         if not planner.is_stale(snapshot, now):
             return
-        if not self._is_worth(snapshot):
+        if not is_worth_planning(snapshot, self._rates):
             if self._working is None or self._working.done():
                 planner.forget()
             return
@@ -174,19 +169,6 @@ class Outlook:
         except Exception:
             log.exception("no plan could be worked out; clips are placed without")
             self._planner = None
-
-    def _is_worth(self, snapshot: Snapshot) -> bool:
-        """Whether there is enough to do, and enough known of how long it takes, to plan it."""
-        kinds = sorted({card.kind for card in snapshot.cards})
-        if len(snapshot.cards) < 2 or not all(map(self._rates.knows, kinds)):
-            return False
-        jobs = [(job, job.step) for job in snapshot.waiting] + [(r.job, r.step) for r in snapshot.running]
-        work_s = sum(
-            min(self._rates.clip_seconds(job.spec, kind, from_step=step) for kind in kinds)
-            for job, step in jobs
-            if job.spec
-        )
-        return work_s > _LEAST_S * len(snapshot.cards)
 
     async def _suit(self, waiting: Sequence[Job], counts: Sequence[WaitingQueue], lessons: Lessons) -> None:
         self._suits_at = self._wall()

@@ -13,6 +13,7 @@ from cluster.jobs import Checkpoint, Ended, Outcome
 from cluster.standing import Standing
 from cluster.stopwatch import Stopwatch
 from cluster.store import Claim
+from pipeline.families import is_resumable
 from pipeline.layouts import RESIDENT
 
 #: Attempts a seat remembers to have ended by themselves: one on the card, one being encoded, and their successors.
@@ -53,6 +54,12 @@ class Flight:
     moved_at: float = 0.0
     #: How long its parts take; set when it takes off.
     watch: Stopwatch = field(default_factory=lambda: Stopwatch(0.0))
+
+    @property
+    def is_movable(self) -> bool:
+        """Whether it can be told to stop between two steps and go on elsewhere."""
+        spec = self.claim.job.spec
+        return is_resumable(spec.family if spec else None) and not (self.cancelled or self.stop or self.ending)
 
 
 @dataclass(kw_only=True)
@@ -109,7 +116,7 @@ class Roster:
                 self.drop(before)
             # A renderer that fell silent and came back may still hold its card for an attempt in flight.
             held = next((f.claim.attempt_id for f in self.of_renderer(beat.renderer) if f.holds_card), None)
-            seat = Seat(beat=beat, heard_at=0.0, card=_card(beat, idle=False), rendering=held)
+            seat = Seat(beat=beat, heard_at=0.0, card=Card.of(beat, idle=False), rendering=held)
             self.seats[beat.renderer] = seat
             self._by_card[beat.card] = beat.renderer
         seat.foreign = any(self._is_foreign(seat, attempt_id) for attempt_id in beat.steps) if beat.steps else False
@@ -290,20 +297,8 @@ class Roster:
             idle, beat.usable_bytes, beat.family, beat.card_class, beat.kind,
         )  # fmt: skip
         if not same or beat.renderer not in self.standing.cards:
-            seat.card = _card(beat, idle=idle)
+            seat.card = Card.of(beat, idle=idle)
             self.standing.put(seat.card)
-
-
-def _card(beat: Beat, *, idle: bool) -> Card:
-    return Card(
-        renderer=beat.renderer,
-        card=beat.card,
-        card_class=beat.card_class,
-        kind=beat.kind,
-        usable_bytes=beat.usable_bytes,
-        idle=idle,
-        family=beat.family,
-    )
 
 
 def _differ(one: Beat, other: Beat) -> bool:

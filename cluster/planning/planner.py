@@ -18,9 +18,12 @@ from cluster.planning.bound import shortest
 from cluster.planning.parts import Part, TailPlan
 from cluster.planning.schedule import Piece, Place, Schedule, Task, play
 from cluster.planning.tail import MOST_SLICED, VARIANTS, make_plan
+from cluster.rates import Rates
 from pipeline.clip import ClipSpec
-from pipeline.families import FAMILIES
+from pipeline.families import FAMILIES, is_resumable
 
+#: Work that all cards together have done in so many seconds is not worth a plan.
+_LEAST_S = 20.0
 #: Jobs that come are planned so often at most, in seconds.
 _EVERY_S = 5.0
 #: A plan that is late by this share of what is left, and by at least so many seconds, is looked at again.
@@ -173,6 +176,20 @@ class Planner:
         return (waiting, running, cards) if cards and (waiting or any(r.movable for r in running)) else None
 
 
+def is_worth_planning(snapshot: Snapshot, rates: Rates) -> bool:
+    """Whether there is enough to do, and enough known of how long it takes, to plan it."""
+    kinds = sorted({card.kind for card in snapshot.cards})
+    if len(snapshot.cards) < 2 or not all(map(rates.knows, kinds)):
+        return False
+    left = [(job, job.step) for job in snapshot.waiting] + [(r.job, r.step) for r in snapshot.running]
+    work_s = sum(
+        min(rates.clip_seconds(job.spec, kind, from_step=step) for kind in kinds)
+        for job, step in left
+        if job.spec is not None and job.spec.family in FAMILIES
+    )
+    return work_s > _LEAST_S * len(snapshot.cards)
+
+
 def _live(waiting: Sequence[Job], running: Sequence[Running]) -> dict[str, int]:
     """Jobs that have steps to do, with the bytes they need."""
     found = {job.id: job.needs_bytes for job in waiting}
@@ -243,10 +260,7 @@ class _Scene:
             for number, card in enumerate(cards)
         ]
         self.jobs = frozenset(job.id for job, _ in self._jobs)
-        self.movable = all(
-            job.spec is None or job.spec.family not in FAMILIES or FAMILIES[job.spec.family].resumable
-            for job, _ in self._jobs
-        )
+        self.movable = all(job.spec is None or is_resumable(job.spec.family) for job, _ in self._jobs)
 
     def still(self, tail: TailPlan) -> Schedule | None:
         """What is left of an earlier plan; None where it does not end all tasks."""

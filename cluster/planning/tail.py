@@ -42,6 +42,9 @@ _WORSE = 1.01
 #: A plan this close to the bound is good enough to stop looking.
 _CLOSE = 1.005
 
+#: Makespan, order of the pieces, and steps of each.
+_Solved = tuple[float, Order, Floats]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -149,7 +152,7 @@ def _sliced(
     tasks: Sequence[Task], places: Sequence[Place], bound: float, fractions: list[list[float]], variants: int
 ) -> Iterable[Schedule]:
     """Schedules with moves, best first as far as that is known before steps are rounded."""
-    found: list[tuple[float, Order, Floats]] = []
+    found: list[_Solved] = []
     for variant in range(variants):
         makespan, seconds_on = bound, fractions
         if variant:
@@ -171,11 +174,11 @@ def _sliced(
         yield round_steps(order, steps, tasks, places, value)
 
 
-def _value(item: tuple[float, Order, Floats]) -> float:
+def _value(item: _Solved) -> float:
     return item[0]
 
 
-def _with_moves(schedule: Schedule, tasks: Sequence[Task], places: Sequence[Place]) -> tuple[float, Order, Floats]:
+def _with_moves(schedule: Schedule, tasks: Sequence[Task], places: Sequence[Place]) -> _Solved:
     """(makespan, order, steps) with moves added one by one for the task that ends last: few, where they are dear."""
     order: Order = tuple((piece.task, piece.place) for piece in schedule)
     steps: Floats = np.array([float(piece.steps) for piece in schedule])
@@ -192,7 +195,7 @@ def _with_moves(schedule: Schedule, tasks: Sequence[Task], places: Sequence[Plac
         for number in sorted(range(len(places)), key=lambda i: free[i]):
             if number != place and tasks[task].step_s[places[number].kind] < math.inf:
                 earliest.setdefault(places[number].kind, number)
-        best: tuple[float, Order, Floats] | None = None
+        best: _Solved | None = None
         for number in earliest.values():
             for more in ((*order, (task, number)), (*order[:last], (task, number), *order[last:])):
                 solved = order_lp(merged(more), tasks, places)
@@ -201,8 +204,7 @@ def _with_moves(schedule: Schedule, tasks: Sequence[Task], places: Sequence[Plac
         if best is None:
             break
         makespan, order, steps = best
-        some = [p for p in range(len(order)) if steps[p] > 1e-6]
-        order, steps = tuple(order[p] for p in some), steps[some]
+        order, steps = _some(order, steps)
     return makespan, order, steps
 
 
@@ -294,13 +296,12 @@ def _cut(tasks: Sequence[Task], places: Sequence[Place], makespan: float, second
 
 def _without_slivers(
     order: Order, makespan: float, steps: Floats, tasks: Sequence[Task], places: Sequence[Place]
-) -> tuple[float, Order, Floats]:
+) -> _Solved:
     """(makespan, order, steps) without pieces that cost more than they gain: each is a move."""
     worth = _WORTH * makespan
     spent, least = 0, (makespan, order, steps)
     while spent < _DROPS and makespan <= least[0] * _WORSE:
-        some = [p for p in range(len(order)) if steps[p] > 1e-6]
-        order, steps = tuple(order[p] for p in some), steps[some]
+        order, steps = _some(order, steps)
         pieces: dict[int, int] = defaultdict(int)
         for index, _number in order:
             pieces[index] += 1
@@ -309,11 +310,11 @@ def _without_slivers(
             for p, (index, number) in enumerate(order)
             if pieces[index] > 1
         }
-        shortest = sorted(seconds, key=lambda q: (seconds[q], q))
-        best: tuple[float, Order, Floats] | None = None
+        briefest = sorted(seconds, key=lambda q: (seconds[q], q))
+        best: _Solved | None = None
         # All that are shorter than their own move at once, then the shortest one by one.
-        short = [p for p in shortest if seconds[p] < tasks[order[p][0]].leave_s + tasks[order[p][0]].arrive_s]
-        for gone in ([short] if len(short) > 1 else []) + [[p] for p in shortest[:_SHORTEST]]:
+        short = [p for p in briefest if seconds[p] < tasks[order[p][0]].leave_s + tasks[order[p][0]].arrive_s]
+        for gone in ([short] if len(short) > 1 else []) + [[p] for p in briefest[:_SHORTEST]]:
             if any(pieces[order[p][0]] == sum(order[q][0] == order[p][0] for q in gone) for p in gone):
                 continue
             fewer = merged(tuple(piece for q, piece in enumerate(order) if q not in gone))
@@ -328,6 +329,10 @@ def _without_slivers(
         makespan, order, steps = best
         if makespan + worth * len(order) <= least[0] + worth * len(least[1]):
             least = best
-    makespan, order, steps = least
+    return (least[0], *_some(*least[1:]))
+
+
+def _some(order: Order, steps: Floats) -> tuple[Order, Floats]:
+    """Without pieces of no step."""
     some = [p for p in range(len(order)) if steps[p] > 1e-6]
-    return makespan, tuple(order[p] for p in some), steps[some]
+    return tuple(order[p] for p in some), steps[some]

@@ -17,7 +17,7 @@ from cluster.jobs import Checkpoint, Job, JobState
 from cluster.store.given import among, for_each, is_one_of, unindexed
 from cluster.store.rows import JOBS_BY_ID, job_from, may_start
 from cluster.store.schema import attempts, batches, jobs
-from pipeline.families import FAMILIES
+from pipeline.families import is_resumable
 
 log = logging.getLogger("clipmill.store")
 
@@ -177,7 +177,7 @@ def _move(c: Connection, now: int, wanted: Sequence[Job]) -> dict[str, Any]:
 
 def _resumes(c: Connection, chosen: Sequence[tuple[Job, Any]]) -> dict[str, Checkpoint]:
     """What each job goes on from, by job id; one that begins anew is not among them."""
-    resumable = [(job, row) for job, row in chosen if row.family in FAMILIES and FAMILIES[row.family].resumable]
+    resumable = [(job, row) for job, row in chosen if is_resumable(row.family)]
     found = {
         job.id: Checkpoint(row.checkpoint_key, row.checkpoint_step) for job, row in resumable if row.checkpoint_key
     }

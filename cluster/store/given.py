@@ -21,6 +21,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
+from cluster.store.database import insert_into
+
 
 class _Texts(sa.types.TypeDecorator[Collection[str]]):
     """Texts in one parameter: an array, or JSON where the database has none."""
@@ -108,6 +110,43 @@ class Given:
         if sqlite:
             return {f"{self.name}_rows": json.dumps(rows)}
         return {f"{self.name}_{column}": [row[n] for row in rows] for n, column in enumerate(self.columns)}
+
+
+class Keyed:
+    """A table whose rows are found and put by its primary key, many at once; a key is any object with those names."""
+
+    def __init__(self, table: sa.Table) -> None:
+        self._table = table
+        self.names = tuple(column.name for column in table.primary_key)
+        self._wanted = Given(name="wanted", columns={column.name: column.type for column in table.primary_key})
+        self._statements: dict[bool, tuple[sa.Select[Any], Any]] = {}
+
+    def find(self, c: Connection, keys: Collection[Any], *, sqlite: bool) -> Sequence[sa.Row[Any]]:
+        """The rows of those keys that are there."""
+        rows = [tuple(self.values(key).values()) for key in keys]
+        return c.execute(self._made(sqlite)[0], self._wanted.bound(rows, sqlite=sqlite)).all()
+
+    def put(self, c: Connection, rows: Sequence[Mapping[str, Any]], *, sqlite: bool) -> None:
+        """Write whole rows, over those of their keys that are there."""
+        if rows:
+            c.execute(self._made(sqlite)[1], rows)
+
+    def values(self, key: Any) -> dict[str, Any]:
+        """The columns of a key, in their order; a member of an enumeration is stored as the text that it is."""
+        found = {name: getattr(key, name) for name in self.names}
+        return {name: str(value) if isinstance(value, str) else value for name, value in found.items()}
+
+    def _made(self, sqlite: bool) -> tuple[sa.Select[Any], Any]:
+        if sqlite not in self._statements:
+            table, wanted = self._table, self._wanted.table(sqlite=sqlite)
+            same = sa.and_(*(column == wanted.c[column.name] for column in table.primary_key))
+            insert = insert_into(table, sqlite=sqlite)
+            changing = {c.name: insert.excluded[c.name] for c in table.columns if not c.primary_key}
+            self._statements[sqlite] = (
+                sa.select(table).join(wanted, same),
+                insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=changing),
+            )
+        return self._statements[sqlite]
 
 
 def for_each(connection: Connection, statement: sa.Update | sa.Insert, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -60,24 +60,7 @@ def batch_from(c: Connection, row: sa.Row[Any], now: int) -> Batch:
         by_state[JobState.HELD] = by_state.get(JobState.HELD, 0) + queued
         held_by[held] = held_by.get(held, 0) + queued
     made = c.scalar(sa.select(sa.func.count()).where(attempts.c.batch_id == row.id)) or 0
-    return Batch(
-        id=row.id,
-        owner=row.owner,
-        name=row.name,
-        created_at=row.created_at,
-        sealed=row.sealed,
-        source=row.source,
-        attended_until=row.attended_until,
-        counts=BatchCounts(by_state=by_state),
-        attempts=made,
-        abandoned=row.attended_until is not None and row.attended_until < now,
-        held=held,
-        held_by=held_by,
-        needs_approval=row.needs_approval,
-        proof=row.proof,
-        limits=limits_of(row),
-        comment=row.comment or "",
-    )
+    return _batch(row, now, by_state, held_by, attempts_made=made)
 
 
 def glance_at(c: Connection, row: sa.Row[Any], now: int) -> Batch:
@@ -87,6 +70,17 @@ def glance_at(c: Connection, row: sa.Row[Any], now: int) -> Batch:
     approval = sa.exists().where(mine, jobs.c.state == JobState.HELD.value, jobs.c.reason == HoldReason.APPROVAL.value)
     found = c.execute(sa.select(*(one.label(state.value) for state, one in there.items()), approval.label("approval")))
     any_of = found.one()._mapping
+    by_state = {state: int(any_of[state.value]) for state in JobState}
+    return _batch(row, now, by_state, {HoldReason.APPROVAL: 1} if any_of["approval"] else {})
+
+
+def _batch(
+    row: sa.Row[Any],
+    now: int,
+    by_state: dict[JobState, int],
+    held_by: dict[HoldReason, int],
+    attempts_made: int = 0,
+) -> Batch:
     return Batch(
         id=row.id,
         owner=row.owner,
@@ -95,11 +89,11 @@ def glance_at(c: Connection, row: sa.Row[Any], now: int) -> Batch:
         sealed=row.sealed,
         source=row.source,
         attended_until=row.attended_until,
-        counts=BatchCounts(by_state={state: int(any_of[state.value]) for state in JobState}),
-        attempts=0,
+        counts=BatchCounts(by_state=by_state),
+        attempts=attempts_made,
         abandoned=row.attended_until is not None and row.attended_until < now,
         held=HoldReason(row.held) if row.held else None,
-        held_by={HoldReason.APPROVAL: 1} if any_of["approval"] else {},
+        held_by=held_by,
         needs_approval=row.needs_approval,
         proof=row.proof,
         limits=limits_of(row),

@@ -13,7 +13,7 @@ from cluster.cards import GIB, Beat, Card, CardState, Fleet, every_class
 from cluster.chunks import chunks
 from cluster.jobs import Attempt, HoldReason, Job, JobState
 from cluster.placement import AGEING_S, Running, Snapshot, effective_priority, work_kind
-from cluster.planning.planner import Planner
+from cluster.planning.planner import Planner, is_worth_planning
 from cluster.planning.tail import MOST_SLICED
 from cluster.rates import Rates
 from cluster.remedies import Known
@@ -27,14 +27,12 @@ from cluster.store.schema import attempts, batches, jobs
 from cluster.store.verbs import Verbs
 from cluster.why import Explanation, Rules, explain
 from pipeline.emulation import emulated_bytes
-from pipeline.families import FAMILIES
+from pipeline.families import is_resumable
 
 #: Jobs that are read of each queue, where not more cards are idle.
 PER_QUEUE = MOST_SLICED
 #: Jobs that go before one are counted up to here.
 AHEAD_MOST = 10_001
-#: Work that all cards together have done in so many seconds is not planned by the dispatcher either.
-_LEAST_PLANNED_S = 20.0
 _MANY = 1000
 
 
@@ -162,7 +160,7 @@ def _running(c: Connection) -> tuple[list[Running], dict[str, list[Attempt]]]:
     renderers: dict[str, list[Attempt]] = {}
     for one in made:
         if (job := found.get(one.job_id)) is not None:
-            movable = job.spec is not None and job.spec.family in FAMILIES and FAMILIES[job.spec.family].resumable
+            movable = is_resumable(job.spec.family if job.spec else None)
             running.append(Running(job=job, card=one.card, step=one.step, movable=movable))
             renderers.setdefault(one.renderer, []).append(one)
     return running, renderers
@@ -172,15 +170,7 @@ def _card(beat: Beat, has: Iterable[Attempt]) -> Card:
     """The card as placement sees it, about: the dispatcher knows a second earlier what begins and ends there."""
     # A clip whose steps are done is being published, beside the next one.
     working = any(not one.steps or one.step < one.steps for one in has)
-    return Card(
-        renderer=beat.renderer,
-        card=beat.card,
-        card_class=beat.card_class,
-        kind=beat.kind,
-        usable_bytes=beat.usable_bytes,
-        idle=beat.state is CardState.IDLE and not working,
-        family=beat.family,
-    )
+    return Card.of(beat, idle=beat.state is CardState.IDLE and not working)
 
 
 def _newest(c: Connection, job: Job) -> Attempt | None:
@@ -201,18 +191,7 @@ def _after(desk: Desk, job: Job) -> Job | None:
 
 def _planned(snapshot: Snapshot, now: int, measured: Rates) -> Snapshot:
     """With the plan that the dispatcher is likely to have, where it has any."""
-    kinds = sorted({card.kind for card in snapshot.cards})
-    if len(snapshot.cards) < 2 or len(snapshot.waiting) + len(snapshot.running) > MOST_SLICED:
-        return snapshot
-    if not all(map(measured.knows, kinds)):
-        return snapshot
-    left = [(job, job.step) for job in snapshot.waiting] + [(r.job, r.step) for r in snapshot.running]
-    work_s = sum(
-        min(measured.clip_seconds(job.spec, kind, from_step=step) for kind in kinds)
-        for job, step in left
-        if job.spec is not None and job.spec.family in FAMILIES
-    )
-    if work_s <= _LEAST_PLANNED_S * len(snapshot.cards):
+    if len(snapshot.waiting) + len(snapshot.running) > MOST_SLICED or not is_worth_planning(snapshot, measured):
         return snapshot
     plan = Planner(measured, variants=1).update(snapshot, now)
     return snapshot if plan is None else replace(snapshot, plan=plan)

@@ -1,7 +1,7 @@
 """Model families as data: strides, frame rules, native sizes and rates, tiers, licences. No torch here."""
 
 from pipeline.families.family import Component, Family, FrameRule, Line, MemoryModel, Stage, TierSettings
-from pipeline.families.registry import FAMILIES, family_named
+from pipeline.families.registry import FAMILIES, family_named, is_resumable
 from pipeline.families.sizing import MAX_ASPECT, parse_aspect, size_for
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Stage",
     "TierSettings",
     "family_named",
+    "is_resumable",
     "parse_aspect",
     "size_for",
 ]

@@ -17,6 +17,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 )
 
 
+def is_resumable(name: str | None) -> bool:
+    """Whether clips of the family called `name` can be stopped between two steps and go on elsewhere."""
+    return name is not None and name in FAMILIES and FAMILIES[name].resumable
+
+
 def family_named(name: str) -> Family:
     """The family called `name`; raises `BadInputError` naming the ones there are."""
     try:
