@@ -32,9 +32,10 @@ from PIL import Image
 from report import Aim, Report, parser
 
 from cluster.cards import NOMINAL_BYTES, Beat, CardState, Fleet
-from cluster.dispatcher import Assignment, CardFree, Dispatcher, Event, StepDone, Timing, Verdict
+from cluster.dispatcher import Dispatcher, Timing
 from cluster.jobs import Draft, Ended, Outcome
 from cluster.lessons import Lessons
+from cluster.renderers import Assignment, CardFree, Event, StepDone, Verdict
 from cluster.storage import Storage
 from cluster.store import Database, Desk, Ledger
 from pipeline.clip import ClipSpec, ResolutionClass, content_key

@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 
 import scale_store
 from report import Aim, Report, parser
+from traces import specs
 
 from cluster.cards import Card, Fleet
 from cluster.jobs import Job, JobState
 from cluster.placement import ShowMore, Snapshot, Start, place
 from cluster.standing import Standing
-from pipeline.clip import ClipSpec, ResolutionClass, Tier
+from pipeline.clip import ClipSpec
 from pipeline.families import family_named
 from pipeline.footprint import footprint, leanest
 
@@ -69,16 +70,10 @@ class Queues:
 
 def kinds() -> list[tuple[ClipSpec, int]]:
     """Twelve kinds of clips with what they need in their fastest and in their leanest layout."""
-    family, found = family_named("i2vgen-xl"), []
-    for tier in (Tier.DRAFT, Tier.STANDARD, Tier.HIGH):
-        for size in ResolutionClass:
-            chosen = family.tiers[tier]
-            spec = ClipSpec(
-                family=family.name, revision=family.revision, prompt="camera panning left", resolution_class=size,
-                width=size.side, height=size.side, frames=chosen.frames, fps=8, steps=chosen.steps, guidance=9, seed=0,
-            )  # fmt: skip
-            needs = footprint(spec, family.layouts[0]).peak_bytes
-            found.append((spec, needs if needs <= max(CLASSES.values()) else leanest(spec)[1].peak_bytes))
+    found = []
+    for spec in specs():
+        needs = footprint(spec, family_named(spec.family).layouts[0]).peak_bytes
+        found.append((spec, needs if needs <= max(CLASSES.values()) else leanest(spec)[1].peak_bytes))
     return found
 
 

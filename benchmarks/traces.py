@@ -13,7 +13,7 @@ import heapq
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -90,29 +90,32 @@ def load() -> tuple[list[Shape], list[Trace]]:
     return shapes, traces
 
 
-def _write() -> None:
+def specs() -> Iterator[ClipSpec]:
+    """Square clips of three tiers and all classes."""
     family = family_named("i2vgen-xl")
-    rates, shapes = Rates(), []
     for tier in Tier.DRAFT, Tier.STANDARD, Tier.HIGH:
         for size in ResolutionClass:
             chosen = family.tiers[tier]
-            spec = ClipSpec(
+            yield ClipSpec(
                 family=family.name, revision=family.revision, prompt="camera panning left", resolution_class=size,
                 width=size.side, height=size.side, frames=chosen.frames, fps=8, steps=chosen.steps, guidance=9, seed=0,
             )  # fmt: skip
-            needs = leanest(spec)[1].peak_bytes
-            fits = [usable >= needs for _, _, usable, _ in CARDS]
-            costs = [rates.cost_within(spec, kind, usable) for kind, _, usable, _ in CARDS]
-            shapes.append(
-                {
-                    "spec": spec.model_dump(mode="json"),
-                    "needs_bytes": needs,
-                    "step_s": [round(c.phases[-1][1], 6) if ok else None for c, ok in zip(costs, fits, strict=True)],
-                    "end_s": [
-                        round(c.encode_s + c.decode_s, 6) if ok else None for c, ok in zip(costs, fits, strict=True)
-                    ],
-                }
-            )
+
+
+def _write() -> None:
+    rates, shapes = Rates(), []
+    for spec in specs():
+        needs = leanest(spec)[1].peak_bytes
+        fits = [usable >= needs for _, _, usable, _ in CARDS]
+        costs = [rates.cost_within(spec, kind, usable) for kind, _, usable, _ in CARDS]
+        shapes.append(
+            {
+                "spec": spec.model_dump(mode="json"),
+                "needs_bytes": needs,
+                "step_s": [round(c.phases[-1][1], 6) if ok else None for c, ok in zip(costs, fits, strict=True)],
+                "end_s": [round(c.encode_s + c.decode_s, 6) if ok else None for c, ok in zip(costs, fits, strict=True)],
+            }
+        )
     traces = []
     for count in SIZES:
         for seed in range(SEEDS):

@@ -30,7 +30,6 @@ from cluster.renderers import (
     CardFree,
     CheckpointFailed,
     CheckpointSaved,
-    Event,
     RendererDiedError,
     RendererLostError,
     RendererPool,
@@ -44,21 +43,6 @@ from cluster.store.limits import Price, price_of
 from cluster.store.outage import is_outage
 from pipeline.families import family_named
 from pipeline.footprint import footprint, leanest
-
-__all__ = [
-    "Assignment",
-    "CardFree",
-    "CheckpointFailed",
-    "CheckpointSaved",
-    "Dispatcher",
-    "Event",
-    "RendererDiedError",
-    "RendererLostError",
-    "RendererPool",
-    "StepDone",
-    "Timing",
-    "Verdict",
-]
 
 log = logging.getLogger("clipmill.dispatcher")
 T = TypeVar("T")

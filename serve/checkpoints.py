@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cluster.dispatcher import Assignment, CheckpointFailed, CheckpointSaved, Event
 from cluster.jobs import Checkpoint, checkpoint_key
+from cluster.renderers import Assignment, CheckpointFailed, CheckpointSaved, Event
 from cluster.storage import Storage
 from pipeline.models.model import Snapshot
 

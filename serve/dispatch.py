@@ -17,9 +17,10 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cluster.cards import Beat
 from cluster.demand import ClassState, backlog_gpu_seconds, replicas_kept, replicas_wanted
-from cluster.dispatcher import Assignment, Dispatcher, Event, RendererDiedError, RendererLostError
+from cluster.dispatcher import Dispatcher
 from cluster.planning.planner import Planner
 from cluster.rates import Rates
+from cluster.renderers import Assignment, Event, RendererDiedError, RendererLostError
 from cluster.retention import Sweeper
 from cluster.storage import Storage
 from cluster.store import Database, Ledger

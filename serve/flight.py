@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from cluster.dispatcher import Assignment, Event, StepDone
 from cluster.jobs import Overflow
 from cluster.lessons import Peak
+from cluster.renderers import Assignment, Event, StepDone
 from pipeline.clip import ClipSpec
 from pipeline.models.model import Stopped
 

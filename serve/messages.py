@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from cluster.dispatcher import CardFree, CheckpointFailed, CheckpointSaved, Event, StepDone
 from cluster.jobs import Checkpoint, Ended, Objects, Outcome, Overflow
 from cluster.lessons import Peak
+from cluster.renderers import CardFree, CheckpointFailed, CheckpointSaved, Event, StepDone
 from pipeline.layouts import Layout
 from pipeline.problems import Problem
 

@@ -14,8 +14,8 @@ from typing import Any
 from ray import serve as ray_serve
 
 from cluster.cards import Beat, CardState
-from cluster.dispatcher import Assignment, Event, Verdict
 from cluster.jobs import Ended
+from cluster.renderers import Assignment, Event, Verdict
 from cluster.storage import Storage
 from serve.cards import claim, emulated_card, gpu_card
 from serve.checkpoints import CheckpointEvery

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.cards import every_class
-from cluster.dispatcher import CardFree
 from cluster.escalation import story
 from cluster.jobs import Ended, Objects, Outcome, Overflow
 from cluster.lessons import Peak
+from cluster.renderers import CardFree
 from cluster.storage import MissingObjectError, Storage, StorageError, StorageShelf
 from pipeline.admission import Admission, NeedsBiggerCard, Observation, Reservation
 from pipeline.clip import ClipSpec

@@ -8,20 +8,20 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 from cluster.cards import Beat, CardState
-from cluster.dispatcher import (
+from cluster.dispatcher import Dispatcher
+from cluster.jobs import Checkpoint, Ended, Objects, Outcome, Overflow, checkpoint_key
+from cluster.lessons import Peak
+from cluster.renderers import (
     Assignment,
     CardFree,
     CheckpointFailed,
     CheckpointSaved,
-    Dispatcher,
     Event,
     RendererDiedError,
     RendererLostError,
     StepDone,
     Verdict,
 )
-from cluster.jobs import Checkpoint, Ended, Objects, Outcome, Overflow, checkpoint_key
-from cluster.lessons import Peak
 from cluster.simulation.clock import BEGIN, VirtualExecutor, VirtualLoop
 from cluster.simulation.journal import Entry, Record, What
 from cluster.simulation.scenario import CardPlan, JobPlan, Scenario

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import pytest
 
 from cluster.cards import Beat, CardState, Fleet
-from cluster.dispatcher import Assignment, CardFree, Dispatcher, Event, StepDone, Timing
+from cluster.dispatcher import Dispatcher, Timing
 from cluster.fleet_file import Cards
 from cluster.forecast import Forecast, Wanted, forecast
 from cluster.jobs import Ended, Outcome
 from cluster.lessons import Peak
 from cluster.rates import Rates
+from cluster.renderers import Assignment, CardFree, Event, StepDone
 from cluster.simulation.clock import Inline, VirtualLoop, run_virtually
 from cluster.store import Database, Desk, Ledger
 from cluster.store import rates as store_rates

@@ -9,10 +9,11 @@ from itertools import pairwise
 import sqlalchemy as sa
 
 from cluster.cards import Beat, CardState, Fleet
-from cluster.dispatcher import Assignment, CardFree, Dispatcher, Event, StepDone, Timing, Verdict
+from cluster.dispatcher import Dispatcher, Timing
 from cluster.jobs import Checkpoint, Ended, JobState, Outcome, checkpoint_key
 from cluster.planning.planner import Planner
 from cluster.rates import Rates
+from cluster.renderers import Assignment, CardFree, Event, StepDone, Verdict
 from cluster.simulation.clock import Inline, VirtualLoop, run_virtually
 from cluster.store import Database, Desk, Ledger
 from cluster.store.schema import attempts

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from cluster.cards import GIB
-from cluster.dispatcher import Assignment, Event, StepDone
 from cluster.jobs import Ended, Outcome
+from cluster.renderers import Assignment, Event, StepDone
 from cluster.storage import Storage
 from pipeline.admission import Admission, NeedsBiggerCard, Observation, Reservation, margin
 from pipeline.emulation import emulation_scale

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from cluster.checker import INVARIANTS, check
-from cluster.dispatcher import Dispatcher, Verdict
+from cluster.dispatcher import Dispatcher
+from cluster.renderers import Verdict
 from cluster.roster import Roster
 from cluster.simulation.journal import Change, Entry, JobTruth, Record, What
 from cluster.simulation.play import play

@@ -9,12 +9,12 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from cluster.cards import GIB, CardState
-from cluster.dispatcher import RendererDiedError, RendererLostError, StepDone
 from cluster.escalation import after_attempt
 from cluster.farm import Farm as Owner
 from cluster.ingest import IncomingRow
 from cluster.jobs import Ended, JobState, Outcome
 from cluster.manifest import Row
+from cluster.renderers import RendererDiedError, RendererLostError, StepDone
 from cluster.resolve import Defaults
 from cluster.storage import Storage
 from cluster.store import Database, Desk, Ledger

@@ -14,20 +14,19 @@ import pytest
 import sqlalchemy as sa
 
 from cluster.cards import GIB, CardState
-from cluster.dispatcher import (
+from cluster.dispatcher import Dispatcher, Timing
+from cluster.jobs import Checkpoint, Ended, Job, JobState, Outcome, Overflow, checkpoint_key
+from cluster.renderers import (
     Assignment,
     CardFree,
     CheckpointFailed,
     CheckpointSaved,
-    Dispatcher,
     Event,
     RendererDiedError,
     RendererLostError,
     StepDone,
-    Timing,
     Verdict,
 )
-from cluster.jobs import Checkpoint, Ended, Job, JobState, Outcome, Overflow, checkpoint_key
 from cluster.storage import Storage
 from cluster.store import Database, Desk, Ledger, Stretch
 from pipeline.footprint import footprint

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cluster.cards import CardState
-from cluster.dispatcher import RendererDiedError, Verdict
 from cluster.jobs import Checkpoint, Ended, JobState, Limits, Outcome, checkpoint_key
 from cluster.quarantine import FAULTS, REST_S
+from cluster.renderers import RendererDiedError, Verdict
 from cluster.store.desk import Terms
 from cluster.store.verbs import Verbs
 from cluster.verbs import FARM, CardVerb, Verb

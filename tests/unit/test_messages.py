@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.dispatcher import CardFree, CheckpointFailed, CheckpointSaved, StepDone
 from cluster.jobs import Checkpoint, Ended, Objects, Outcome, Overflow
 from cluster.lessons import Peak
+from cluster.renderers import CardFree, CheckpointFailed, CheckpointSaved, StepDone
 from pipeline.layouts import Layout
 from pipeline.problems import Problem
 from serve.messages import event_from_wire, event_to_wire

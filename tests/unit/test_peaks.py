@@ -16,11 +16,12 @@ from alembic.config import Config
 from typer.testing import CliRunner
 
 from cluster.cards import Fleet
-from cluster.dispatcher import Assignment, Dispatcher, Event, Timing
+from cluster.dispatcher import Dispatcher, Timing
 from cluster.escalation import after_attempt
 from cluster.jobs import Ended, Job, JobState, Outcome
 from cluster.lessons import ENOUGH, RECENT, Lessons, Peak, key_of, layout_key
 from cluster.placement import Relax, Snapshot, Start, Wait, WaitReason, place
+from cluster.renderers import Assignment, Event
 from cluster.store import Database, Desk, Ledger, peaks
 from cluster.store.rows import job_values
 from cluster.store.schema import batches, jobs, stills

@@ -14,11 +14,12 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.dispatcher import Assignment, CardFree, Dispatcher, Event, StepDone
+from cluster.dispatcher import Dispatcher
 from cluster.escalation import after_attempt
 from cluster.jobs import Ended, Outcome
 from cluster.lessons import Peak, layout_key
 from cluster.rates import ENOUGH, RECENT, Measured, Part, Rates, key_of, observe, ratios_of, tflops_of
+from cluster.renderers import Assignment, CardFree, Event, StepDone
 from cluster.speeds import (
     BUS_EFFICIENCY,
     LAUNCH_S,

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cluster.dispatcher import Assignment
 from cluster.farm import Farm
 from cluster.ingest import IncomingRow
 from cluster.jobs import Job, JobState, Outcome
 from cluster.manifest import Row
+from cluster.renderers import Assignment
 from cluster.resolve import Defaults
 from cluster.storage import Storage
 from cluster.store import Database, Desk

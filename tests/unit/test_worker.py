@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from cluster.cards import GIB
-from cluster.dispatcher import Assignment, CardFree, Event, StepDone
 from cluster.jobs import Ended, Outcome
+from cluster.renderers import Assignment, CardFree, Event, StepDone
 from cluster.storage import Storage
 from pipeline.problems import BadInputError
 from pipeline.weights import WeightsError

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from cluster.dispatcher import Assignment, Event, StepDone
 from cluster.jobs import Checkpoint, Ended, Outcome
 from cluster.lessons import Factors, layout_key
+from cluster.renderers import Assignment, Event, StepDone
 from cluster.storage import Storage
 from cluster.store import Stretch
 from pipeline.clip import Sampler

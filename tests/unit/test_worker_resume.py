@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from cluster.cards import GIB
-from cluster.dispatcher import Assignment, CardFree, CheckpointFailed, CheckpointSaved, Event, StepDone
 from cluster.jobs import Checkpoint, Outcome, checkpoint_key
+from cluster.renderers import Assignment, CardFree, CheckpointFailed, CheckpointSaved, Event, StepDone
 from cluster.storage import Storage, StorageShelf
 from cluster.store import Stretch
 from pipeline.clip import Sampler
