@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -291,7 +292,10 @@ def test_a_process_that_keeps_memory_is_replaced(make_worker, fly):
     made.emit.when = at_step(2, lambda: (leak.append(torch.ones(2**20)), device.leave(WEIGHTS + 2**22 + 100_000)))
     ended = worker.run(made)
     assert (ended.outcome, ended.sticky) == (Outcome.OOM, True)
-    assert f"{2**22} bytes of it are not released" in ended.detail
+    kept = re.search(r"; (\d+) bytes of it are not released", ended.detail)
+    # The first clip of a process makes some tensors of a few bytes that last as long as it does.
+    assert kept is not None
+    assert 2**22 <= int(kept[1]) < 2**22 + 1000
     assert len(ended.overflows) == 1, "nothing more is tried in a process that leaks"
     assert ended.checkpoint.step == 2
     assert worker.run(fly("attempt_2")).outcome is Outcome.LOST
