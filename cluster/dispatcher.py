@@ -333,7 +333,7 @@ class Dispatcher:
         for attempt_id, checkpoint in unrecorded.items():
             if flight := flights.get(attempt_id):
                 flight.recorded = checkpoint
-        self._leftovers.discard(*renewal.superseded)
+        await self._leftovers.discard(*renewal.superseded)
         for flight in list(flights.values()):
             if flight.leaving and now > flight.leave_by:
                 self._interrupt(flight, Outcome.STOPPED)
@@ -525,7 +525,7 @@ class Dispatcher:
             known = {checkpoint.key for checkpoint in (job.checkpoint, ended.checkpoint) if checkpoint}
             if transition.keeps_checkpoint and (kept := ended.checkpoint or job.checkpoint):
                 known.discard(kept.key)
-            self._leftovers.discard(*known)
+            await self._leftovers.discard(*known)
 
     async def _close(self) -> None:
         self._hurry()

@@ -45,11 +45,14 @@ class Leftovers:
         self._is_ours = executor is None
         self._thread = executor or ThreadPoolExecutor(1, thread_name_prefix="storage")
 
-    def discard(self, *keys: str) -> None:
-        """Delete single checkpoints soon; one that stays behind goes with its job's others."""
-        if self._storage is None:
+    async def discard(self, *keys: str) -> None:
+        """Delete single checkpoints soon, unless another job goes on from them too.
+
+        One that stays behind goes with its job's others.
+        """
+        if self._storage is None or not keys:
             return
-        for key in keys:
+        for key in sorted(await self._store(self._ledger.unwanted_checkpoints, keys)):
             self._thread.submit(_delete, self._storage.delete, key)
 
     async def sweep(self, *, thorough: bool = False) -> None:

@@ -52,7 +52,7 @@ class Renewal:
     cancelled: frozenset[str]
     #: Running attempts that are to save a checkpoint and stop, because people hold their job or batch, and the cause.
     leaving: Mapping[str, str] = field(default_factory=dict)
-    #: Keys of checkpoints that no job goes on from any more, newer ones being recorded.
+    #: Keys of checkpoints that these jobs no longer go on from, newer ones being recorded.
     superseded: tuple[str, ...] = ()
 
 
@@ -254,6 +254,11 @@ class Ledger:
         with self._db.read() as c:
             return list(c.scalars(_CHECKPOINTED, {"limit": limit}))
 
+    def unwanted_checkpoints(self, keys: Iterable[str]) -> set[str]:
+        """Those of `keys` that no job goes on from: of jobs of equal content several may name the same."""
+        with self._db.read() as c:
+            return set(keys) - set(c.scalars(_NAMED_CHECKPOINTS, {"keys": list(keys)}))
+
     def forget_checkpoints(self, job_ids: Sequence[str]) -> None:
         """The checkpoints of these jobs, where they have ended, are gone from storage."""
         with self._db.write() as c:
@@ -366,6 +371,9 @@ _EXPIRED_BEHIND = _EXPIRED.where(
 _CHECKPOINTED = sa.select(jobs.c.id).where(_has_ended(), ~_has_heir(), _has_checkpoint()).limit(sa.bindparam("limit"))
 _ENDED_AMONG = sa.select(jobs.c.id).where(
     among(jobs.c.id, "ids"), is_one_of(unindexed(jobs.c.state), *_FINAL), ~_has_heir()
+)
+_NAMED_CHECKPOINTS = sa.select(jobs.c.checkpoint_key).where(
+    _has_checkpoint(), among(unindexed(jobs.c.checkpoint_key), "keys")
 )
 _CHECKPOINTS_OF = (
     sa.select(attempts.c.id, jobs.c.id.label("job"), jobs.c.checkpoint_key)

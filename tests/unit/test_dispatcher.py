@@ -473,8 +473,8 @@ async def test_cancelling_reaches_the_renderer(farm):
 # -- checkpoints -----------------------------------------------------------------------------------------------
 
 
-def resumable(number: int = 1, key: str | None = None) -> Any:
-    return draft(number, key, spec=spec("i2vgen-xl-tiny", steps=50))
+def resumable(number: int = 1, key: str | None = None, **changes: Any) -> Any:
+    return draft(number, key, spec=spec("i2vgen-xl-tiny", steps=50), **changes)
 
 
 def saved(call: Call, step: int) -> Checkpoint:
@@ -710,6 +710,30 @@ async def test_a_checkpoint_under_suspicion_is_deleted(storing, storage):
     assert storage.exists(bad.key)
     call.report(RendererDiedError("signal 11"))
     await storing.until(lambda: not storage.exists(bad.key))
+
+
+async def test_a_checkpoint_that_an_equal_clip_goes_on_from_too_is_left(storing, storage):
+    """The second job goes on from where the first was lost, and ends badly: the first still has what it had."""
+    first = storing.submit(resumable())
+    storing.dispatcher.beat(beat("gpu0"))
+    call = await storing.called()
+    shared = kept(storage, call, 10)
+    call.report(RendererLostError("no route"))
+    await storing.reaches(first, JobState.QUEUED)
+    second = storing.submit(resumable(priority=5))
+    await storing.looks_again()
+    storing.dispatcher.beat(beat("gpu1"))
+    call = await storing.called(2)
+    assert call.assignment.job_id == storing.job(second).id
+    assert call.assignment.resume == shared
+    call.report(RendererDiedError("signal 11"))
+    await storing.until(lambda: storing.job(second).checkpoint is None)
+    storing.desk.cancel("local", second)
+    storing.dispatcher.beat(beat("gpu2"))
+    call = await storing.called(3)
+    assert call.assignment.resume == shared
+    await storing.goes_on(2, beat("gpu2"))
+    assert storage.exists(shared.key)
 
 
 async def test_cancelling_a_waiting_job_deletes_what_it_would_have_gone_on_from(storing, storage):
