@@ -10,6 +10,7 @@ arrivals and losses beforehand. A move holds both cards and the clip for 0.5, 5 
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import statistics
@@ -213,7 +214,7 @@ def aims(results: Sequence[Result]) -> list[Aim]:
             (
                 r.makespan_s / by_run[trace, False, move_s, "longest first"].makespan_s
                 for (trace, disturbed, cost, policy), r in by_run.items()
-                if policy == "clipmill" and cost == move_s and not disturbed and not r.online
+                if policy == "clipmill" and cost == move_s and not disturbed
             ),
             default=0.0,
         )
@@ -245,8 +246,12 @@ def main() -> int:
     made.add_argument("--processes", type=int, default=2)
     given = made.parse_args()
     todo = cases([int(size) for size in given.sizes.split(",")], given.variants)
+    results = []
     with ProcessPoolExecutor(given.processes) as pool:
-        results = list(pool.map(play, todo, chunksize=1))
+        for result in pool.map(play, todo, chunksize=1):
+            results.append(result)
+            told = f"{len(results)}/{len(todo)} {json.dumps(row(result))} {result.wall_s:.0f} s"
+            print(told, file=sys.stderr, flush=True)
     print(table(results))
     own = [r for r in results if r.case.policy == "clipmill"]
     report = Report(

@@ -17,6 +17,7 @@ from cluster.placement import Running, Snapshot, Suit, WorkKind, effective_prior
 from cluster.planning.bound import shortest
 from cluster.planning.parts import Part, TailPlan
 from cluster.planning.schedule import Piece, Place, Schedule, Task, play
+from cluster.planning.sooner import sooner
 from cluster.planning.tail import MOST_SLICED, VARIANTS, make_plan
 from cluster.rates import Rates
 from pipeline.clip import ClipSpec
@@ -136,11 +137,14 @@ class Planner:
             left = self.plan.ends_at - now
             ends_s = play(keep, scene.tasks, scene.places).makespan_s
             if ends_s <= left + max(_LATE_S, _LATE * left):
+                # Clips that take less than was thought leave cards idle that others can have.
+                if (found := sooner(keep, scene.tasks, scene.places)) is not keep:
+                    self.plan = scene.parts(found)
                 return self.plan
         # A clip that cannot be stopped and go on elsewhere is not cut in pieces: then nothing of the plan is.
         variants = self._variants if scene.movable else 0
-        found = make_plan(scene.tasks, scene.places, variants=variants, keep=keep)
-        self.plan, self._cards = scene.parts(found.schedule), kinds
+        made = make_plan(scene.tasks, scene.places, variants=variants, keep=keep)
+        self.plan, self._cards = scene.parts(made.schedule), kinds
         return self.plan
 
     def forget(self) -> None:

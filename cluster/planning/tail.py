@@ -22,6 +22,7 @@ import numpy as np
 
 from cluster.planning.bound import shortest
 from cluster.planning.schedule import Floats, Order, Piece, Place, Schedule, Task, merged, order_lp, play, round_steps
+from cluster.planning.sooner import sooner
 
 #: Most tasks that slices are cut for; of more, the longest-first list is so close to the bound that nothing is gained.
 MOST_SLICED = 80
@@ -80,6 +81,7 @@ def make_plan(
         dearest = max((task.pause_s for task in tasks), default=0.0)
         if kept.makespan_s <= best.makespan_s * _CLOSE + dearest:
             best = kept
+    best = play(sooner(best.schedule, tasks, places), tasks, places)
     return Plan(schedule=best.schedule, makespan_s=best.makespan_s, bound_s=bound, moves=best.moves)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cluster.planning.bound import shortest
 from cluster.planning.parts import Part, TailPlan
 from cluster.planning.schedule import Piece, Place, Task, merged, order_lp, play, round_steps
+from cluster.planning.sooner import sooner
 from cluster.planning.tail import MOST_SLICED, longest_first, make_plan
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -347,6 +348,36 @@ def test_three_clips_share_two_cards_by_wrapping_around():
     assert made.moves == 1
     assert 15.5 <= made.makespan_s <= 16.0
     assert play(longest_first(tasks, [Place(kind=0)] * 2), tasks, [Place(kind=0)] * 2).makespan_s == 20
+
+
+@settings(max_examples=80, deadline=None)
+@given(orders())
+def test_what_is_brought_forward_makes_nothing_longer_and_cuts_nothing(drawn):
+    tasks, places, schedule = drawn
+    found = sooner(schedule, tasks, places)
+    assert check(play(found, tasks, places), tasks, places) <= play(schedule, tasks, places).makespan_s + 1e-9
+    moved = {piece.task for piece in set(found) - set(schedule)}
+    assert all(tasks[i].at is None and not tasks[i].begun for i in moved)
+    assert all(sum(piece.task == i for piece in found) == 1 for i in moved)
+    assert [p for p in found if p.task not in moved] == [p for p in schedule if p.task not in moved]
+
+
+def test_no_card_stands_idle_beside_a_clip_that_is_planned_for_a_busy_one():
+    """One clip decides when all ends; the two behind it would end no later elsewhere, so nothing else sends them."""
+    tasks = [task("long", 100, 1.0, at=0, begun=True), task("b", 10, 1.0), task("c", 10, 1.0)]
+    places = [Place(kind=0), Place(kind=0), Place(kind=0, free_s=2.0)]
+    behind = (Piece(1, 1, 10), Piece(2, 1, 10), Piece(0, 0, 100))
+    assert sooner(behind, tasks, places) == (Piece(1, 1, 10), Piece(0, 0, 100), Piece(2, 2, 10))
+    late = (Piece(0, 0, 100), Piece(1, 0, 10), Piece(2, 0, 10))
+    played = play(sooner(late, tasks, places), tasks, places)
+    assert played.makespan_s == 100
+    assert sorted(end for _, end in played.times) == [10, 12, 100]
+    # Not where it would end about as late, and not where it does not fit.
+    beside = (Piece(1, 1, 10), Piece(0, 0, 100))
+    assert sooner(beside, tasks[:2], places) is beside
+    small = [tasks[0], task("b", 10, 1.0, INF), task("c", 10, 1.0, INF)]
+    other = [Place(kind=0), Place(kind=0), Place(kind=1)]
+    assert sooner(behind, small, other) is behind
 
 
 def test_what_is_done_now_is_left_only_for_something_better():
