@@ -474,7 +474,9 @@ def _i14_no_idle_card(facts: _Facts) -> Iterator[Violation]:
             continue
         for n, (since, _, state) in enumerate(told):
             until = told[n + 1][0] if n + 1 < len(told) else facts.end
-            if state != "queued" or until - since <= bounds.patience_s:
+            # A plan may keep it for a faster card, but not for longer than it takes on any.
+            patience_s = bounds.patience_s + (job.longest_s if bounds.planned else 0.0)
+            if state != "queued" or until - since <= patience_s:
                 continue
             needs = max(
                 (c.size for c in facts.record.changes if c.id == job_id and c.size and c.at <= until), default=0
@@ -486,9 +488,9 @@ def _i14_no_idle_card(facts: _Facts) -> Iterator[Violation]:
                 blocked += [(begin, end + bounds.settle_s) for begin, end in facts.out_of_order]
                 blocked += busy[card.name]
                 blocked += [span for span in running[job.owner, job.content_key] if span[0] < until]
-                if (idle := _gap(since, until, blocked, bounds.patience_s)) is not None:
+                if (idle := _gap(since, until, blocked, patience_s)) is not None:
                     text = f"job {job_id} waits, {card.name} has been idle since {idle:.1f} s and holds it"
-                    yield Violation("I14", idle + bounds.patience_s, text)
+                    yield Violation("I14", idle + patience_s, text)
                     break
 
 

@@ -142,6 +142,8 @@ class Bounds:
     spare: float
     max_attempts: int
     max_releases: int
+    #: The tails of batches are planned: a job may wait for a faster card beside an idle one.
+    planned: bool
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,8 @@ from cluster.cards import Fleet
 from cluster.dispatcher import Dispatcher
 from cluster.ids import ids_from
 from cluster.jobs import MAX_ATTEMPTS, MAX_RELEASES, Draft
+from cluster.planning.planner import Planner
+from cluster.rates import Rates
 from cluster.simulation import history
 from cluster.simulation.clock import BEGIN, VirtualExecutor, VirtualLoop, run_virtually
 from cluster.simulation.journal import Bounds, CardTruth, JobTruth, Record, What
@@ -205,9 +207,11 @@ class _Run:
             self.fleet,
             holder=name,
             clock=self.loop.time,
+            wall=self.loop.time,
             timing=self.scenario.timing,
             storage=self.storage,
             executor=executor,
+            planner=Planner(Rates(), variants=1) if self.scenario.plans else None,
         )
         office = Office(name=name, dispatcher=dispatcher, executor=executor, pool=pool)
         office.task = self.loop.create_task(self._serve(office))
@@ -377,6 +381,7 @@ def _bounds(scenario: Scenario) -> Bounds:
         spare=2.0,
         max_attempts=MAX_ATTEMPTS,
         max_releases=MAX_RELEASES,
+        planned=scenario.plans,
     )
 
 

@@ -121,7 +121,12 @@ class Scenario:
     #: Probabilities that a checkpoint cannot be written, or not be read.
     bad_write: float = 0.02
     bad_read: float = 0.02
+    #: The tails of batches are planned, and clips moved between cards.
+    plans: bool = False
 
+
+#: Steps of clips that are planned take so much longer.
+_LONGER = 3.0
 
 #: Long patience between looks, so that a simulated minute costs few store calls; the proportions are the real ones.
 SMALL = Timing(
@@ -150,21 +155,29 @@ LARGE = Timing(
 
 
 def draw(
-    seed: int, *, cards: int | None = None, jobs: int | None = None, minutes: float = 1.0, troubles: float = 1.0
+    seed: int,
+    *,
+    cards: int | None = None,
+    jobs: int | None = None,
+    minutes: float = 1.0,
+    troubles: float = 1.0,
+    plans: bool | None = None,
 ) -> Scenario:
     """The scenario of a seed; `minutes` of arrivals and faults, after which everything is whole again.
 
-    `troubles` scales how many faults there are; 0: none.
+    `troubles` scales how many faults there are; 0: none. With `plans` clips are longer, so that planning them pays;
+    None: every fourth seed has them.
     """
     rng = random.Random(f"scenario {seed}")
     seconds = 60.0 * minutes
     fleet = _cards(rng, cards or rng.randint(3, 8))
     many = jobs or rng.randint(6, 15)
+    plans = seed % 4 == 3 if plans is None else plans
     faults = _faults(rng, fleet, seconds, troubles)
     return Scenario(
         seed=seed,
         cards=fleet,
-        batches=_batches(rng, many, seconds, troubles),
+        batches=_batches(rng, many, seconds, troubles, _LONGER if plans else 1.0),
         faults=faults,
         heal_at=seconds + 1.0,
         timing=SMALL if len(fleet) < 100 else LARGE,
@@ -172,6 +185,7 @@ def draw(
         peaks=_peaks(rng) if troubles else {},
         bad_write=0.03 if troubles else 0.0,
         bad_read=0.03 if troubles else 0.0,
+        plans=plans,
     )
 
 
@@ -210,7 +224,7 @@ def _spec(family: str, resolution_class: ResolutionClass, frames: int, steps: in
     )
 
 
-def _job(rng: random.Random, key: str, troubles: float) -> JobPlan:
+def _job(rng: random.Random, key: str, troubles: float, longer: float) -> JobPlan:
     resolution_class = rng.choices(list(ResolutionClass), weights=[4, 4, 2, 1])[0]
     frames = rng.choice([8, 16])
     family = "camera" if rng.random() < 0.1 else "i2vgen-xl"
@@ -222,12 +236,12 @@ def _job(rng: random.Random, key: str, troubles: float) -> JobPlan:
         spec=spec,
         needs_bytes=footprint(spec).peak_bytes,
         priority=rng.choice([0, 0, 0, 5]),
-        step_s=rng.uniform(0.5, 2.0) * (resolution_class.side / 256) * frames / 8,
+        step_s=longer * rng.uniform(0.5, 2.0) * (resolution_class.side / 256) * frames / 8,
         poison=rng.choices(poisons, weights=[3, 3, 2, 2, 1])[0] if rng.random() < 0.08 * min(troubles, 1) else "",
     )
 
 
-def _batches(rng: random.Random, jobs: int, seconds: float, troubles: float) -> tuple[BatchPlan, ...]:
+def _batches(rng: random.Random, jobs: int, seconds: float, troubles: float, longer: float) -> tuple[BatchPlan, ...]:
     batches: list[BatchPlan] = []
     at, left, made = 0.0, jobs, 0
     known: list[JobPlan] = []
@@ -237,7 +251,7 @@ def _batches(rng: random.Random, jobs: int, seconds: float, troubles: float) -> 
         for _ in range(number):
             # The same content again: one clip for both, whichever comes first.
             again = known and rng.random() < 0.15
-            row = rng.choice(known) if again else _job(rng, f"key{made}", troubles)
+            row = rng.choice(known) if again else _job(rng, f"key{made}", troubles, longer)
             made += 1
             known.append(row)
             rows.append(row)

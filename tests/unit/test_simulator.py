@@ -62,7 +62,7 @@ def test_every_trouble_happens_in_some_run():
 
 
 def test_runs_meet_what_they_are_about():
-    """Of a few dozen runs: zombies, resumed clips, overflows, shared clips, lost dispatchers, late arrivals."""
+    """Of a few dozen runs: zombies, resumed clips, overflows, shared and moved clips, lost dispatchers."""
     seen: set[What] = set()
     outcomes: set[str] = set()
     for seed in range(40):
@@ -71,9 +71,10 @@ def test_runs_meet_what_they_are_about():
         outcomes |= {str(row["outcome"]) for row in record.tables["attempts"]}
         shared = {row["name"]: row for row in record.tables["tallies"] if row["outcome"] == "shared"}
         outcomes |= {"shared"} if shared else set()
+        outcomes |= {"moved" for row in record.tables["tallies"] if row["outcome"] == "move"}
         outcomes |= {"cancelled"} if any(row["state"] == "cancelled" for row in record.tables["jobs"]) else set()
     assert {What.RESUMED, What.OVERFLOW, What.STOPS, What.UNSAVED, What.HANGS, What.STORE_BACK} <= seen
-    assert {"completed", "lost", "crashed", "error", "invalid", "stopped", "shared", "cancelled"} <= outcomes
+    assert {"completed", "lost", "crashed", "error", "invalid", "stopped", "shared", "moved", "cancelled"} <= outcomes
 
 
 def test_a_run_that_breaks_a_promise_prints_its_seed_and_journal(monkeypatch, capsys):
