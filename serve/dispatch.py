@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cluster.cards import Beat
 from cluster.demand import ClassState, backlog_gpu_seconds, replicas_kept, replicas_wanted
-from cluster.dispatcher import Dispatcher
+from cluster.dispatcher import Dispatcher, Timing
 from cluster.planning.planner import Planner
 from cluster.rates import Rates
 from cluster.renderers import Assignment, Event, RendererDiedError, RendererLostError
@@ -78,6 +78,7 @@ class DispatcherDeployment:
             farm.fleet(),
             holder=f"{socket.gethostname()}:{os.getpid()}",
             clock=time.monotonic,
+            timing=Timing(stall_s=farm.stall_s),
             storage=Storage(self._storage_url),
             owners=farm.owners,
             planner=Planner(Rates(), variants=PLAN_VARIANTS) if farm.plan_tails else None,

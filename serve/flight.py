@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,8 @@ class Flight:
         #: Where it ran out of memory, and how often it waited for other programs to give memory back after that.
         self.overflows: list[Overflow] = []
         self.waits = 0
+        #: When it last did a step, by `time.monotonic`.
+        self._moved_at = time.monotonic()
         self._stop = threading.Event()
         self._leave = threading.Event()
         #: Either of the two.
@@ -76,6 +79,10 @@ class Flight:
         """Whether it was told to stop, with a checkpoint or without."""
         return self._told.is_set()
 
+    def hangs(self, stall_s: float) -> bool:
+        """Whether it was told to stop, and has got nowhere for so long: its thread will never let go of the card."""
+        return self.told and time.monotonic() - self._moved_at > stall_s
+
     @property
     def leaving(self) -> bool:
         """Whether it was told to save a checkpoint and stop."""
@@ -89,6 +96,7 @@ class Flight:
     def report(self, step: int, steps: int) -> None:
         """Tell of a finished step."""
         self.steps = (step, steps)
+        self._moved_at = time.monotonic()
         self.emit(StepDone(step=step, steps=steps))
 
     def begin_anew(self, reason: str) -> None:

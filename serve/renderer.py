@@ -63,6 +63,7 @@ class Renderer:
         self._flights: dict[str, Flight] = {}
         #: A clip broke what this process holds of its card: it exits when its last clip has ended.
         self._broken = False
+        self._stall_s = farm.stall_s
         self._dispatcher = ray_serve.get_deployment_handle("dispatcher", app_name=context.app_name)
         self._heard_at = time.monotonic()
         self._beats = asyncio.create_task(self._beat_for_ever())
@@ -127,6 +128,7 @@ class Renderer:
     async def _beat_for_ever(self) -> None:
         while True:
             began = time.monotonic()
+            self._leave_if_stuck()
             try:
                 verdicts = await asyncio.wait_for(self._dispatcher.beat.remote(self._beat()), timeout=5)
                 self._heard_at = time.monotonic()
@@ -140,6 +142,18 @@ class Renderer:
                     for flight in self._flights.values():
                         flight.stop(checkpoint=True)
             await asyncio.sleep(max(0.0, BEAT_S - (time.monotonic() - began)))
+
+    def _leave_if_stuck(self) -> None:
+        # A thread cannot be ended, only its process. Clips that still get on are waited for; nothing more comes here.
+        stuck = [flight for flight in self._flights.values() if flight.hangs(self._stall_s)]
+        if not stuck:
+            return
+        if not self._broken:
+            named = ", ".join(flight.assignment.attempt_id for flight in stuck)
+            log.error("%s hangs and lets go of the card never: this process ends so that Serve replaces it", named)
+        self._broken = True
+        if len(stuck) == len(self._flights):
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, os._exit, 1)
 
     def _beat(self) -> dict[str, Any]:
         device = self._worker.device

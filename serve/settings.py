@@ -121,6 +121,9 @@ class FarmArgs(BaseModel):
     checkpoint_s: Annotated[float, Field(gt=0)] = 30
     #: Seconds that a clip waits on its card for memory that other programs have taken, before it goes back.
     hold_s: Annotated[float, Field(ge=0)] = 30
+    #: Seconds without a step, a load or a decode done after which a clip hangs: longer than the longest of them. It is
+    #: taken from its renderer, and a renderer whose thread does not let go of one by then ends its process.
+    stall_s: Annotated[float, Field(gt=0)] = 1800
     #: Days for which things are kept, by `cluster.retention.Keep`; None: for ever.
     keep_outputs_days: Annotated[float | None, Field(ge=0)] = None
     keep_failed_days: Annotated[float | None, Field(ge=0)] = None

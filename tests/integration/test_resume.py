@@ -31,7 +31,7 @@ CARDS = ("emulated-c8-0", "emulated-c8-1")
 class ResumeFarm:
     """The process of `farm_process.py` with two emulated cards, and the farm's store beside it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: Any) -> None:
         self.log = folder / "farm.log"
         home = folder / "home"
         self.database = Database.in_folder(home)
@@ -44,6 +44,7 @@ class ResumeFarm:
             "home": str(home),
             "gateway": False,
             "checkpoint_steps": EVERY,
+            **settings,
         }
         env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "CLIPMILL_"))}
         self.process = subprocess.Popen(
@@ -190,3 +191,30 @@ def test_a_clip_whose_renderer_is_killed_goes_on_with_another(farm: ResumeFarm) 
     # Which of the two depends on whether Ray knows yet that the process has died.
     check_resumed(farm, batch_id, {Outcome.CRASHED, Outcome.LOST})
     assert clip.objects.frames_sha256 == farm.clip(reference, "reference").objects.frames_sha256
+
+
+def test_a_renderer_whose_thread_never_lets_go_of_its_card_is_replaced(tmp_path: Path) -> None:
+    """The still lies on a disk that does not answer: reading it never ends, and no thread can be ended from outside."""
+    farm = ResumeFarm(tmp_path, stall_s=10)
+    try:
+        place = tmp_path / "home" / "storage" / Storage.still_key(farm.still)
+        whole = place.read_bytes()
+        place.unlink()
+        os.mkfifo(place)
+        batch_id = farm.submit()
+        farm.until(lambda: farm.attempts(batch_id), "its start")
+        first = farm.attempts(batch_id)[0]
+        pid = farm.tell(f"pid c8 {first.renderer}")["pid"]
+        farm.until(lambda: farm.attempts(batch_id)[0].outcome, "the end of its patience")
+        # Whoever opens the pipe waits on; whoever comes from now on, at the latest a third attempt, finds the file.
+        aside = tmp_path / "still"
+        aside.write_bytes(whole)
+        aside.replace(place)
+        farm.clip(batch_id)
+        *crashed, _ = farm.attempts(batch_id)
+        assert {attempt.outcome for attempt in crashed} == {Outcome.CRASHED}
+        assert "hangs" in crashed[0].detail
+        farm.until(lambda: not Path(f"/proc/{pid}").exists(), "the end of the process")
+        farm.until(lambda: len({beat.card for beat in farm.desk.cards()}) == 2, "its successor")
+    finally:
+        farm.close()
