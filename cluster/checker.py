@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import pairwise
 
-from cluster.simulation.journal import Change, Entry, Record, What
+from cluster.simulation.facts import Attempt, Facts
+from cluster.simulation.journal import Change, Record, What
 
 #: Small differences between the journal's clock and the store's, in seconds.
 _SLACK_S = 0.5
@@ -33,188 +33,10 @@ class Violation:
         return f"{self.invariant} at {self.at:.2f} s: {self.text}"
 
 
-@dataclass(kw_only=True)
-class _Attempt:
-    """An attempt as the store and the cards tell of it."""
-
-    id: str
-    job: str = ""
-    renderer: str = ""
-    card: str = ""
-    #: By the store: when it was claimed, bytes it needs, the step it goes on from.
-    claimed_at: float = math.inf
-    needs: int = 0
-    claimed_step: int = 0
-    ended_at: float = math.inf
-    outcome: str = ""
-    #: By the card.
-    called_at: float | None = None
-    #: The attempt that was on the card when it was called.
-    behind: str = ""
-    ran_on: str = ""
-    on_card: list[tuple[float, float, int]] = field(default_factory=list)
-    begin: int = 0
-    resumed_from: str = ""
-    #: Its checkpoint could not be used.
-    refused: bool = False
-    steps: list[tuple[float, int]] = field(default_factory=list)
-    saved: list[tuple[float, int, str]] = field(default_factory=list)
-    told: list[tuple[float, int]] = field(default_factory=list)
-    unsaved: int = 0
-    stored_at: float | None = None
-    hangs_at: float | None = None
-
-    @property
-    def last_step(self) -> int:
-        return self.steps[-1][1] if self.steps else self.begin
+Check = Callable[[Facts], Iterator[Violation]]
 
 
-class _Facts:
-    """The record in the order in which the invariants ask for it."""
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.end = record.entries[-1].at if record.entries else 0.0
-        self.attempts: dict[str, _Attempt] = {}
-        for change in record.changes:
-            if change.what == "attempt":
-                a = self._attempt(change.id)
-                a.job, a.renderer, a.card = change.job, change.renderer, change.card
-                a.claimed_at, a.needs, a.claimed_step = change.at, change.size, change.step
-            elif change.what == "end":
-                a = self._attempt(change.id)
-                if not a.outcome:
-                    a.ended_at, a.outcome = change.at, change.after
-        for entry in record.entries:
-            if entry.attempt:
-                self._note(self._attempt(entry.attempt), entry)
-
-    def _attempt(self, attempt_id: str) -> _Attempt:
-        return self.attempts.setdefault(attempt_id, _Attempt(id=attempt_id))
-
-    @staticmethod
-    def _note(a: _Attempt, e: Entry) -> None:
-        match e.what:
-            case What.CALLED:
-                a.called_at, a.ran_on, a.behind = e.at, e.card, e.detail
-            case What.ON_CARD:
-                a.on_card.append((e.at, math.inf, e.size))
-            case What.OFF_CARD if a.on_card:
-                begun, _, size = a.on_card[-1]
-                a.on_card[-1] = (begun, e.at, size)
-            case What.RESUMED:
-                a.begin, a.resumed_from, a.refused = e.step, e.detail, not e.step
-            case What.STEP:
-                a.steps.append((e.at, e.step))
-            case What.SAVED:
-                a.saved.append((e.at, e.step, e.detail))
-            case What.UNSAVED:
-                a.unsaved += 1
-            case What.TOLD:
-                a.told.append((e.at, e.step))
-            case What.STORED:
-                a.stored_at = e.at
-            case What.HANGS:
-                a.hangs_at = e.at
-
-    @cached_property
-    def by_job(self) -> Mapping[str, list[_Attempt]]:
-        """Claimed attempts of a job, in the order of their claims."""
-        found: dict[str, list[_Attempt]] = defaultdict(list)
-        for a in sorted(self.attempts.values(), key=lambda a: a.claimed_at):
-            if a.job:
-                found[a.job].append(a)
-        return found
-
-    @cached_property
-    def states(self) -> Mapping[str, list[tuple[float, str, str]]]:
-        """(at, before, after) of every job."""
-        found: dict[str, list[tuple[float, str, str]]] = defaultdict(list)
-        for c in self.record.changes:
-            if c.what == "job":
-                found[c.id].append((c.at, c.before, c.after))
-        return found
-
-    @cached_property
-    def healed_at(self) -> float:
-        """When everything was whole for good; infinite where it never was."""
-        return next((e.at for e in self.record.of(What.HEALED)), math.inf)
-
-    @cached_property
-    def out_of_order(self) -> list[tuple[float, float]]:
-        """Times in which no dispatcher worked as it should: none, two, or no store."""
-        found: list[tuple[float, float]] = []
-        offices, since_out, since_none = 0, math.inf, 0.0
-        for e in self.record.of(What.OFFICE_OPEN, What.OFFICE_DEAD, What.OFFICE_LEFT, What.STORE_OUT, What.STORE_BACK):
-            if e.what is What.OFFICE_OPEN:
-                offices += 1
-                found.append((since_none if offices == 1 else e.at, e.at))
-            elif e.what is What.OFFICE_DEAD:
-                offices -= 1
-                since_none = e.at
-                found.append((e.at, e.at))
-            elif e.what is What.OFFICE_LEFT:
-                found.append((e.at, e.at))
-            elif e.what is What.STORE_OUT:
-                since_out = e.at
-            else:
-                found.append((since_out, e.at))
-                since_out = math.inf
-        if offices == 0:
-            found.append((since_none, math.inf))
-        if since_out < math.inf:
-            found.append((since_out, math.inf))
-        return found
-
-    def in_order(self, since: float, until: float, before_s: float = 0.0) -> bool:
-        """Whether one dispatcher and its store worked all that time, and for `before_s` before it."""
-        return not any(since - before_s <= end and begin <= until for begin, end in self.out_of_order)
-
-    def settled(self, card: str, since: float, soon_s: float) -> float:
-        """When `soon_s` without anything out of order have passed since then, for a dispatcher and a card."""
-        for begin, end in sorted([*self.out_of_order, *self.unreachable[card]]):
-            if begin <= since + soon_s:
-                since = max(since, end)
-        return since + soon_s
-
-    @cached_property
-    def unreachable(self) -> Mapping[str, list[tuple[float, float]]]:
-        """By card: times in which its dispatcher could not reach it, or it was not there."""
-        found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        since: dict[str, float] = {}
-        for card in self.record.cards:
-            since[card.name] = 0.0
-        for e in self.record.of(What.CARD_UP, What.CARD_DOWN, What.CUT_OFF, What.REACHED):
-            if e.what in (What.CARD_DOWN, What.CUT_OFF):
-                since.setdefault(e.card, e.at)
-            elif (begun := since.pop(e.card, None)) is not None:
-                found[e.card].append((begun, e.at))
-        for card_name, begun in since.items():
-            found[card_name].append((begun, math.inf))
-        return found
-
-    def reachable(self, card: str, since: float, until: float) -> bool:
-        """Whether a card was there and could be reached all that time."""
-        return not any(since <= end and begin <= until for begin, end in self.unreachable[card])
-
-    def usable(self, card: str, at: float, within_s: float = 0.0) -> int:
-        """The most that a card said to be usable between `within_s` before and `at`."""
-        now, most = 0, 0
-        for e in self.record.of(What.CARD_UP, What.USABLE):
-            if e.card != card:
-                continue
-            if e.at > at:
-                break
-            if e.at > at - within_s:
-                most = max(most, now)
-            now = e.size
-        return max(now, most)
-
-
-Check = Callable[[_Facts], Iterator[Violation]]
-
-
-def _i1_work_conserved(facts: _Facts) -> Iterator[Violation]:
+def _i1_work_conserved(facts: Facts) -> Iterator[Violation]:
     saved = {key: (step, a.job) for a in facts.attempts.values() for _, step, key in a.saved}
     jobs = facts.record.jobs
     for a in facts.attempts.values():
@@ -236,8 +58,8 @@ def _i1_work_conserved(facts: _Facts) -> Iterator[Violation]:
             yield Violation("I1", a.ended_at, f"{a.id} completed after {a.last_step} of {jobs[a.job].steps} steps")
 
 
-def _i2_one_place(facts: _Facts) -> Iterator[Violation]:
-    by_content: dict[tuple[str, str], list[_Attempt]] = defaultdict(list)
+def _i2_one_place(facts: Facts) -> Iterator[Violation]:
+    by_content: dict[tuple[str, str], list[Attempt]] = defaultdict(list)
     for a in facts.attempts.values():
         if a.job and a.steps:
             job = facts.record.jobs[a.job]
@@ -254,7 +76,7 @@ def _i2_one_place(facts: _Facts) -> Iterator[Violation]:
                     yield Violation("I2", later.steps[0][0], text)
 
 
-def _i3_no_overcommit(facts: _Facts) -> Iterator[Violation]:
+def _i3_no_overcommit(facts: Facts) -> Iterator[Violation]:
     spans: dict[str, list[tuple[float, float, int, str]]] = defaultdict(list)
     for a in facts.attempts.values():
         for begin, end, size in a.on_card:
@@ -284,7 +106,7 @@ def _i3_no_overcommit(facts: _Facts) -> Iterator[Violation]:
             yield Violation("I3", a.called_at, f"{a.id} was sent to {a.card}, whose beats named {before.id}")
 
 
-def _i4_one_lease(facts: _Facts) -> Iterator[Violation]:
+def _i4_one_lease(facts: Facts) -> Iterator[Violation]:
     open_by_job: dict[str, set[str]] = defaultdict(set)
     state: dict[str, str] = {}
     changes = facts.record.changes
@@ -306,7 +128,7 @@ def _i4_one_lease(facts: _Facts) -> Iterator[Violation]:
                     yield Violation("I4", c.at, text)
 
 
-def _i5_none_lost(facts: _Facts) -> Iterator[Violation]:
+def _i5_none_lost(facts: Facts) -> Iterator[Violation]:
     rows = {str(row["id"]): row for row in facts.record.tables["jobs"]}
     for job in facts.record.jobs:
         row = rows.get(job)
@@ -318,7 +140,7 @@ def _i5_none_lost(facts: _Facts) -> Iterator[Violation]:
             yield Violation("I5", facts.end, f"job {job} failed for no reason")
 
 
-def _i6_one_publication(facts: _Facts) -> Iterator[Violation]:
+def _i6_one_publication(facts: Facts) -> Iterator[Violation]:
     published: dict[tuple[str, str], Change] = {}
     for c in facts.record.changes:
         if c.what != "clip":
@@ -337,7 +159,7 @@ def _i6_one_publication(facts: _Facts) -> Iterator[Violation]:
             yield Violation("I6", facts.end, f"job {row['id']} is completed without its clip")
 
 
-def _i7_none_starves(facts: _Facts) -> Iterator[Violation]:
+def _i7_none_starves(facts: Facts) -> Iterator[Violation]:
     # All that had not ended by then, one after the other on the slowest card, each as often as it may be tried.
     bounds, jobs = facts.record.bounds, facts.record.jobs
     ended = {
@@ -356,7 +178,7 @@ def _i7_none_starves(facts: _Facts) -> Iterator[Violation]:
             yield Violation("I7", facts.end, f"job {job.id} had not ended when the run was over")
 
 
-def _i8_lost_steps(facts: _Facts) -> Iterator[Violation]:
+def _i8_lost_steps(facts: Facts) -> Iterator[Violation]:
     bounds = facts.record.bounds
     for job, made in facts.by_job.items():
         if not facts.record.jobs[job].resumable:
@@ -385,7 +207,7 @@ def _i8_lost_steps(facts: _Facts) -> Iterator[Violation]:
                 yield Violation("I8", lost.ended_at, text)
 
 
-def _i9_fits(facts: _Facts) -> Iterator[Violation]:
+def _i9_fits(facts: Facts) -> Iterator[Violation]:
     bounds = facts.record.bounds
     for a in facts.attempts.values():
         if a.claimed_at < math.inf:
@@ -394,7 +216,7 @@ def _i9_fits(facts: _Facts) -> Iterator[Violation]:
                 yield Violation("I9", a.claimed_at, f"{a.id} needs {a.needs} bytes, {a.card} has {usable}")
 
 
-def _i10_cancelled(facts: _Facts) -> Iterator[Violation]:
+def _i10_cancelled(facts: Facts) -> Iterator[Violation]:
     bounds = facts.record.bounds
     soon = 3 * bounds.renew_s + bounds.beat_s + 2.0
     for c in facts.record.changes:
@@ -408,14 +230,14 @@ def _i10_cancelled(facts: _Facts) -> Iterator[Violation]:
             yield Violation("I10", c.at + soon, f"job {c.id} had not ended {soon:.0f} s after it was cancelled")
 
 
-def _i11_final_stays(facts: _Facts) -> Iterator[Violation]:
+def _i11_final_stays(facts: Facts) -> Iterator[Violation]:
     for job, told in facts.states.items():
         for at, before, after in told:
             if before in _FINAL:
                 yield Violation("I11", at, f"job {job} was {before} and became {after}")
 
 
-def _i12_counters(facts: _Facts) -> Iterator[Violation]:
+def _i12_counters(facts: Facts) -> Iterator[Violation]:
     tables = facts.record.tables
     counted: Counter[tuple[str, str]] = Counter()
     for row in tables["tallies"]:
@@ -439,7 +261,7 @@ def _i12_counters(facts: _Facts) -> Iterator[Violation]:
             yield Violation("I12", facts.end, f"job {row['id']} counts {tried} attempts of {ended[row['id']]}")
 
 
-def _i13_leaves_card(facts: _Facts) -> Iterator[Violation]:
+def _i13_leaves_card(facts: Facts) -> Iterator[Violation]:
     bounds = facts.record.bounds
     for a in facts.attempts.values():
         if not a.steps or not a.job or a.hangs_at is not None:
@@ -451,7 +273,7 @@ def _i13_leaves_card(facts: _Facts) -> Iterator[Violation]:
             yield Violation("I13", last, f"{a.id} ended at {a.ended_at:.1f} s and was still on {a.card}")
 
 
-def _i14_no_idle_card(facts: _Facts) -> Iterator[Violation]:
+def _i14_no_idle_card(facts: Facts) -> Iterator[Violation]:
     bounds = facts.record.bounds
     busy: dict[str, list[tuple[float, float]]] = defaultdict(list)
     blamed: dict[str, set[str]] = defaultdict(set)
@@ -506,7 +328,7 @@ def _gap(since: float, until: float, blocked: list[tuple[float, float]], longest
     return free if min(begin, until) - free > longest_s else None
 
 
-def _i15_attempts_end(facts: _Facts) -> Iterator[Violation]:
+def _i15_attempts_end(facts: Facts) -> Iterator[Violation]:
     bounds = facts.record.bounds
     for row in facts.record.tables["jobs"]:
         attempts, releases = int(str(row["attempts"])), int(str(row["releases"]))
@@ -517,7 +339,7 @@ def _i15_attempts_end(facts: _Facts) -> Iterator[Violation]:
             yield Violation("I15", facts.end, f"job {job.id} is poison ({job.poison}) and completed")
 
 
-def _i16_checkpoints(facts: _Facts) -> Iterator[Violation]:
+def _i16_checkpoints(facts: Facts) -> Iterator[Violation]:
     for e in facts.record.of(What.RESUMED):
         if e.detail.startswith("missing"):
             yield Violation("I16", e.at, f"{e.attempt} was to go on from a checkpoint that was deleted: {e.detail}")
@@ -531,7 +353,7 @@ def _i16_checkpoints(facts: _Facts) -> Iterator[Violation]:
             yield Violation("I16", facts.end, f"{key} is left of a job that has ended")
 
 
-def _i18_rescued(facts: _Facts) -> Iterator[Violation]:
+def _i18_rescued(facts: Facts) -> Iterator[Violation]:
     bounds = facts.record.bounds
     downs = {e.renderer: e.at for e in facts.record.of(What.CARD_DOWN)}
     # A silent renderer's lease has to run out, and its end has to be seen and written.
@@ -549,7 +371,7 @@ def _i18_rescued(facts: _Facts) -> Iterator[Violation]:
             yield Violation("I18", until, f"{a.id} runs on in the store, {a.renderer} died at {gone_at:.1f} s")
 
 
-def _i17_as_claimed(facts: _Facts) -> Iterator[Violation]:
+def _i17_as_claimed(facts: Facts) -> Iterator[Violation]:
     for a in facts.attempts.values():
         at = a.called_at if a.called_at is not None else facts.end
         if a.called_at is not None and a.claimed_at > a.called_at + 1e-6:
@@ -585,6 +407,6 @@ INVARIANTS: Mapping[str, tuple[str, Check]] = {
 
 def check(record: Record) -> list[Violation]:
     """Every broken promise, by time."""
-    facts = _Facts(record)
+    facts = Facts(record)
     found = [violation for _, one in INVARIANTS.values() for violation in one(facts)]
     return sorted(found, key=lambda v: (v.at, v.invariant, v.text))
