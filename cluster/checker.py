@@ -257,7 +257,9 @@ def _i12_counters(facts: Facts) -> Iterator[Violation]:
     ended = Counter(row["job_id"] for row in tables["attempts"] if row["outcome"])
     for row in tables["jobs"]:
         tried = int(str(row["attempts"])) + int(str(row["releases"]))
-        if tried != ended[row["id"]]:
+        # What people asked for costs their jobs nothing.
+        free = sum(a.outcome == "stopped" and facts.is_asked(a) for a in facts.by_job[str(row["id"])])
+        if not ended[row["id"]] - free <= tried <= ended[row["id"]]:
             yield Violation("I12", facts.end, f"job {row['id']} counts {tried} attempts of {ended[row['id']]}")
 
 
@@ -309,6 +311,8 @@ def _i14_no_idle_card(facts: Facts) -> Iterator[Violation]:
                 blocked = [(begin, end + bounds.settle_s) for begin, end in facts.unreachable[card.name]]
                 blocked += [(begin, end + bounds.settle_s) for begin, end in facts.out_of_order]
                 blocked += busy[card.name]
+                said = [*facts.held[job_id], *facts.closed[card.name]]
+                blocked += [(begin, end + bounds.settle_s) for begin, end, _ in said]
                 blocked += [span for span in running[job.owner, job.content_key] if span[0] < until]
                 if (idle := _gap(since, until, blocked, patience_s)) is not None:
                     text = f"job {job_id} waits, {card.name} has been idle since {idle:.1f} s and holds it"
@@ -383,6 +387,36 @@ def _i17_as_claimed(facts: Facts) -> Iterator[Violation]:
 
 
 #: Number, promise and check of every invariant.
+def _i19_people(facts: Facts) -> Iterator[Violation]:
+    bounds = facts.record.bounds
+    for job, spans in facts.held.items():
+        for begin, end, how in spans:
+            for a in facts.by_job[job]:
+                # A row that runs is asked to leave; while its attempt ends, another may begin and be asked.
+                if how == "batch" and begin < a.claimed_at < end:
+                    yield Violation("I19", a.claimed_at, f"job {job} was started while its batch was held")
+    for card, spans in facts.closed.items():
+        for begin, end, how in spans:
+            for a in facts.attempts.values():
+                late = a.card == card and begin + 2 * bounds.renew_s + _SLACK_S < a.claimed_at < end
+                if late and facts.in_order(begin, a.claimed_at, bounds.renew_s):
+                    yield Violation("I19", a.claimed_at, f"{a.id} was started on {card}, closed by {how}")
+
+
+def _i20_leaves(facts: Facts) -> Iterator[Violation]:
+    bounds = facts.record.bounds
+    for a in facts.attempts.values():
+        if not a.job or a.hangs_at is not None or not facts.record.jobs[a.job].resumable:
+            continue
+        # It is asked with the next look, and stopped where it has not left when patience is at its end.
+        soon = 3 * bounds.renew_s + bounds.preempt_s + 2 * bounds.beat_s + 2.0
+        spans = [*facts.held[a.job], *(span for span in facts.closed[a.card] if span[2] == "drain")]
+        for begin, end, how in spans:
+            last = facts.settled(a.card, max(begin, a.claimed_at), soon)
+            if a.claimed_at < end and last < min(end, a.ended_at, facts.end):
+                yield Violation("I20", last, f"{a.id} is still on {a.card}, told to leave it by {how} at {begin:.1f} s")
+
+
 INVARIANTS: Mapping[str, tuple[str, Check]] = {
     "I1": ("Work is conserved: every step of a clip follows from the one before, across attempts.", _i1_work_conserved),
     "I2": ("No clip is rendered in two places at once, but by a zombie whose result counts nothing.", _i2_one_place),
@@ -402,6 +436,8 @@ INVARIANTS: Mapping[str, tuple[str, Check]] = {
     "I16": ("No checkpoint is deleted that a job goes on from, and none is left of jobs that ended.", _i16_checkpoints),
     "I17": ("An attempt runs where the store says, and only after it says so.", _i17_as_claimed),
     "I18": ("An attempt whose renderer is gone ends when its lease does.", _i18_rescued),
+    "I19": ("Nothing starts of a batch that people hold, nor on a card that they closed.", _i19_people),
+    "I20": ("A clip that people hold, or whose card they drain, leaves it soon.", _i20_leaves),
 }
 
 

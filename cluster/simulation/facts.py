@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -169,6 +169,35 @@ class Facts:
                 found[e.card].append((begun, e.at))
         for card_name, begun in since.items():
             found[card_name].append((begun, math.inf))
+        return found
+
+    @cached_property
+    def held(self) -> Mapping[str, list[tuple[float, float, str]]]:
+        """By job: (from, to, `row` or `batch`) of the times in which people held it."""
+        return self._spans(What.HELD, What.FREED, lambda e: e.job)
+
+    @cached_property
+    def closed(self) -> Mapping[str, list[tuple[float, float, str]]]:
+        """By card: (from, to, by what word) of the times in which people had closed it."""
+        return self._spans(What.CLOSED, What.OPENED, lambda e: e.card)
+
+    def is_asked(self, a: Attempt) -> bool:
+        """Whether people held the job of an attempt, or drained its card, while it ran."""
+        spans = [*self.held[a.job], *(span for span in self.closed[a.card] if span[2] == "drain")]
+        return any(begin <= a.ended_at and a.claimed_at <= end for begin, end, _ in spans)
+
+    def _spans(
+        self, begins: What, ends: What, of: Callable[[Entry], str]
+    ) -> Mapping[str, list[tuple[float, float, str]]]:
+        found: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+        since: dict[str, tuple[float, str]] = {}
+        for e in self.record.of(begins, ends):
+            if e.what is begins:
+                since.setdefault(of(e), (e.at, e.detail))
+            elif (begun := since.pop(of(e), None)) is not None:
+                found[of(e)].append((begun[0], e.at, begun[1]))
+        for name, (at, detail) in since.items():
+            found[name].append((at, math.inf, detail))
         return found
 
     def reachable(self, card: str, since: float, until: float) -> bool:

@@ -14,6 +14,12 @@ class What(StrEnum):
     # -- people
     SUBMITTED = "submitted"
     CANCELLED = "cancelled"
+    #: A job is held, by itself (`row`) or with its batch (`batch`), or let go; a card is closed, and by what, or opened
+    #: again.
+    HELD = "held"
+    FREED = "freed"
+    CLOSED = "closed"
+    OPENED = "opened"
     # -- cards and the renderers on them
     CARD_UP = "card_up"
     CARD_DOWN = "card_down"
@@ -132,6 +138,7 @@ class Bounds:
     alone_s: float
     #: An attempt that got nowhere for this long is taken from its renderer, and a breaker rests so long.
     stall_s: float
+    preempt_s: float
     rest_s: float
     #: A card that could take a waiting job may be idle for at most this long, nothing being out of order.
     patience_s: float

@@ -22,10 +22,12 @@ from cluster.rates import Rates
 from cluster.simulation import history
 from cluster.simulation.clock import BEGIN, VirtualExecutor, VirtualLoop, run_virtually
 from cluster.simulation.journal import Bounds, CardTruth, JobTruth, Record, What
-from cluster.simulation.scenario import BatchPlan, Fault, JobPlan, Scenario, Trouble, least_bytes
+from cluster.simulation.scenario import BatchPlan, Fault, JobPlan, Saying, Scenario, Trouble, least_bytes
 from cluster.simulation.world import RESTART_S, Office, SimulatedPool, World
 from cluster.storage import Storage
 from cluster.store import Database, Desk, Ledger
+from cluster.store.verbs import Verbs
+from cluster.verbs import CardVerb, RefusedError, Verb
 from pipeline.families import FAMILIES
 
 #: After so long Serve notices that a dispatcher is out of office and puts another in its place, in seconds.
@@ -79,7 +81,9 @@ class _Run:
             ],
         )
         self.database = database
-        self.desk = Desk(self.database)
+        self.desk, self.verbs = Desk(self.database), Verbs(self.database)
+        #: Owner and id of each batch of the scenario that was handed in, by its number.
+        self._batches: dict[int, tuple[str, str]] = {}
         self.storage = Storage(f"memory://simulation-{id(self)}")
         self.world = World(scenario, loop, self.record, self.storage)
         self.fleet = Fleet(usable_bytes={card.card_class: card.usable_bytes for card in scenario.cards})
@@ -110,6 +114,8 @@ class _Run:
                 self._at(batch.at, lambda batch=batch: self._submit(batch))  # type: ignore[misc]
             for fault in self.scenario.faults:
                 self._at(fault.at, lambda fault=fault: self._trouble(fault))  # type: ignore[misc]
+            for saying in self.scenario.sayings:
+                self._at(saying.at, lambda saying=saying: self._say(saying))  # type: ignore[misc]
             self._at(self.scenario.heal_at, self._heal)
             await self._until_all_ended()
             await asyncio.sleep(_AFTER_S)
@@ -147,6 +153,7 @@ class _Run:
 
     def _submit(self, batch: BatchPlan) -> None:
         batch_id, _ = self.desk.open_batch(batch.owner, name="catalog")
+        self._batches[self.scenario.batches.index(batch)] = (batch.owner, batch_id)
         drafts = [self._draft(number, job) for number, job in enumerate(batch.jobs, start=1)]
         for job in batch.jobs:
             self.world.plans[job.key] = job
@@ -191,6 +198,46 @@ class _Run:
         self.desk.cancel(owner, batch_id)
         for job in self.desk.jobs(owner, batch_id):
             self.world.tell(What.CANCELLED, job=job.id, detail=job.state)
+
+    def _say(self, saying: Saying) -> None:
+        # Taken back before everything is whole.
+        back = min(saying.at + saying.seconds, self.scenario.heal_at - 0.1)
+        if saying.card:
+            self.verbs.order(saying.card, CardVerb(saying.verb), reason="a simulated word")
+            self.world.tell(What.CLOSED, card=saying.card, detail=str(saying.verb))
+            self._at(back, lambda: self._open(saying.card))
+            return
+        if (named := self._batches.get(saying.batch)) is None:
+            return
+        owner, batch_id = named
+        row = None if saying.row is None else self.desk.jobs(owner, batch_id)[saying.row].id
+        if self._speak(owner, batch_id, row, Verb(saying.verb), What.HELD) and saying.verb is not Verb.PRIORITIZE:
+            undo = Verb.APPROVE if saying.verb is Verb.HOLD else Verb.RESUME
+
+            def take_back() -> None:
+                self._speak(owner, batch_id, row, undo, What.FREED)
+
+            self._at(back, take_back)
+
+    def _speak(self, owner: str, batch_id: str, row: str | None, verb: Verb, what: What) -> bool:
+        """Whether it could be obeyed."""
+        try:
+            if row is not None:
+                self.verbs.job(owner, row, verb)
+            else:
+                self.verbs.batch(owner, batch_id, verb, priority=self.rng.randrange(-5, 10))
+        except RefusedError as refused:
+            log.info("%s", refused)
+            return False
+        if verb is not Verb.PRIORITIZE:
+            for job in self.desk.jobs(owner, batch_id):
+                if row in (None, job.id):
+                    self.world.tell(what, job=job.id, detail="row" if row else "batch")
+        return True
+
+    def _open(self, card: str) -> None:
+        self.verbs.order(card, CardVerb.RELEASE)
+        self.world.tell(What.OPENED, card=card)
 
     # -- dispatchers --------------------------------------------------------------------------------------------
 
@@ -373,6 +420,7 @@ def _bounds(scenario: Scenario) -> Bounds:
         silent_s=timing.silent_s,
         alone_s=scenario.alone_s,
         stall_s=timing.stall_s,
+        preempt_s=timing.preempt_s,
         rest_s=REST_S,
         patience_s=2 * timing.poll_s + 2 * scenario.beat_s + 1.0,
         # A silent card's lease, a renderer's start, a beat.

@@ -9,6 +9,7 @@ from functools import cache
 
 from cluster.cards import GIB
 from cluster.dispatcher import Timing
+from cluster.verbs import CardVerb, Verb
 from pipeline.clip import ClipSpec, ResolutionClass
 from pipeline.families import FAMILIES
 from pipeline.footprint import footprint, leanest_of
@@ -98,6 +99,19 @@ class Fault:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Saying:
+    """What people say of a card, of a batch or of one of its rows, and take back after so many seconds."""
+
+    at: float
+    verb: Verb | CardVerb
+    seconds: float
+    card: str = ""
+    #: Numbers of the batch, and of its row; None: of all of them.
+    batch: int = 0
+    row: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scenario:
     """Everything that a run depends on."""
 
@@ -123,6 +137,7 @@ class Scenario:
     bad_read: float = 0.02
     #: The tails of batches are planned, and clips moved between cards.
     plans: bool = False
+    sayings: tuple[Saying, ...] = ()
 
 
 #: Steps of clips that are planned take so much longer.
@@ -162,11 +177,13 @@ def draw(
     minutes: float = 1.0,
     troubles: float = 1.0,
     plans: bool | None = None,
+    people: bool | None = None,
 ) -> Scenario:
     """The scenario of a seed; `minutes` of arrivals and faults, after which everything is whole again.
 
     `troubles` scales how many faults there are; 0: none. With `plans` clips are longer, so that planning them pays;
-    None: every fourth seed has them.
+    None: every fourth seed has them. With `people` batches and rows are paused, held and reprioritised, and cards
+    locked, drained and quarantined; None: in two of four seeds.
     """
     rng = random.Random(f"scenario {seed}")
     seconds = 60.0 * minutes
@@ -174,10 +191,13 @@ def draw(
     many = jobs or rng.randint(6, 15)
     plans = seed % 4 == 3 if plans is None else plans
     faults = _faults(rng, fleet, seconds, troubles)
+    batches = _batches(rng, many, seconds, troubles, _LONGER if plans else 1.0)
+    people = seed % 2 == 1 if people is None else people
     return Scenario(
         seed=seed,
         cards=fleet,
-        batches=_batches(rng, many, seconds, troubles, _LONGER if plans else 1.0),
+        batches=batches,
+        sayings=_sayings(random.Random(f"people {seed}"), fleet, batches, seconds) if people else (),
         faults=faults,
         heal_at=seconds + 1.0,
         timing=SMALL if len(fleet) < 100 else LARGE,
@@ -269,6 +289,24 @@ def _batches(rng: random.Random, jobs: int, seconds: float, troubles: float, lon
         # Poisson arrivals: on average the last comes at half time.
         at = min(at + rng.expovariate(jobs / (number * seconds / 2)), seconds)
     return tuple(batches)
+
+
+def _sayings(
+    rng: random.Random, fleet: tuple[CardPlan, ...], batches: tuple[BatchPlan, ...], seconds: float
+) -> tuple[Saying, ...]:
+    found = []
+    for number, batch in enumerate(batches):
+        verb = rng.choice([None, Verb.PAUSE, Verb.HOLD, Verb.PRIORITIZE])
+        row = rng.choice([None, rng.randrange(len(batch.jobs))]) if verb is Verb.PAUSE else None
+        row = rng.randrange(len(batch.jobs)) if verb is Verb.HOLD else row
+        at, for_s = min(batch.at + rng.uniform(0.5, 30), seconds), rng.uniform(5, 60)
+        if verb is not None:
+            found.append(Saying(at=at, verb=verb, seconds=for_s, batch=number, row=row))
+    for card in fleet:
+        if rng.random() < 0.25:
+            kind = rng.choice([CardVerb.LOCK, CardVerb.DRAIN, CardVerb.QUARANTINE])
+            found.append(Saying(at=rng.uniform(1, seconds), verb=kind, seconds=rng.uniform(10, 60), card=card.name))
+    return tuple(found)
 
 
 _WEIGHTS = {

@@ -19,14 +19,16 @@ from cluster.renderers import Verdict
 from cluster.roster import Roster
 from cluster.simulation.journal import Change, Entry, JobTruth, Record, What
 from cluster.simulation.play import play
-from cluster.simulation.scenario import Fault, Scenario, Trouble, draw
+from cluster.simulation.scenario import Fault, Saying, Scenario, Trouble, draw
 from cluster.store import Ledger
+from cluster.store.verbs import Enforced
+from cluster.verbs import CardVerb, Verb
 
 
 @pytest.fixture(scope="module")
 def good() -> Record:
     """A run in which a node is lost in the middle of clips, and nothing else goes wrong."""
-    scenario = draw(3, cards=3, jobs=6, troubles=0, plans=False)
+    scenario = draw(3, cards=3, jobs=6, troubles=0, plans=False, people=False)
     node = scenario.cards[0].node
     record = play(replace(scenario, faults=(Fault(at=25.0, what=Trouble.NODE_LOST, target=node, seconds=20.0),)))
     assert check(record) == []
@@ -301,6 +303,39 @@ def a_dead_renderer_keeps_its_lease(record: Record) -> None:
     record.entries[-1] = replace(record.entries[-1], at=record.entries[-1].at + 300)
 
 
+@breaks("I19")
+def a_job_starts_while_its_batch_is_held(record: Record) -> None:
+    claim = changes(record, "attempt")[-1]
+    put(record, at=claim.at - 1, what=What.HELD, job=claim.job, detail="batch")
+    put(record, at=claim.at + 1, what=What.FREED, job=claim.job, detail="batch")
+
+
+@breaks("I19")
+def a_job_starts_on_a_card_that_is_closed(record: Record) -> None:
+    claim = changes(record, "attempt")[-1]
+    put(record, at=claim.at - 12, what=What.CLOSED, card=claim.card, detail="lock")
+
+
+def told_long_before_its_end(record: Record, **values: Any) -> None:
+    end = completed(record)
+    record.changes[record.changes.index(end)] = replace(end, at=end.at + 300)
+    record.changes.sort(key=lambda change: change.at)
+    record.entries[-1] = replace(record.entries[-1], at=record.entries[-1].at + 400)
+    claim = first(c for c in changes(record, "attempt") if c.id == end.id)
+    named = {name: getattr(claim, name) for name in values.pop("of")}
+    put(record, at=claim.at + 1, **named, **values)
+
+
+@breaks("I20")
+def a_clip_that_is_held_stays_on_its_card(record: Record) -> None:
+    told_long_before_its_end(record, what=What.HELD, of=["job"], detail="row")
+
+
+@breaks("I20")
+def a_clip_stays_on_a_card_that_is_drained(record: Record) -> None:
+    told_long_before_its_end(record, what=What.CLOSED, of=["card"], detail="drain")
+
+
 @pytest.mark.parametrize(("invariant", "mutate"), MUTATIONS, ids=[f"{i}-{m.__name__}" for i, m in MUTATIONS])
 def test_a_fault_in_the_record_is_found(record, invariant, mutate):
     mutate(record)
@@ -351,6 +386,20 @@ class ForgetsCheckpoints(Ledger):
         return [replace(claim, resume=None, resumed_step=0) for claim in super().start(*args)]
 
 
+class ForgetsOrders(Ledger):
+    """What people say of cards is written down and never read."""
+
+    def enforce(self, *args: Any) -> Enforced:
+        return replace(super().enforce(*args), orders={})
+
+
+class AsksNobody(Ledger):
+    """Clips that people hold are asked nothing."""
+
+    def renew(self, *args: Any) -> Any:
+        return replace(super().renew(*args), leaving={})
+
+
 class Sleepy(Dispatcher):
     """It looks at the store only when it is time to renew leases, and that seldom."""
 
@@ -366,13 +415,22 @@ class Sleepy(Dispatcher):
 
 def scenario_with(*whats: Trouble, seed: int) -> Scenario:
     """Three cards, a dozen jobs and these troubles on the first card, from the time on when it is at work."""
-    scenario = draw(seed, cards=3, jobs=12, troubles=0)
+    scenario = draw(seed, cards=3, jobs=12, troubles=0, plans=not whats, people=False)
     target = {what: scenario.cards[0].node if "node" in what else scenario.cards[0].name for what in Trouble}
     faults = tuple(Fault(at=8.0 + 15 * n, what=what, target=target[what], seconds=25.0) for n, what in enumerate(whats))
     # All there from the start, so that every card has something to do.
     batches = tuple(replace(batch, at=0.0) for batch in scenario.batches)
     timing = replace(scenario.timing, stall_s=30.0) if Trouble.HANG in whats else scenario.timing
-    return replace(scenario, faults=faults, batches=batches, timing=timing)
+    sayings: tuple[Saying, ...] = ()
+    if not whats:
+        # From then on to the end of the second minute, with clips long enough for it.
+        sayings = (
+            Saying(at=12.0, verb=CardVerb.LOCK, seconds=100.0, card=scenario.cards[0].name),
+            Saying(at=20.0, verb=Verb.PAUSE, seconds=100.0, batch=0),
+        )
+    return replace(
+        scenario, faults=faults, batches=batches, timing=timing, sayings=sayings, heal_at=scenario.heal_at + 61
+    )
 
 
 @pytest.mark.parametrize(
@@ -383,6 +441,8 @@ def scenario_with(*whats: Trouble, seed: int) -> Scenario:
         ({"make_dispatcher": TrustsEveryCard}, (Trouble.HANG, Trouble.HANG), "I3"),
         ({"make_ledger": ForgetsCheckpoints}, (Trouble.NODE_LOST, Trouble.NODE_LOST), "I8"),
         ({"make_dispatcher": Sleepy}, (), "I14"),
+        ({"make_ledger": ForgetsOrders}, (), "I19"),
+        ({"make_ledger": AsksNobody}, (), "I20"),
     ],
 )
 def test_a_guard_switched_off_breaks_a_promise(broken, troubles, expected):

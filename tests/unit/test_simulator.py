@@ -65,16 +65,20 @@ def test_runs_meet_what_they_are_about():
     """Of a few dozen runs: zombies, resumed clips, overflows, shared and moved clips, lost dispatchers."""
     seen: set[What] = set()
     outcomes: set[str] = set()
-    for seed in range(40):
+    causes: set[str] = set()
+    for seed in range(60):
         record = simulate(seed)
         seen |= {entry.what for entry in record.entries}
         outcomes |= {str(row["outcome"]) for row in record.tables["attempts"]}
         shared = {row["name"]: row for row in record.tables["tallies"] if row["outcome"] == "shared"}
         outcomes |= {"shared"} if shared else set()
-        outcomes |= {"moved" for row in record.tables["tallies"] if row["outcome"] == "move"}
+        # Why clips were told to leave their cards.
+        causes |= {str(row["outcome"]) for row in record.tables["tallies"] if row["name"] == "preemptions"}
         outcomes |= {"cancelled"} if any(row["state"] == "cancelled" for row in record.tables["jobs"]) else set()
     assert {What.RESUMED, What.OVERFLOW, What.STOPS, What.UNSAVED, What.HANGS, What.STORE_BACK} <= seen
-    assert {"completed", "lost", "crashed", "error", "invalid", "stopped", "shared", "moved", "cancelled"} <= outcomes
+    assert {What.HELD, What.FREED, What.CLOSED, What.OPENED} <= seen
+    assert {"move", "pause", "hold", "drain"} <= causes
+    assert {"completed", "lost", "crashed", "error", "invalid", "stopped", "shared", "cancelled"} <= outcomes
 
 
 def test_a_run_that_breaks_a_promise_prints_its_seed_and_journal(monkeypatch, capsys):
