@@ -130,7 +130,7 @@ def play(case: Case) -> Result:
             own = policies.Clipmill(shapes, case.move_s, variants=case.variants)
             policy, boundaries = own, own.boundaries
         case "gavel":
-            gavel = policies.Gavel()
+            gavel = policies.Gavel(case.move_s)
             policy, boundaries = gavel, gavel.boundaries
         case "fifo":
             policy = policies.fifo

@@ -16,8 +16,10 @@ from pipeline.clip import ClipSpec
 
 #: Waiting jobs of one kind that a dispatcher looks at.
 _HEADS = 80
-#: Rounds of the Gavel-style policy: 20 s, a clip taking 2 to 800.
+#: Rounds of the Gavel-style policy, in seconds: clips take 2 to 800. Longer where moves cost more, as its authors do: a
+#: round is twenty moves at least.
 ROUND_S = 20.0
+MOVES_A_ROUND = 20
 
 
 class TracePace:
@@ -165,7 +167,9 @@ def longest_first(world: World) -> Iterable[Begin | Leave]:
 class Gavel:
     """Rounds that give every job its share of every kind of card, as the makespan policy of Gavel (OSDI 2020) does."""
 
-    def __init__(self) -> None:
+    def __init__(self, move_s: float) -> None:
+        """`move_s`: what a move costs."""
+        self._round_s = max(ROUND_S, MOVES_A_ROUND * move_s)
         self._had: dict[tuple[int, int], float] = defaultdict(float)
         self._round_ends = 0.0
         self._since = 0.0
@@ -173,7 +177,8 @@ class Gavel:
 
     def __call__(self, world: World) -> Iterable[Begin | Leave]:
         """Decisions of one look: a new assignment at every round's end, idle cards filled between."""
-        live = [w for w in world.work if w.ended is None and (w.on is not None or w.index in set(world.waiting))]
+        waiting = set(world.waiting)
+        live = [w for w in world.work if w.ended is None and (w.on is not None or w.index in waiting)]
         for work in live:
             if work.on is not None:
                 self._had[work.index, world.rigs[work.on].kind] += world.now - self._since
@@ -182,7 +187,7 @@ class Gavel:
             return
         alive = [rig for rig in world.rigs if world.now < rig.dies_at]
         if world.now >= self._round_ends:
-            self._round_ends = world.now + ROUND_S
+            self._round_ends = world.now + self._round_s
             number = [sum(rig.kind == kind for rig in alive) for kind in range(len(CARDS))]
             seconds = [[w.shape.seconds(k, w.step) if number[k] else math.inf for k in range(len(CARDS))] for w in live]
             makespan, parts = shortest(seconds, number)
