@@ -67,7 +67,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def machine() -> str:
     """Cores, processor, and versions of what decides the figures."""
-    names = ("clipmill", "ray", "torch", "pillow", "numpy")
+    names = ("clipmill", "ray", "torch", "pillow", "numpy", "scipy")
     found = []
     for name in names:
         try:
