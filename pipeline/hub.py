@@ -12,11 +12,12 @@ import hashlib
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
 import httpx
 
@@ -43,6 +44,8 @@ _CHUNK_BYTES = 2**20
 #: Files fetched at once: one connection seldom fills a line.
 _STREAMS = 4
 _TIMEOUT_S = 30.0
+#: How often a process that waits for another one's fetch looks how far it is, in seconds.
+_LOOK_S = 2.0
 #: How often a file is asked for again in a row without a byte gained.
 RETRIES = 5
 _HUB = "https://huggingface.co"
@@ -112,9 +115,26 @@ def _one_at_a_time(family: Family, home: Path, tell: Callable[[str], None]) -> I
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            tell(f"another process fetches {family.name}; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _wait_for_other(family, folder, lock, tell)
         yield
+
+
+def _wait_for_other(family: Family, folder: Path, lock: TextIO, tell: Callable[[str], None]) -> None:
+    """Until the other has ended; tells how far it is, so that whoever waits is not taken for one that hangs."""
+    told = ""
+    while True:
+        here = 0
+        # Files are renamed while they are counted.
+        with suppress(FileNotFoundError):
+            here = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        if (text := f"another process fetches {family.name}; waiting for it ({here / 2**30:.2f} GiB so far)") != told:
+            tell(told := text)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_LOOK_S)
+        else:
+            return
 
 
 def _listing(family: Family, endpoint: str | None) -> tuple[list[RemoteFile], dict[str, str]]:

@@ -18,6 +18,10 @@ from pipeline.models.model import Stopped
 
 log = logging.getLogger("clipmill.renderer")
 
+#: Weights that are fetched are told of every few per cent: what has not been heard of for so long, in seconds, may
+#: stand still.
+_FRESH_S = 120.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class CardIdentity:
@@ -58,8 +62,10 @@ class Flight:
         #: Where it ran out of memory, and how often it waited for other programs to give memory back after that.
         self.overflows: list[Overflow] = []
         self.waits = 0
-        #: When it last did a step, by `time.monotonic`.
-        self._moved_at = time.monotonic()
+        #: When it last got anywhere, and when it was told to stop, by `time.monotonic`.
+        self._moved_at = self._told_at = time.monotonic()
+        #: What is fetched or loaded for it, and when that was last told.
+        self._loading = ("", self._moved_at)
         self._stop = threading.Event()
         self._leave = threading.Event()
         #: Either of the two.
@@ -67,6 +73,8 @@ class Flight:
 
     def stop(self, *, checkpoint: bool = False) -> None:
         """Stop within a step; with `checkpoint`, save the clip first, or finish it where its frames are there."""
+        if not self.told:
+            self._told_at = time.monotonic()
         (self._leave if checkpoint else self._stop).set()
         self._told.set()
 
@@ -80,8 +88,20 @@ class Flight:
         return self._told.is_set()
 
     def hangs(self, stall_s: float) -> bool:
-        """Whether it was told to stop, and has got nowhere for so long: its thread will never let go of the card."""
-        return self.told and time.monotonic() - self._moved_at > stall_s
+        """Whether it was told to stop so long ago, and has got nowhere since: its thread never lets go of the card."""
+        return self.told and time.monotonic() - max(self._moved_at, self._told_at) > stall_s
+
+    def loads(self, text: str) -> None:
+        """Tell of weights that are fetched or loaded for it: that is no step, but it is not nothing either."""
+        log.info(text)
+        self._moved_at = time.monotonic()
+        self._loading = (text, self._moved_at)
+
+    @property
+    def loading(self) -> str:
+        """What is fetched or loaded for it now; empty when nothing is, or when nothing of it was heard for long."""
+        text, told_at = self._loading
+        return text if time.monotonic() - told_at < _FRESH_S else ""
 
     @property
     def leaving(self) -> bool:
@@ -97,6 +117,7 @@ class Flight:
         """Tell of a finished step."""
         self.steps = (step, steps)
         self._moved_at = time.monotonic()
+        self._loading = ("", self._moved_at)
         self.emit(StepDone(step=step, steps=steps))
 
     def begin_anew(self, reason: str) -> None:

@@ -169,9 +169,13 @@ class Renderer:
             state=self._state(),
             family=self._worker.family,
             steps={attempt_id: flight.steps for attempt_id, flight in self._flights.items()},
-            holding=self._worker.holding,
+            holding=self._holding(),
         )
         return beat.model_dump(mode="json")
+
+    def _holding(self) -> str:
+        loading = next((flight.loading for flight in self._flights.values() if flight.loading), "")
+        return self._worker.holding or (loading and f"is not loaded yet: {loading}")
 
     def _state(self) -> CardState:
         if self._broken:

@@ -352,7 +352,7 @@ class Worker:
         with self._work(family_named(spec.family)):
             stage = str(Stage.ENCODE)
             try:
-                model = self._load(spec)
+                model = self._load(flight)
                 self.device.reset_peak()
                 try:
                     frames = self._frames(model, flight, keeper, still, layout, resume)
@@ -516,16 +516,16 @@ class Worker:
         # A family without torch leaves the card's torch side closed: opening it costs seconds and 350 MB.
         return self.device.work() if family is None or family.needs_torch else nullcontext()
 
-    def _load(self, spec: ClipSpec) -> Model:
+    def _load(self, flight: Flight) -> Model:
         if self._model is None:
-            family = family_named(spec.family)
+            family = family_named(flight.assignment.spec.family)
             self._model = load_model(
                 family,
                 self.device,
                 weights_dir=self._weights.folders.get(family.name),
                 home=self._weights.home,
                 offline=self._weights.offline,
-                on_load=log.info,
+                on_load=flight.loads,
                 mirror=self._weights.mirror,
                 accepted=self._weights.accepted,
                 adapters=self._weights.adapters,

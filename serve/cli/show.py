@@ -213,7 +213,7 @@ def cards_table(cards: list[dict[str, Any]]) -> Table:
         for words in (
             order_text(card.get("order")),
             card.get("warning"),
-            card.get("holding") and f"a clip waits for memory: it {card['holding']}",
+            card.get("holding") and f"a clip has not begun: it {card['holding']}",
         )
         if words
     ]

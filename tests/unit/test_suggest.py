@@ -308,6 +308,6 @@ def test_the_terminal_shows_warnings_and_waiting_clips():
     views = [card_view(beat(used_bytes=7 * GIB, holding="needs 3.0 GiB, 1.0 GiB usable"))]
     shown = cards_table(views)
     assert "gpu0: 88% of 8.0 GiB in use" in str(shown.caption)
-    assert "gpu0: a clip waits for memory: it needs 3.0 GiB" in str(shown.caption)
+    assert "gpu0: a clip has not begun: it needs 3.0 GiB" in str(shown.caption)
     # A farm of another version says less.
     assert cards_table([beat().model_dump(mode="json")]).caption is None
