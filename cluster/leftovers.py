@@ -58,7 +58,8 @@ class Leftovers:
     async def sweep(self, *, thorough: bool = False) -> None:
         """Delete all checkpoints of jobs that have ended; does not raise.
 
-        Thorough: also those that were written but never recorded, found by listing the storage.
+        Thorough: also those that were written but never recorded, or could not be deleted before, found by listing the
+        storage.
         """
         if self._storage is None:
             return
@@ -68,13 +69,11 @@ class Leftovers:
             if thorough:
                 there = await loop.run_in_executor(self._thread, self._storage.names_under, "checkpoints")
                 ended |= await self._store(self._ledger.ended_among, there)
-            gone = []
-            for job_id in sorted(ended):
-                delete = partial(_delete, self._storage.delete_under, checkpoints_of(job_id))
-                if await loop.run_in_executor(self._thread, delete):
-                    gone.append(job_id)
-            if gone:
-                await self._store(self._ledger.forget_checkpoints, gone)
+            # Forgotten before they are deleted: while that takes its time, an equal job could go on from one of them.
+            for job_id in await self._store(self._ledger.forget_checkpoints, sorted(ended)) if ended else ():
+                await loop.run_in_executor(
+                    self._thread, partial(_delete, self._storage.delete_under, checkpoints_of(job_id))
+                )
         except StaleEpochError:
             pass
         except Exception:

@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,7 +15,7 @@ from sqlalchemy.engine import Connection
 from cluster.cards import Card
 from cluster.ids import new_id
 from cluster.jobs import Checkpoint, Job, JobState
-from cluster.store.given import among, for_each, is_one_of, unindexed
+from cluster.store.given import Given, among, for_each, is_one_of, unindexed
 from cluster.store.rows import JOBS_BY_ID, job_from, may_start
 from cluster.store.schema import attempts, batches, jobs
 from pipeline.families import is_resumable
@@ -123,10 +124,25 @@ _FREE = (
         may_start(sa.bindparam("now", type_=sa.BigInteger())),
     )
 )
-# Of all contents at once, and by no index of states: PostgreSQL would go through all that runs for each of the jobs.
-_RUNNING_OF = sa.select(jobs.c.owner, jobs.c.content_key).where(
-    among(jobs.c.owner, "owners"), among(jobs.c.content_key, "keys"), unindexed(jobs.c.state) == JobState.RUNNING.value
-)
+_CONTENTS = Given(name="contents", columns={"owner": sa.String(), "content_key": sa.String()})
+
+
+@cache
+def _running_of(sqlite: bool) -> sa.Select[Any]:
+    """Which of `_CONTENTS` run: looked up one by one, and by no index of states.
+
+    PostgreSQL would go through all that runs for each of them, or where it has no statistics yet, through all there is.
+    """
+    given, runs = _CONTENTS.table(sqlite=sqlite), jobs.alias("runs")
+    one = sa.select(sa.literal(1)).where(
+        runs.c.owner == given.c.owner,
+        runs.c.content_key == given.c.content_key,
+        unindexed(runs.c.state) == JobState.RUNNING.value,
+    )
+    # Not EXISTS, of which it would make a join.
+    return sa.select(given.c.owner, given.c.content_key).where(one.limit(1).scalar_subquery().is_not(None))
+
+
 _START = (
     sa.update(jobs)
     .where(among(jobs.c.id, "ids"), unindexed(jobs.c.state) == JobState.QUEUED.value)
@@ -163,7 +179,9 @@ def _move(c: Connection, now: int, wanted: Sequence[Job]) -> dict[str, Any]:
     """Move to running what may start, the first of equal jobs only; rows by job id."""
     # Writers come one after the other: what is read here stays true until this commits.
     free = {row.id: row for row in c.execute(_FREE, {"ids": [job.id for job in wanted], "now": now}).all()}
-    taken = {(row.owner, row.content_key) for row in c.execute(_RUNNING_OF, _contents(free.values())).all()}
+    sqlite = c.dialect.name == "sqlite"
+    contents = _CONTENTS.bound([(row.owner, row.content_key) for row in free.values()], sqlite=sqlite)
+    taken = {(row.owner, row.content_key) for row in c.execute(_running_of(sqlite), contents).all()}
     chosen: list[str] = []
     for job in wanted:
         row = free.pop(job.id, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -65,6 +66,8 @@ class Ledger:
         self.epoch = 0
         #: Where the page of expired leases ended that was given out last.
         self._rescued: tuple[int, str] | None = None
+        #: Waiting rows at the heads of queues that could not be read.
+        self._unreadable = 0
         #: What waited, when so much waited, and until when that is good enough.
         self._counted: tuple[float, list[heads.WaitingQueue]] | None = None
 
@@ -96,11 +99,29 @@ class Ledger:
         has not come, and of batches that are paused or attended by nobody. Takes as long for a thousand waiting jobs as
         for a million.
         """
-        with self._db.read() as c:
-            ids = heads.heads(self._db, c, self._db.now(c), per_queue)
-            rows = c.execute(JOBS_BY_ID, {"ids": ids}) if ids else ()
-            found = [job for row in rows if (job := readable(row)) is not None]
-        return sorted(found, key=lambda job: (-job.priority, job.created_at, job.batch_id, job.number))
+        while True:
+            with self._db.read() as c:
+                ids = heads.heads(self._db, c, self._db.now(c), per_queue + self._unreadable)
+                rows = c.execute(JOBS_BY_ID, {"ids": ids}) if ids else ()
+                found = {job.id: job for row in rows if (job := readable(row)) is not None}
+            # As many more are read as there are rows that cannot be: or they would hide what waits behind them.
+            unreadable = len(ids) - len(found)
+            if unreadable <= self._unreadable:
+                break
+            self._unreadable = min(unreadable, _MANY)
+            if unreadable > _MANY:
+                break
+        self._unreadable = min(unreadable, _MANY)
+        in_order = sorted(found.values(), key=lambda job: (-job.priority, job.created_at, job.batch_id, job.number))
+        if not self._unreadable:
+            return in_order
+        taken: Counter[tuple[object, ...]] = Counter()
+        first = []
+        for job in in_order:
+            taken[job.queue] += 1
+            if taken[job.queue] <= per_queue:
+                first.append(job)
+        return first
 
     def counts(self) -> list[heads.WaitingQueue]:
         """How many jobs wait in each queue: for plans, read once in a few seconds, see `heads.counts`.
@@ -257,18 +278,27 @@ class Ledger:
     def unwanted_checkpoints(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` that no job goes on from: of jobs of equal content several may name the same."""
         with self._db.read() as c:
+            if not self._db.is_sqlite:
+                # Few rows have a checkpoint, which statistics of a table that was just filled do not say.
+                c.exec_driver_sql(heads.WALK_INDEXES)
             return set(keys) - set(c.scalars(_NAMED_CHECKPOINTS, {"keys": list(keys)}))
 
-    def forget_checkpoints(self, job_ids: Sequence[str]) -> None:
-        """The checkpoints of these jobs, where they have ended, are gone from storage."""
+    def forget_checkpoints(self, job_ids: Sequence[str]) -> list[str]:
+        """Let nothing go on from the checkpoints of these jobs any more; those for which that is so.
+
+        Left out are jobs that have not ended, and those of whose content another may still go on from there.
+        """
+        forgotten: list[str] = []
         with self._db.write() as c:
             self._guard(c)
             for some in chunks(job_ids, _MANY):
-                c.execute(
+                forgotten += c.scalars(
                     sa.update(jobs)
-                    .where(jobs.c.id.in_(some), _has_ended())
+                    .where(jobs.c.id.in_(some), _has_ended(), ~_has_heir())
                     .values(checkpoint_key=None, checkpoint_step=None)
+                    .returning(jobs.c.id)
                 )
+        return forgotten
 
     def ended_among(self, job_ids: Iterable[str]) -> set[str]:
         """Which of these jobs have ended. A job this store does not know is not among them: it may be another's."""

@@ -14,7 +14,7 @@ from cluster.chunks import chunks
 from cluster.jobs import Attempt, HoldReason, Job, JobState
 from cluster.placement import AGEING_S, Running, Snapshot, effective_priority, work_kind
 from cluster.planning.planner import Planner, is_worth_planning
-from cluster.planning.tail import MOST_SLICED
+from cluster.planning.tail import MOST_LISTED
 from cluster.rates import Rates
 from cluster.remedies import Known
 from cluster.store import heads, peaks, rates
@@ -30,7 +30,7 @@ from pipeline.emulation import emulated_bytes
 from pipeline.families import is_resumable
 
 #: Jobs that are read of each queue, where not more cards are idle.
-PER_QUEUE = MOST_SLICED
+PER_QUEUE = MOST_LISTED
 #: Jobs that go before one are counted up to here.
 AHEAD_MOST = 10_001
 _MANY = 1000
@@ -191,7 +191,7 @@ def _after(desk: Desk, job: Job) -> Job | None:
 
 def _planned(snapshot: Snapshot, now: int, measured: Rates) -> Snapshot:
     """With the plan that the dispatcher is likely to have, where it has any."""
-    if len(snapshot.waiting) + len(snapshot.running) > MOST_SLICED or not is_worth_planning(snapshot, measured):
+    if len(snapshot.waiting) + len(snapshot.running) > MOST_LISTED or not is_worth_planning(snapshot, measured):
         return snapshot
     plan = Planner(measured, variants=1).update(snapshot, now)
     return snapshot if plan is None else replace(snapshot, plan=plan)

@@ -30,7 +30,7 @@ from cluster.renderers import (
 from cluster.storage import Storage
 from cluster.store import Database, Desk, Ledger, Stretch
 from pipeline.footprint import footprint
-from tests.building import FLEET, Clock, Truth, beat, draft, objects, spec
+from tests.building import FLEET, Clock, Truth, beat, card, draft, objects, spec
 
 #: Looks at the store at every turn, so that a test can await what the dispatcher would do.
 TIMING = Timing(poll_s=0.005, look_s=0, sweep_s=0, renew_s=1, lease_s=10, silent_s=5)
@@ -734,6 +734,30 @@ async def test_a_checkpoint_that_an_equal_clip_goes_on_from_too_is_left(storing,
     assert call.assignment.resume == shared
     await storing.goes_on(2, beat("gpu2"))
     assert storage.exists(shared.key)
+
+
+async def test_nothing_goes_on_from_a_checkpoint_that_is_being_swept(storing, storage):
+    """Storage is slow, and an equal clip is handed in while the first one's checkpoint is deleted."""
+    first = storing.submit(resumable())
+    storing.dispatcher.beat(beat("gpu0"))
+    call = await storing.called()
+    swept = kept(storage, call, 10)
+    call.report(RendererLostError("no route"))
+    await storing.reaches(first, JobState.QUEUED)
+    asked = []
+
+    def slowly(prefix: str) -> None:
+        if not asked:
+            asked.append(storing.submit(resumable()))
+            claimed = storing.ledger.start([(storing.job(asked[0]), card())], 60)
+            asked.append(claimed[0])
+        Storage.delete_under(storage, prefix)
+
+    storage.delete_under = slowly
+    storing.desk.cancel("local", first)
+    await storing.goes_on(12)
+    await storing.until(lambda: not storage.exists(swept.key))
+    assert (asked[1].resume, asked[1].resumed_step) == (None, 0)
 
 
 async def test_cancelling_a_waiting_job_deletes_what_it_would_have_gone_on_from(storing, storage):

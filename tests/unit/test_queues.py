@@ -445,3 +445,18 @@ def test_two_dispatchers_at_once_start_and_publish_nothing_twice(store_url):
     assert {job.state.value for job in desk.jobs(ME, batch_id)} == {"completed"}
     assert len(truth.clips()) == 40
     database.close()
+
+
+@pytest.mark.parametrize("broken", [1, 4, 7])
+def test_rows_that_cannot_be_read_hide_none_behind_them(desk, ledger, database, broken):
+    """Four at the head of a queue would be all that is ever seen of it."""
+    hand_in(desk, *(draft(n, f"urgent{n}", priority=5) for n in range(1, 31)))
+    hand_in(desk, *(draft(n, f"other{n}") for n in range(1, 31)))
+    with database.write() as c:
+        first = sa.and_(jobs.c.priority == 5, jobs.c.number <= broken)
+        c.execute(sa.update(jobs).where(first).values(spec={"family": "gone"}))
+    for _ in range(2):
+        seen = ledger.waiting(4)
+        assert [(job.priority, job.number) for job in seen] == [
+            *((5, broken + n) for n in range(1, 5)), *((0, n) for n in range(1, 5)),
+        ]  # fmt: skip
