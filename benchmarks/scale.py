@@ -3,8 +3,8 @@
     python benchmarks/scale.py --check                 in memory, and on PostgreSQL where one is named
     python benchmarks/scale.py --check --only memory
 
-In memory: `place` is called as the dispatcher calls it, four times a second of a farm whose clips take a minute, with
-the heads of every queue; clips end, cards come free, what was started leaves its queue and as much comes in.
+In memory: `place` alone, on what the dispatcher would have read, four times a second of a farm whose clips take a
+minute; clips end, cards come free, what was started leaves its queue and as much comes in.
 Durable: the same claims on PostgreSQL (`CLIPMILL_TEST_POSTGRES`), each start a committed row that survives a power
 cut.
 """
@@ -17,6 +17,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cache
 
 import scale_store
 from report import Aim, Report, parser
@@ -24,11 +25,13 @@ from traces import specs
 
 from cluster.cards import Card, Fleet
 from cluster.jobs import Job, JobState
+from cluster.lessons import Lessons, Peak
 from cluster.placement import ShowMore, Snapshot, Start, place
 from cluster.standing import Standing
 from pipeline.clip import ClipSpec
 from pipeline.families import family_named
 from pipeline.footprint import footprint, leanest
+from pipeline.layouts import RESIDENT
 
 CARDS = 10_000
 WAITING = (1_000, 10_000, 100_000, 1_000_000)
@@ -77,6 +80,14 @@ def kinds() -> list[tuple[ClipSpec, int]]:
     return found
 
 
+@cache
+def learned() -> Lessons:
+    """What any farm has after its first clip: from then on needs differ by shape and by kind of card."""
+    spec, _ = kinds()[0]
+    peak = Peak(layout=RESIDENT, predicted_bytes=1, measured_bytes=footprint(spec).peak_bytes, usable_bytes=GIB * 21)
+    return Lessons().after(spec, "c24", [peak])
+
+
 @dataclass(kw_only=True)
 class Farm:
     """Cards, what runs on them, and what waits."""
@@ -91,7 +102,9 @@ class Farm:
         """(clips started, seconds of `place`): as the dispatcher does it, again until no queue was too short."""
         idle, lines = len(self.standing.idle), len(self.queues.lines)
         shown = shown or max(4, -(-2 * idle // lines))
-        snapshot = Snapshot(waiting=self.queues.heads(shown), shown=shown, fleet=self.fleet, standing=self.standing)
+        snapshot = Snapshot(
+            waiting=self.queues.heads(shown), shown=shown, fleet=self.fleet, standing=self.standing, lessons=learned()
+        )
         began = time.perf_counter()
         decisions = place(snapshot, 0.0, reasons=False)
         took = time.perf_counter() - began

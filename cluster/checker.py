@@ -392,9 +392,10 @@ def _i19_people(facts: Facts) -> Iterator[Violation]:
     for job, spans in facts.held.items():
         for begin, end, how in spans:
             for a in facts.by_job[job]:
-                # A row that runs is asked to leave; while its attempt ends, another may begin and be asked.
-                if how == "batch" and begin < a.claimed_at < end:
-                    yield Violation("I19", a.claimed_at, f"job {job} was started while its batch was held")
+                # A row that ran is asked to leave; while its attempt ends, another may begin and be asked.
+                ran = next((after for at, _, after in reversed(facts.states[job]) if at <= begin), "") == "running"
+                if begin < a.claimed_at < end and not (how == "row" and ran):
+                    yield Violation("I19", a.claimed_at, f"job {job} was started while its {how} was held")
     for card, spans in facts.closed.items():
         for begin, end, how in spans:
             for a in facts.attempts.values():

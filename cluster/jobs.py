@@ -162,6 +162,12 @@ class Job:
     #: Where its next attempt goes on; None: it begins anew.
     checkpoint: Checkpoint | None = None
 
+    @property
+    def queue(self) -> tuple[object, ...]:
+        """Which queue it waits in: an owner's jobs of one kind and priority."""
+        spec = self.spec
+        return self.owner, spec and spec.family, spec and spec.resolution_class, self.needs_bytes, self.priority
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objects:

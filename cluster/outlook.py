@@ -14,10 +14,10 @@ from cluster.cards import Fleet
 from cluster.jobs import Job
 from cluster.lessons import Lessons
 from cluster.owners import OwnerShare
-from cluster.placement import Running, Snapshot, Suit, WorkKind, queue_of, work_kind
+from cluster.placement import Running, Snapshot, Suit, WorkKind, work_kind
 from cluster.planning.parts import TailPlan
 from cluster.planning.planner import Planner, is_worth_planning, suited
-from cluster.planning.tail import MOST_SLICED
+from cluster.planning.tail import MOST_LISTED
 from cluster.rates import Rates
 from cluster.roster import Flight, Roster
 from cluster.store.heads import WaitingQueue
@@ -75,7 +75,7 @@ class Outlook:
         """
         most = 2 * self._roster.idle
         least = max(_HEADS, min(most, 4 * self._shown) if self._short else -(-most // self._queues))
-        return least if self._many or self._planner is None else max(MOST_SLICED, least)
+        return least if self._many or self._planner is None else max(MOST_LISTED, least)
 
     def show_more(self) -> None:
         """The last look saw too little of some queue."""
@@ -83,7 +83,8 @@ class Outlook:
 
     def wants_counts(self, waiting: Sequence[Job], heads: int) -> bool:
         """Whether it should be counted how many wait: more than were seen, and that was not done of late."""
-        self._many = len(waiting) > MOST_SLICED and _unseen(waiting, heads)
+        # Few heads of each queue are few jobs: that they are no longer many shows where no queue goes on behind them.
+        self._many = _unseen(waiting, heads) and (self._many or len(waiting) > MOST_LISTED)
         several = len({card.kind for card in self._roster.standing.all.of_classes}) > 1
         due = self._wall() - self._suits_at >= _SUITS_S
         return self._planner is not None and self._many and several and due
@@ -98,12 +99,12 @@ class Outlook:
         counts: Sequence[WaitingQueue] | None = None,
     ) -> Snapshot:
         """What placement is to decide on; `counts` where they were asked for."""
-        self._queues, self._shown = max(1, len({queue_of(job) for job in waiting})), heads
+        self._queues, self._shown = max(1, len({job.queue for job in waiting})), heads
         self._short = False
         standing, used_s = self._roster.standing, self._roster.used_s()
         unseen = int(_unseen(waiting, heads))
         planner = self._planner
-        if planner is None or len(waiting) + len(self._roster.flights) > MOST_SLICED or unseen:
+        if planner is None or len(waiting) + len(self._roster.flights) > MOST_LISTED or unseen:
             if not unseen:
                 self._suits = {}
             if counts is not None:
@@ -189,5 +190,5 @@ class Outlook:
 
 def _unseen(waiting: Sequence[Job], heads: int) -> bool:
     """Whether a queue has more than the `heads` that were read of it."""
-    seen = Counter(map(queue_of, waiting))
+    seen = Counter(job.queue for job in waiting)
     return max(seen.values(), default=0) >= heads

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
+from operator import attrgetter
 from typing import NamedTuple
 
 from cluster.breaker import Route, route_of
@@ -22,10 +23,13 @@ from cluster.lessons import ELSEWHERE, Lessons, key_of
 from cluster.owners import DEFAULT_SHARE, OwnerShare
 from cluster.planning.parts import TailPlan
 from cluster.standing import Extent, IdleCards, Standing
+from pipeline.clip import ClipSpec
 from pipeline.footprint import Footprint, leanest, plan
 
 #: A waiting job rises by one priority each time it has waited so long, in seconds: nobody waits for ever.
 AGEING_S = 1800
+#: All of a clip that may say something of the memory it takes.
+_shape = attrgetter(*(name for name in ClipSpec.model_fields if name not in ("prompt", "negative_prompt", "seed")))
 #: More bytes than any card has.
 _NOWHERE = 2**62
 #: A job is passed over on a card that has another family loaded for one of that family that came up to so much later.
@@ -226,10 +230,10 @@ class _Placing:
         self._standing, self._all, self._usable = standing, standing.all, standing.usable
         self._began_idle = [card for card in standing.idle.values() if card.card not in standing.locked]
         self._idle = IdleCards(self._began_idle)
-        self._needs: dict[tuple[object, ...], Mapping[str, int]] = {}
+        self._kinds = tuple(sorted(self._all.largest))
+        #: Of each job that was looked at; exceptions among them: experience may be wrong and refuses nothing.
+        self._needs_of_job: dict[str, Mapping[str, int]] = {}
         self._held: dict[int, bool] = {}
-        #: Exceptions from it: experience may be wrong and refuses nothing.
-        self._at_least: dict[str, Mapping[str, int]] = {}
         #: What is started now, on top of what runs.
         self._taken: set[tuple[str, str | None]] = set()
         self._more: Counter[str] = Counter()
@@ -238,7 +242,7 @@ class _Placing:
         #: One has run out: nothing more is decided.
         self._short = False
         if (shown := snapshot.shown) is not None:
-            seen = Counter(map(queue_of, snapshot.waiting))
+            seen = Counter(job.queue for job in snapshot.waiting)
             self._left = Counter({queue: count for queue, count in seen.items() if count >= shown})
 
     def decide(self, *, reasons: bool) -> Iterator[Decision]:
@@ -246,7 +250,11 @@ class _Placing:
         for job in self._snapshot.waiting:
             if (decision := self._head(job)) is None:
                 heads.append(job)
-            elif reasons or not isinstance(decision, Wait):
+                continue
+            if self._left and (queue := job.queue) in self._left:
+                # Turned away for itself: it hides nothing that waits behind it.
+                self._left[queue] -= 1
+            if reasons or not isinstance(decision, Wait):
                 yield decision
         starts: dict[str, Start] = {}
         if self._snapshot.plan is not None:
@@ -279,7 +287,7 @@ class _Placing:
                 return Relax(job)
             # The largest card that should hold it is tried.
             most = max(card.usable_bytes for card in self._all.of_classes if card.usable_bytes >= job.needs_bytes)
-            self._at_least[job.id] = dict.fromkeys(self._all.largest, most)
+            self._needs_of_job[job.id] = dict.fromkeys(self._all.largest, most)
         return None
 
     def _is_held(self, needs: Mapping[str, int]) -> bool:
@@ -303,18 +311,18 @@ class _Placing:
 
     def _needs_of(self, job: Job) -> Mapping[str, int]:
         """Bytes that a card must have usable for `job`, by card kind."""
-        if job.id in self._at_least:
-            return self._at_least[job.id]
+        if (known := self._needs_of_job.get(job.id)) is None:
+            known = self._needs_of_job[job.id] = self._needs_like(job)
+        return known
+
+    def _needs_like(self, job: Job) -> Mapping[str, int]:
+        """The same object for all jobs that are alike."""
         lessons, spec = self._snapshot.lessons, job.spec
         # Without lessons and breakers there is nothing to tell kinds or shapes apart by.
-        if spec is not None and (lessons.lessons or self._snapshot.closed):
-            shape = spec.model_dump_json(exclude={"prompt", "negative_prompt", "seed"})
-        else:
-            shape = ""
-        key = (job.needs_bytes, shape)
-        if (known := self._needs.get(key)) is None:
-            known = {kind: expected_bytes(job, kind, lessons) for kind in self._all.largest}
-            self._needs[key] = known
+        shape = _shape(spec) if spec is not None and (lessons.lessons or self._snapshot.closed) else None
+        key = (job.needs_bytes, shape, self._kinds)
+        if (known := lessons.memory.get(key)) is None:
+            known = lessons.memory[key] = {kind: expected_bytes(job, kind, lessons) for kind in self._kinds}
         return known
 
     def _is_closed(self, job: Job, card: Card) -> bool:
@@ -392,7 +400,7 @@ class _Placing:
                 heapq.heappush(turns, (self._share_of(owner), owner))
 
     def _settle(self, job: Job) -> None:
-        queue = queue_of(job) if self._left else ()
+        queue = job.queue if self._left else ()
         if queue in self._left:
             self._left[queue] -= 1
             self._short |= self._left[queue] == 0
@@ -542,12 +550,6 @@ class _Placing:
     def _unbroken(self) -> Extent:
         names = {card.card for card in self._broken}
         return Extent(card for card in self._standing.cards.values() if card.card not in names)
-
-
-def queue_of(job: Job) -> tuple[object, ...]:
-    """Which queue it waits in."""
-    spec = job.spec
-    return job.owner, spec and spec.family, spec and spec.resolution_class, job.needs_bytes, job.priority
 
 
 def _age(job: Job) -> tuple[int, str, int]:

@@ -18,7 +18,7 @@ from cluster.planning.bound import shortest
 from cluster.planning.parts import Part, TailPlan
 from cluster.planning.schedule import Piece, Place, Schedule, Task, play
 from cluster.planning.sooner import sooner
-from cluster.planning.tail import MOST_SLICED, VARIANTS, make_plan
+from cluster.planning.tail import MOST_LISTED, MOST_SLICED, VARIANTS, make_plan
 from cluster.rates import Rates
 from pipeline.clip import ClipSpec
 from pipeline.families import FAMILIES, is_resumable
@@ -34,6 +34,8 @@ _LATE_S = 1.0
 _JUST_S = 1e-6
 #: A card may have so much less usable before a plan that counts on it is made anew.
 _LESS = 0.99
+#: Cheaper moves, in seconds, mend whatever was begun on the wrong card (benchmarks/makespan.py, 200 clips).
+_DEAR_S = 2.0
 #: A smaller share of its jobs on a card kind is no reason to send them there.
 _LEAST_SHARE = 0.01
 
@@ -99,19 +101,22 @@ class Planner:
         self._live: Mapping[str, int] = {}
         self._lost: frozenset[str] = frozenset()
         self._made_at = -math.inf
+        #: Its tasks were few enough for moves.
+        self._sliced = False
 
     def is_stale(self, snapshot: Snapshot, now: float) -> bool:
-        """Whether `update` has anything to do: jobs or cards came, went or changed since."""
+        """Whether `update` has anything to do: jobs or cards came, went or changed since, or are late."""
         group = self._group(snapshot, now)
         if group is None:
             return self.plan is not None
-        return _live(*group[:2]) != self._live or not self._is_for(_kinds_of(group[2], snapshot.closed))
+        kinds = _kinds_of(group[2], snapshot.closed)
+        return _live(*group[:2]) != self._live or not self._is_for(kinds) or self._is_late(group[0], now)
 
     def update(self, snapshot: Snapshot, now: float) -> TailPlan | None:
         """The plan to go by; None while more waits than is worth planning, or while owners compete for the cards.
 
-        Made anew when jobs or cards come that it does not know, or cards are gone. When a job has ended and the others
-        are late, another is looked for, and taken where it ends earlier by more than a move costs.
+        Made anew when jobs or cards come that it does not know, or cards are gone. When clips are late, another is
+        looked for, and taken where it ends earlier by more than a move costs.
         """
         group = self._group(snapshot, now)
         if group is None:
@@ -119,7 +124,8 @@ class Planner:
             return None
         live, kinds = _live(*group[:2]), _kinds_of(group[2], snapshot.closed)
         same = self._is_for(kinds)
-        if same and live == self._live:
+        late = self._is_late(group[0], now)
+        if same and live == self._live and not late:
             return self.plan
         if same and self.plan and live.keys() - self.plan.jobs - self._lost and now - self._made_at < _EVERY_S:
             # Where clips keep coming, they start where there is room until it is time for another plan.
@@ -133,23 +139,41 @@ class Planner:
         if not scene.tasks:
             self.plan, self._cards = None, kinds
             return None
-        if keep is not None and self.plan is not None and same:
+        # Slices are cut when there are few enough.
+        slices = not self._sliced and len(scene.tasks) <= MOST_SLICED
+        if keep is not None and self.plan is not None and same and not late and not slices:
             left = self.plan.ends_at - now
             ends_s = play(keep, scene.tasks, scene.places).makespan_s
             if ends_s <= left + max(_LATE_S, _LATE * left):
                 # Clips that take less than was thought leave cards idle that others can have.
-                if (found := sooner(keep, scene.tasks, scene.places)) is not keep:
+                if self._sliced and (found := sooner(keep, scene.tasks, scene.places)) is not keep:
                     self.plan = scene.parts(found)
                 return self.plan
         # A clip that cannot be stopped and go on elsewhere is not cut in pieces: then nothing of the plan is.
         variants = self._variants if scene.movable else 0
         made = make_plan(scene.tasks, scene.places, variants=variants, keep=keep)
-        self.plan, self._cards = scene.parts(made.schedule), kinds
+        self.plan, self._cards, self._sliced = scene.parts(made.schedule), kinds, len(scene.tasks) <= MOST_SLICED
         return self.plan
 
     def forget(self) -> None:
         """Plan nothing for now."""
         self.plan, self._live, self._cards = None, {}, {}
+
+    def _is_dear(self, snapshot: Snapshot) -> bool:
+        """Whether moves cost so much that where clips begin has to be right from the start."""
+        job = next((job for job in snapshot.waiting if job.spec is not None), None)
+        kinds = {card.kind for card in snapshot.cards}
+        if job is None or job.spec is None:
+            return False
+        return min((self.pace.move_costs(job.spec, kind, warm=True)[2] for kind in kinds), default=0.0) > _DEAR_S
+
+    def _is_late(self, waiting: Sequence[Job], now: float) -> bool:
+        """Whether a clip still waits that should have begun, long enough after the plan was made."""
+        if self.plan is None or now - self._made_at < _EVERY_S:
+            return False
+        parts = [part for job in waiting if (part := self.plan.part_of(job.id, job.step)) is not None]
+        by_s = max(_EVERY_S, _LATE * (self.plan.ends_at - now))
+        return any(part.begins_at < now - by_s for part in parts)
 
     def _is_for(self, kinds: Mapping[str, _CardKind]) -> bool:
         """Whether the cards are those that the plan was made for."""
@@ -158,7 +182,11 @@ class Planner:
 
     def _group(self, snapshot: Snapshot, now: float) -> tuple[list[Job], list[Running], list[Card]] | None:
         """What is planned together: waiting jobs of the highest priority, and what runs on the cards they can have."""
-        if snapshot.unseen or len(snapshot.waiting) + len(snapshot.running) > MOST_SLICED:
+        number = len(snapshot.waiting) + len(snapshot.running)
+        if snapshot.unseen or number > MOST_LISTED:
+            return None
+        several = len({job.batch_id for job in snapshot.waiting}) > 1
+        if number > MOST_SLICED and (several or not self._is_dear(snapshot)):
             return None
         cards = [card for card in snapshot.cards if card.card not in snapshot.locked]
         able = {card.card: card for card in cards}

@@ -26,6 +26,8 @@ from cluster.planning.sooner import sooner
 
 #: Most tasks that slices are cut for; of more, the longest-first list is so close to the bound that nothing is gained.
 MOST_SLICED = 80
+#: Most tasks that the longest-first list is a plan for: of one batch nobody minds the order.
+MOST_LISTED = 250
 #: Vertices of the linear program that are tried: it is degenerate, and they differ in the moves they need.
 VARIANTS = 6
 #: A piece is dropped where the plan gets no worse; so many are tried each time, shortest first.
@@ -81,7 +83,8 @@ def make_plan(
         dearest = max((task.pause_s for task in tasks), default=0.0)
         if kept.makespan_s <= best.makespan_s * _CLOSE + dearest:
             best = kept
-    best = play(sooner(best.schedule, tasks, places), tasks, places)
+    if len(tasks) <= MOST_SLICED:
+        best = play(sooner(best.schedule, tasks, places), tasks, places)
     return Plan(schedule=best.schedule, makespan_s=best.makespan_s, bound_s=bound, moves=best.moves)
 
 

@@ -315,6 +315,7 @@ class _Run:
                         one.end(how, fault.seconds + self.rng.uniform(2, RESTART_S))
             case Trouble.SPOT if card and renderer:
                 renderer.draining = True
+                self.world.tell(What.CLOSED, card=card.name, detail="spot")
                 self.loop.call_later(fault.seconds, self._take_spot, fault)
             case Trouble.PARTITION | Trouble.PARTITION_DEAF if renderer and not renderer.cut:
                 renderer.cut_off(deaf=fault.what is Trouble.PARTITION_DEAF)
@@ -347,6 +348,7 @@ class _Run:
     def _take_spot(self, fault: Fault) -> None:
         card = self.world.cards[fault.target]
         if card.renderer is not None and card.renderer.draining:
+            self.world.tell(What.OPENED, card=card.name)
             card.end("lost", 20.0)
 
     def _replace(self, name: str, uid: str) -> None:
@@ -380,6 +382,8 @@ class _Run:
                 card.away = False
                 card.start()
             else:
+                if card.renderer.draining:
+                    self.world.tell(What.OPENED, card=card.name)
                 card.renderer.draining = False
                 card.renderer.reconnect()
             if card.foreign_bytes:

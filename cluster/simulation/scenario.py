@@ -130,7 +130,7 @@ class Scenario:
     alone_s: float = 10.0
     #: Spread of step times: sigma of their logarithm.
     noise: float = 0.15
-    #: True peak by (class, frames, kind) beside the predicted one.
+    #: What clips truly take besides the weights, over what is predicted, by (class, frames, kind).
     peaks: dict[tuple[str, int, str], float] = field(default_factory=dict)
     #: Probabilities that a checkpoint cannot be written, or not be read.
     bad_write: float = 0.02

@@ -27,7 +27,7 @@ from cluster.simulation.journal import Entry, Record, What
 from cluster.simulation.scenario import CardPlan, JobPlan, Scenario
 from cluster.storage import Storage
 from pipeline.families import Stage, family_named
-from pipeline.footprint import Footprint, footprint, leaner, leanest, plan
+from pipeline.footprint import Footprint, footprint, leaner, leanest, plan, weights_on_card
 from pipeline.layouts import Layout
 
 #: A call that no renderer answers is given up after this long, in seconds.
@@ -350,7 +350,7 @@ class Execution:
                 predicted_bytes=leanest(a.spec)[1].peak_bytes,
             )
         layout, predicted = planned
-        while (taken := self._taken(predicted)) > usable:
+        while (taken := self._taken(layout, predicted)) > usable:
             self._overflow(layout, predicted, usable)
             following = leaner(layout, Stage.DENOISE, family)
             while following is not None and footprint(a.spec, following).peak_bytes > usable:
@@ -390,10 +390,14 @@ class Execution:
         self.tell(What.STORED, step=self.steps[0])
         return Ended(outcome=Outcome.COMPLETED, objects=_objects(a), measured_bytes=taken)
 
-    def _taken(self, predicted: Footprint) -> int:
+    def _taken(self, layout: Layout, predicted: Footprint) -> int:
         spec = self.assignment.spec
         key = (str(spec.resolution_class), spec.frames, self.renderer.card.plan.kind)
-        return int(predicted.peak_bytes * self.world.scenario.peaks.get(key, 1.0))
+        factor = self.world.scenario.peaks.get(key, 1.0)
+        # Of weights it is known what they take; the truth may differ in all else.
+        weights = weights_on_card(family_named(spec.family), layout).stages
+        stages = predicted.stages.items()
+        return max(weights[name] + int(factor * (count - weights[name])) for name, count in stages)
 
     def _overflow(self, layout: Layout, predicted: Footprint, usable: int) -> None:
         card = self.renderer.card.name

@@ -32,7 +32,6 @@ from cluster.placement import (
     WaitReason,
     effective_priority,
     place,
-    queue_of,
     work_kind,
 )
 from cluster.planning.parts import Part, TailPlan
@@ -251,8 +250,8 @@ def test_look_by_look_with_few_of_each_queue_the_same_starts_as_with_all_at_once
         place_in_queue = Counter()
         seen = []
         for j in snapshot.waiting:
-            place_in_queue[queue_of(j)] += 1
-            if place_in_queue[queue_of(j)] <= shown:
+            place_in_queue[j.queue] += 1
+            if place_in_queue[j.queue] <= shown:
                 seen.append(j)
         decisions = place(replace(snapshot, waiting=seen, shown=shown), NOW, reasons=False)
         starts = {d.job.id: d for d in decisions if isinstance(d, Start)}

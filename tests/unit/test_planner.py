@@ -18,7 +18,7 @@ from cluster.owners import OwnerShare
 from cluster.placement import Running, Snapshot, work_kind
 from cluster.planning.parts import TailPlan
 from cluster.planning.planner import Planner, suited
-from cluster.planning.tail import MOST_SLICED
+from cluster.planning.tail import MOST_LISTED
 from tests.building import card, spec
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -134,12 +134,22 @@ def test_a_card_that_comes_alone_is_no_longer_overlooked():
     assert found.ends_at < plan.ends_at
 
 
-def test_a_run_that_is_late_is_planned_anew_when_a_job_has_ended():
+def test_a_run_that_is_late_is_planned_anew_when_a_clip_waits_beyond_its_time():
     planner, jobs, plan = planned(5)
     waiting, running, cards = started(plan, jobs, 40.0, pace=0.4)
-    late = [r for r in running if r.card != "s"]
-    assert planner.update(look(waiting, cards, running), 40.0) is plan, "nothing has ended"
-    found = planner.update(look(waiting, cards, late), 40.0)
+    assert any(plan.part_of(job.id, job.step).begins_at < 30 for job in waiting)
+    assert planner.is_stale(look(waiting, cards, running), 40.0)
+    found = planner.update(look(waiting, cards, running), 40.0)
+    assert found is not plan
+    assert found.ends_at > plan.ends_at
+    assert planner.update(look(waiting, cards, running), 41.0) is found, "not at every look"
+
+
+def test_a_run_that_is_late_is_planned_anew_when_a_job_has_ended():
+    planner, jobs, plan = planned(5)
+    waiting, running, cards = started(plan, jobs, 20.0, pace=0.4)
+    assert planner.update(look(waiting, cards, running), 20.0) is plan, "nothing has ended, and nothing is to begin"
+    found = planner.update(look(waiting, cards, [r for r in running if r.card != "s"]), 20.0)
     assert found is not plan
     assert found.ends_at > plan.ends_at
     # One that is as expected is kept when one ends.
@@ -175,7 +185,7 @@ def test_no_plan_while_owners_compete_or_too_much_waits():
     assert planner.update(look(two, CARDS), 0.0) is None
     assert planner.update(look(two[:3], CARDS), 0.0) is not None, "there is a card for each"
     assert planner.update(look(two[:2], CARDS, unseen=1), 0.0) is None
-    assert planner.update(look([a_job(n) for n in range(MOST_SLICED + 1)], CARDS), 0.0) is None
+    assert planner.update(look([a_job(n) for n in range(MOST_LISTED + 1)], CARDS), 0.0) is None
     assert planner.update(look([], CARDS), 0.0) is None
     assert planner.update(look(two[:1], []), 0.0) is None
     limited = {"ann": OwnerShare(max_running=1)}
