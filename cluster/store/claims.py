@@ -6,16 +6,15 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cluster.cards import Card
-from cluster.ids import new_id
+from cluster.ids import new_ids
 from cluster.jobs import Checkpoint, Job, JobState
-from cluster.store.given import Given, among, for_each, is_one_of, unindexed
+from cluster.store.given import among, for_each, is_one_of, unindexed
 from cluster.store.rows import JOBS_BY_ID, job_from, may_start
 from cluster.store.schema import attempts, batches, jobs
 from pipeline.families import is_resumable
@@ -60,11 +59,11 @@ def begin(c: Connection, now: int, epoch: int, starts: Sequence[tuple[Job, Card]
     resumes = _resumes(c, [(job, row) for job, _, row in chosen])
     done = _stretches(c, resumes.values())
     claims = []
-    for job, card, row in chosen:
+    for attempt_id, (job, card, row) in zip(new_ids("attempt", len(chosen)), chosen, strict=True):
         resume = resumes.get(job.id)
         claims.append(
             Claim(
-                attempt_id=new_id("attempt"),
+                attempt_id=attempt_id,
                 job=job,
                 fence=row.fence,
                 renderer=card.renderer,
@@ -115,6 +114,19 @@ def readable(row: Any) -> Job | None:
 
 
 # Made once: to build a statement takes longer than to run it.
+_RUNS = jobs.alias("runs")
+# Looked up one by one and by no index of states, and not as EXISTS, of which PostgreSQL would make a join: it would go
+# through all that runs for each of the jobs, or where it has no statistics yet, through all there is.
+_EQUAL_RUNS = (
+    sa.select(sa.literal_column("1"))
+    .where(
+        _RUNS.c.owner == jobs.c.owner,
+        _RUNS.c.content_key == jobs.c.content_key,
+        unindexed(_RUNS.c.state) == JobState.RUNNING.value,
+    )
+    .limit(1)
+    .scalar_subquery()
+)
 _FREE = (
     sa.select(jobs.c.id, jobs.c.owner, jobs.c.content_key)
     .join(batches, batches.c.id == jobs.c.batch_id)
@@ -122,27 +134,9 @@ _FREE = (
         among(jobs.c.id, "ids"),
         unindexed(jobs.c.state) == JobState.QUEUED.value,
         may_start(sa.bindparam("now", type_=sa.BigInteger())),
+        _EQUAL_RUNS.is_(None),
     )
 )
-_CONTENTS = Given(name="contents", columns={"owner": sa.String(), "content_key": sa.String()})
-
-
-@cache
-def _running_of(sqlite: bool) -> sa.Select[Any]:
-    """Which of `_CONTENTS` run: looked up one by one, and by no index of states.
-
-    PostgreSQL would go through all that runs for each of them, or where it has no statistics yet, through all there is.
-    """
-    given, runs = _CONTENTS.table(sqlite=sqlite), jobs.alias("runs")
-    one = sa.select(sa.literal(1)).where(
-        runs.c.owner == given.c.owner,
-        runs.c.content_key == given.c.content_key,
-        unindexed(runs.c.state) == JobState.RUNNING.value,
-    )
-    # Not EXISTS, of which it would make a join.
-    return sa.select(given.c.owner, given.c.content_key).where(one.limit(1).scalar_subquery().is_not(None))
-
-
 _START = (
     sa.update(jobs)
     .where(among(jobs.c.id, "ids"), unindexed(jobs.c.state) == JobState.QUEUED.value)
@@ -178,18 +172,17 @@ _ATTEMPTS_OF = sa.select(
 def _move(c: Connection, now: int, wanted: Sequence[Job]) -> dict[str, Any]:
     """Move to running what may start, the first of equal jobs only; rows by job id."""
     # Writers come one after the other: what is read here stays true until this commits.
-    free = {row.id: row for row in c.execute(_FREE, {"ids": [job.id for job in wanted], "now": now}).all()}
-    sqlite = c.dialect.name == "sqlite"
-    contents = _CONTENTS.bound([(row.owner, row.content_key) for row in free.values()], sqlite=sqlite)
-    taken = {(row.owner, row.content_key) for row in c.execute(_running_of(sqlite), contents).all()}
+    found = c.execute(_FREE, {"ids": [job.id for job in wanted], "now": now}).all()
+    free = {job_id: (owner, content_key) for job_id, owner, content_key in found}
+    taken: set[tuple[str, str]] = set()
     chosen: list[str] = []
     for job in wanted:
-        row = free.pop(job.id, None)
-        if row is None or (row.owner, row.content_key) in taken:
+        content = free.pop(job.id, None)
+        if content is None or content in taken:
             continue
-        if row.content_key is not None:
-            taken.add((row.owner, row.content_key))
-        chosen.append(row.id)
+        if content[1] is not None:
+            taken.add(content)
+        chosen.append(job.id)
     return {row.id: row for row in c.execute(_START, {"ids": chosen, "now": now}).all()} if chosen else {}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cluster.ids import new_id
+from cluster.ids import new_ids
 from cluster.jobs import Ended, JobState, Outcome, Transition
 from cluster.store import peaks, rates
 from cluster.store.after import follow
@@ -172,11 +172,11 @@ def _publish(c: Connection, endings: Sequence[Ending], now: int, counts: Counts)
         return {}
     there = _clips_there(c, done)
     new, revived, published = [], [], {}
-    for one in done:
+    for fresh_id, one in zip(new_ids("clip", len(done)), done, strict=True):
         assert one.ended.objects is not None
         job = one.claim.job
         known = there.get((job.owner, job.content_key))
-        clip_id = published[one.claim.attempt_id] = known.id if known else new_id("clip")
+        clip_id = published[one.claim.attempt_id] = known.id if known else fresh_id
         values = {
             "attempt_id": one.claim.attempt_id,
             "objects": objects_value(one.ended.objects),
