@@ -157,6 +157,7 @@ class Times:
 
     gap_s: float
     load_s: float
+    first_s: float
     on_card_s: float
     publish_s: float
 
@@ -171,7 +172,10 @@ class Schedule:
     clips: tuple[int, ...]
 
 
-#: A group's cards with one family loaded, those that are free first: (free at, last clip published at, number).
+#: What is loaded on a card, and all that its process has ever loaded: cards of a group for which both are the same are
+#: alike but for when they are free.
+_Had = tuple[str, frozenset[str]]
+#: Such cards, those that are free first: (free at, last clip published at, number).
 _Heap = list[tuple[float, float, int]]
 
 
@@ -180,28 +184,32 @@ def schedule(groups: Sequence[Cards], clips: Sequence[tuple[str, Callable[[int],
 
     A clip is its family and what it takes on a group of cards, by the group's number; None: it does not fit there.
     """
-    free: list[dict[str, _Heap]] = [{"": [(group.startup_s, 0.0, n) for n in range(group.count)]} for group in groups]
+    fresh: _Had = ("", frozenset())
+    free: list[dict[_Had, _Heap]] = [
+        {fresh: [(group.startup_s, 0.0, n) for n in range(group.count)]} for group in groups
+    ]
     busy, counted = [0.0] * len(groups), [0] * len(groups)
     finish = 0.0
     for family, times_on in clips:
-        best: tuple[float, float, int, str, Times] | None = None
-        for number, by_family in enumerate(free):
+        best: tuple[float, float, int, _Had, Times] | None = None
+        for number, alike in enumerate(free):
             times = times_on(number)
             if times is None:
                 continue
-            for loaded, heap in by_family.items():
+            for had, heap in alike.items():
                 if not heap:
                     continue
-                begun = times.gap_s if loaded == family else times.load_s
+                again = times.load_s if family in had[1] else times.first_s
+                begun = times.gap_s if had[0] == family else again
                 done = max(heap[0][0] + begun + times.on_card_s, heap[0][1])
                 if best is None or (done, begun) < best[:2]:
-                    best = (done, begun, number, loaded, times)
+                    best = (done, begun, number, had, times)
         if best is None:
             continue
-        done, _, number, loaded, times = best
-        free_at, _, card = heapq.heappop(free[number][loaded])
+        done, _, number, had, times = best
+        free_at, _, card = heapq.heappop(free[number][had])
         published = done + times.publish_s
-        heapq.heappush(free[number].setdefault(family, []), (done, published, card))
+        heapq.heappush(free[number].setdefault((family, had[1] | {family}), []), (done, published, card))
         busy[number] += done - free_at
         counted[number] += 1
         finish = max(finish, published)
@@ -334,6 +342,7 @@ class _Plan:
             return Times(
                 gap_s=cost.gap_s * factor(cost, Part.GAP),
                 load_s=cost.load_s * factor(cost, Part.LOAD),
+                first_s=cost.first_s * factor(cost, Part.FIRST),
                 on_card_s=cost.encode_s * factor(cost, Part.ENCODE)
                 + cost.steps_s() * factor(cost, Part.STEP)
                 + cost.decode_s * factor(cost, Part.DECODE),
@@ -356,6 +365,7 @@ class _Plan:
             return Times(
                 gap_s=times.gap_s,
                 load_s=times.load_s,
+                first_s=times.first_s,
                 on_card_s=times.on_card_s * (rng.choice(steps) if steps else 1.0),
                 publish_s=times.publish_s * (rng.choice(publishing) if publishing else 1.0),
             )
@@ -451,7 +461,13 @@ def _row(row: Wanted, kind: _Kind | str, fleet: Sequence[Cards]) -> RowForecast:
 def _times(cost: ClipCost | None) -> Times | None:
     if cost is None:
         return None
-    return Times(gap_s=cost.gap_s, load_s=cost.load_s, on_card_s=cost.on_card_s(), publish_s=cost.publish_s)
+    return Times(
+        gap_s=cost.gap_s,
+        load_s=cost.load_s,
+        first_s=cost.first_s,
+        on_card_s=cost.on_card_s(),
+        publish_s=cost.publish_s,
+    )
 
 
 def _used(fleet: Sequence[Cards], done: Schedule) -> tuple[KindUse, ...]:

@@ -77,7 +77,7 @@ class Key(BaseModel):
 
     part: Part
     family: str = Field(min_length=1, max_length=64)
-    #: Of `LOAD` and `GAP`, which are the same for every clip of a family: none, as with what follows.
+    #: Of `FIRST`, `LOAD` and `GAP`, which are the same for every clip of a family: none, as with what follows.
     resolution_class: ResolutionClass | Literal[""] = ""
     frames: int = Field(default=0, ge=0)
     #: Width × height.
@@ -138,6 +138,8 @@ class ClipCost:
     gap_s: float
     #: In place of it where the family is not loaded.
     load_s: float
+    #: And where the renderer's process has never loaded it.
+    first_s: float
     #: By part, for intervals.
     corrections: Mapping[Part, Correction] = field(repr=False, compare=False)
     #: Whether the card kind is in the table.
@@ -202,6 +204,10 @@ class Rates:
         """Seconds from a free card of `kind` to the first step of a clip whose family is not loaded."""
         return self._start(Part.LOAD, family, kind)
 
+    def first_seconds(self, family: str, kind: str) -> float:
+        """The same where its process has never loaded it."""
+        return self._start(Part.FIRST, family, kind)
+
     def gap_seconds(self, family: str, kind: str) -> float:
         """The same where the family is loaded."""
         return self._start(Part.GAP, family, kind)
@@ -253,7 +259,7 @@ class Rates:
 
     def _cost(self, spec: ClipSpec, kind: str, layout: Layout) -> ClipCost:
         corrections = {part: self.correction(part, spec, layout, kind) for part in _OF_SHAPE}
-        for part in (Part.GAP, Part.LOAD):
+        for part in (Part.GAP, Part.LOAD, Part.FIRST):
             corrections[part] = self._memory.of_family(part, spec.family, canonical(kind))
         plain = expected(spec, kind, layout)
 
@@ -270,6 +276,7 @@ class Rates:
             publish_s=corrected(Part.PUBLISH),
             gap_s=self.gap_seconds(spec.family, kind),
             load_s=self.load_seconds(spec.family, kind),
+            first_s=self.first_seconds(spec.family, kind),
             corrections=corrections,
             known=self.knows(kind),
         )
@@ -309,7 +316,7 @@ class _Memory:
         if found := self._family.get((part, family, kind)):
             return _pooled(found, "family")
         # Loading and encoding depend on the networks: another family says nothing about them.
-        if part is not Part.LOAD and (found := self._kind.get((part, kind))):
+        if part not in (Part.LOAD, Part.FIRST) and (found := self._kind.get((part, kind))):
             return _pooled(found, "kind")
         return Correction(factor=1.0, ratios=(), residuals=(), source="published")
 
@@ -325,7 +332,7 @@ def _pooled(found: Sequence[tuple[float, ...]], source: str) -> Correction:
 
 def key_of(part: Part, spec: ClipSpec, layout: Layout, kind: str) -> Key:
     """Whom a ratio of `part` concerns."""
-    if part in (Part.GAP, Part.LOAD):
+    if part in (Part.GAP, Part.LOAD, Part.FIRST):
         return Key(part=part, family=spec.family, kind=canonical(kind))
     return Key(
         part=part,
@@ -365,7 +372,7 @@ def ratios_of(spec: ClipSpec, kind: str, timed: Timed) -> dict[Part, float]:
     if timed.publish_s is not None:
         found[Part.PUBLISH] = timed.publish_s / plain[Part.PUBLISH]
     if timed.start_s is not None:
-        part = Part.LOAD if timed.cold else Part.GAP
+        part = Part.FIRST if timed.first else Part.LOAD if timed.cold else Part.GAP
         found[part] = timed.start_s / expected_start(part, spec.family)
     # A part can be too short to be seen beside its neighbour.
     return {part: min(max(ratio, 1 / MOST_RATIO), MOST_RATIO) for part, ratio in found.items()}

@@ -75,6 +75,8 @@ class Seat:
     #: It works on an attempt that is not (or no longer) this dispatcher's; another clip would wait behind it.
     foreign: bool = False
     silent: bool = False
+    #: Families that its process has loaded, as far as was heard.
+    had: set[str | None] = field(default_factory=set)
     #: Attempts that ended here by themselves: a beat may name one for a moment more.
     ended: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     #: When the last clip was off the card, and the family of the last that began: a beat says it half a second later.
@@ -220,8 +222,10 @@ class Roster:
         if seat := self.seats.get(claim.renderer):
             family = claim.job.spec.family if claim.job.spec else None
             cold = (seat.family or seat.beat.family) != family
-            flight.watch = Stopwatch(self._clock(), freed_at=seat.freed_at, cold=cold)
+            first = cold and family not in seat.had
+            flight.watch = Stopwatch(self._clock(), freed_at=seat.freed_at, cold=cold, first=first)
             seat.rendering, seat.family = claim.attempt_id, family
+            seat.had |= {seat.beat.family, family}
             self._look_at(seat)
 
     def card_free(self, flight: Flight) -> None:

@@ -31,6 +31,8 @@ DECODE_STEPS = 1.0
 LAUNCH_S, ENCODE_S, DECODE_S, GAP_S = 0.02, 0.5, 0.05, 0.1
 #: Loading: seconds to start, and bytes a second from disk to card.
 LOAD_S, LOAD_BYTES_S = 2.0, 1.0e9
+#: What importing torch and diffusers adds to a process's first load: estimated.
+FIRST_S = 6.0
 #: Storage: seconds a request, and bytes a second.
 STORAGE_S, STORAGE_BYTES_S = 0.1, 100e6
 #: Seconds of a CPU: `camera` before its first frame and for a megapixel, and an encoded video with what lies beside it.
@@ -42,6 +44,8 @@ class Part(StrEnum):
 
     #: Weights of a family that the card has not loaded, and what `GAP` counts.
     LOAD = "load"
+    #: The same where the renderer's process never loaded it: libraries are imported, and files come from the disk.
+    FIRST = "first"
     #: From the card being free to the next clip's beginning, its family being loaded.
     GAP = "gap"
     ENCODE = "encode"
@@ -193,12 +197,14 @@ def expected(spec: ClipSpec, kind: str, layout: Layout) -> dict[Part, float]:
 
 
 def expected_start(part: Part, family: str) -> float:
-    """Seconds of `LOAD` or `GAP`, uncorrected."""
+    """Seconds of `FIRST`, `LOAD` or `GAP`, uncorrected."""
     if part is Part.GAP:
         return GAP_S
     known = FAMILIES.get(family)
     model = memory_model(known) if known else None
-    return GAP_S + (0.0 if model is None else LOAD_S + model.weights_bytes / LOAD_BYTES_S)
+    if model is None:
+        return GAP_S
+    return GAP_S + (FIRST_S if part is Part.FIRST else 0.0) + LOAD_S + model.weights_bytes / LOAD_BYTES_S
 
 
 def checkpoint_bytes(spec: ClipSpec) -> float:
@@ -237,6 +243,7 @@ def prior_version(family: str, kind: str) -> str:
         return ""
     told: list[object] = [
         footprint_version(family),
+        expected_start(Part.FIRST, family),
         expected_start(Part.LOAD, family),
         expected_start(Part.GAP, family),
     ]

@@ -19,6 +19,8 @@ class Timed:
     start_s: float | None = None
     #: The card had not loaded the clip's family, so `start_s` is mostly loading.
     cold: bool = False
+    #: Its process had never loaded it.
+    first: bool = False
     #: The step it began at: conditions were encoded only where that is 0.
     from_step: int = 0
     #: From the first step's begin to its end, encoding included.
@@ -36,12 +38,15 @@ class Timed:
 class Stopwatch:
     """Takes the times of one attempt; all times come from one clock, in seconds."""
 
-    def __init__(self, launched_at: float, *, freed_at: float | None = None, cold: bool = False) -> None:
-        """`freed_at`: when the card's last clip was off it; `cold`: another family, or none, is loaded."""
+    def __init__(
+        self, launched_at: float, *, freed_at: float | None = None, cold: bool = False, first: bool = False
+    ) -> None:
+        """`freed_at`: when the card's last clip was off it; `cold`: another family, or none, is loaded; `first`: and
+        the process has never loaded this one."""
         self._began_at = launched_at
         if freed_at is not None and 0 <= launched_at - freed_at <= _BACK_TO_BACK_S:
             self._began_at = freed_at
-        self._cold = cold
+        self._cold, self._first_load = cold, first
         self._ready: tuple[int, float] | None = None
         self._first: tuple[int, float] | None = None
         self._last: tuple[int, float] | None = None
@@ -92,6 +97,7 @@ class Stopwatch:
             layout=layout,
             start_s=self._ready[1] - self._began_at,
             cold=self._cold,
+            first=self._first_load,
             from_step=self._ready[0],
             first_s=self._first[1] - self._ready[1] if single else None,
             first_step=self._first[0],

@@ -65,23 +65,33 @@ def played(fleet: Sequence[Cards], choice: Sequence[tuple[int, int]], clips: Seq
     """When all is published if clip n goes to card `choice[n]`, simulated event by event, one second being 1/64."""
     free = {(g, n): fleet[g].startup_s for g in range(len(fleet)) for n in range(fleet[g].count)}
     loaded: dict[tuple[int, int], str] = {}
+    had = {where: set() for where in free}
     out: dict[tuple[int, int], float] = {}
     finish = 0.0
     for (family, times), where in zip(clips, choice, strict=True):
         mine = times[where[0]]
         assert mine is not None
-        ready = free[where] + (mine.gap_s if loaded.get(where) == family else mine.load_s)
+        again = mine.load_s if family in had[where] else mine.first_s
+        ready = free[where] + (mine.gap_s if loaded.get(where) == family else again)
         rendered = ready + mine.on_card_s
         # Its frames stay on the card while those of the clip before are still being encoded.
         free[where] = max(rendered, out.get(where, 0.0))
         out[where] = free[where] + mine.publish_s
         loaded[where] = family
+        had[where].add(family)
         finish = max(finish, out[where])
     return finish, free
 
 
 _SECONDS = st.integers(0, 12).map(float)
-_TIMES = st.builds(Times, gap_s=_SECONDS, load_s=_SECONDS, on_card_s=st.integers(1, 40).map(float), publish_s=_SECONDS)
+_TIMES = st.builds(
+    Times,
+    gap_s=_SECONDS,
+    load_s=_SECONDS,
+    first_s=_SECONDS,
+    on_card_s=st.integers(1, 40).map(float),
+    publish_s=_SECONDS,
+)
 
 
 @st.composite
@@ -140,9 +150,9 @@ def test_a_forecast_by_hand():
     """Two equal cards, three equal clips: one card renders two, and the last is published after them."""
     cost = Rates().cost(clip(), L4)
     found = forecast(rows(*[clip()] * 3), [cards(count=2, startup_s=10)], Rates(), changes=False)
-    two = cost.load_s + cost.on_card_s() + cost.gap_s + cost.on_card_s() + cost.publish_s
+    two = cost.first_s + cost.on_card_s() + cost.gap_s + cost.on_card_s() + cost.publish_s
     assert found.finish_s == pytest.approx(10 + two)
-    assert found.gpu_hours == pytest.approx((2 * cost.load_s + cost.gap_s + 3 * cost.on_card_s()) / 3600)
+    assert found.gpu_hours == pytest.approx((2 * cost.first_s + cost.gap_s + 3 * cost.on_card_s()) / 3600)
     assert found.cost == pytest.approx(2 * found.finish_s / 3600)
     (use,) = found.kinds
     assert (use.kind, use.cards, use.clips) == ("L4", 2, 3)
@@ -178,14 +188,14 @@ def test_the_interval_holds_the_forecast_and_the_bound_lies_below(specs, small, 
     assert found.bound_s <= found.finish_s
     # Earliest completion on unrelated cards is never worse than all on one card.
     alone = sum(Rates().cost(one, "H100").on_card_s() for one in specs)
-    assert found.finish_s <= alone + len(specs) * (Rates().load_seconds("i2vgen-xl", "H100") + 10)
+    assert found.finish_s <= alone + len(specs) * (Rates().first_seconds("i2vgen-xl", "H100") + 10)
 
 
 @settings(max_examples=40, deadline=None)
 @given(_CLIPS, st.integers(1, 5), st.integers(1, 5))
 def test_more_equal_cards_are_never_later(specs, some, more):
     """Of equal cards and longest clips first; without loading, which a further card has to do once more."""
-    times = [Times(gap_s=0, load_s=0, on_card_s=Rates().cost(s, L4).on_card_s(), publish_s=0) for s in specs]
+    times = [Times(gap_s=0, load_s=0, first_s=0, on_card_s=Rates().cost(s, L4).on_card_s(), publish_s=0) for s in specs]
     times.sort(key=lambda t: -t.on_card_s)
     clips = [("one", lambda _n, t=t: t) for t in times]
     few, many = (schedule([cards(count=n)], clips).finish_s for n in (some, some + more))
@@ -240,7 +250,11 @@ def test_intervals_cover_what_they_say():
             cost, by = Rates().cost(one, L4), rng.lognormvariate(0.3, 0.25)
             real.append(
                 Times(
-                    gap_s=cost.gap_s, load_s=cost.load_s, on_card_s=by * cost.on_card_s(), publish_s=by * cost.publish_s
+                    gap_s=cost.gap_s,
+                    load_s=cost.load_s,
+                    first_s=cost.first_s,
+                    on_card_s=by * cost.on_card_s(),
+                    publish_s=by * cost.publish_s,
                 )
             )
         real.sort(key=lambda t: -t.on_card_s)

@@ -508,10 +508,10 @@ def test_the_dispatcher_times_what_it_sees(sqlite_database):
     cost = store_rates.load(database).cost(of, "test")
     assert cost.phases[-1][1] == pytest.approx(1.0)
     assert cost.encode_s == pytest.approx(2.0)
-    assert cost.load_s == pytest.approx(0.5)
+    assert cost.first_s == pytest.approx(0.5), "no process had loaded it before"
     counts = {one.key.part: one.count for one in store_rates.load(database).measured}
     # The first began on a card with nothing loaded, the other two on a warm one.
-    assert (counts[Part.LOAD], counts[Part.GAP], counts[Part.STEP]) == (1, 2, 3)
+    assert (counts[Part.FIRST], counts[Part.GAP], counts[Part.STEP]) == (1, 2, 3)
 
 
 def test_a_million_questions_need_no_million_entries():
@@ -526,3 +526,14 @@ def test_a_million_questions_need_no_million_entries():
 def test_layout_keys_are_those_of_the_lessons():
     assert key_of(Part.STEP, CLIP, RESIDENT, L4).layout == layout_key(RESIDENT)
     assert clip_flops(clip(upscale=Upscale.FRAMES)) == clip_flops(CLIP)
+
+
+def test_a_familys_first_load_in_a_process_is_told_from_the_later_ones():
+    """The first one imports libraries and reads the disk: ten seconds; the later ones none of it."""
+    first = Rates().after(CLIP, L4, timed(1.0, start_s=33.0, cold=True, first=True))
+    assert first.first_seconds("i2vgen-xl", L4) == pytest.approx(33.0)
+    assert first.load_seconds("i2vgen-xl", L4) == Rates().load_seconds("i2vgen-xl", L4)
+    both = first.after(CLIP, L4, timed(1.0, start_s=4.0, cold=True))
+    assert (both.first_seconds("i2vgen-xl", L4), both.load_seconds("i2vgen-xl", L4)) == pytest.approx((33.0, 4.0))
+    assert Rates().first_seconds("i2vgen-xl", L4) > Rates().load_seconds("i2vgen-xl", L4)
+    assert Rates().first_seconds("camera", L4) == Rates().gap_seconds("camera", L4)
