@@ -147,7 +147,8 @@ class Planner:
             if ends_s <= left + max(_LATE_S, _LATE * left):
                 # Clips that take less than was thought leave cards idle that others can have.
                 if self._sliced and (found := sooner(keep, scene.tasks, scene.places)) is not keep:
-                    self.plan = scene.parts(found)
+                    # What it is late by is not forgiven.
+                    self.plan = replace(scene.parts(found), ends_at=self.plan.ends_at)
                 return self.plan
         # A clip that cannot be stopped and go on elsewhere is not cut in pieces: then nothing of the plan is.
         variants = self._variants if scene.movable else 0
