@@ -348,7 +348,6 @@ class _Run:
     def _take_spot(self, fault: Fault) -> None:
         card = self.world.cards[fault.target]
         if card.renderer is not None and card.renderer.draining:
-            self.world.tell(What.OPENED, card=card.name)
             card.end("lost", 20.0)
 
     def _replace(self, name: str, uid: str) -> None:

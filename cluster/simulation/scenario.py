@@ -341,8 +341,8 @@ def _peaks(rng: random.Random) -> dict[tuple[str, int, str], float]:
     for resolution_class in ResolutionClass:
         for frames in (8, 16):
             for kind in sorted({kind for _, kind, _, _ in KINDS}):
-                wrong = rng.random() < 0.12
-                factor = rng.uniform(1.2, 1.6) if wrong else rng.uniform(0.85, 1.0)
+                wrong = rng.random() < 0.2
+                factor = rng.uniform(1.2, 2.0) if wrong else rng.uniform(0.85, 1.0)
                 factors[str(resolution_class), frames, kind] = factor
     return factors
 

@@ -129,6 +129,9 @@ class SimulatedCard:
         """The process dies: `died` and `lost` are told by its connections, `silent` by nothing. None: it stays away."""
         renderer, self.renderer = self.renderer, None
         if renderer is not None:
+            if renderer.draining:
+                # It was to go, and its successor is not.
+                self.world.tell(What.OPENED, card=self.name)
             self.world.tell(What.CARD_DOWN, card=self.name, renderer=renderer.uid, detail=how)
             renderer.die(how)
         self.away = back_s is None
