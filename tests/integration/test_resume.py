@@ -71,10 +71,10 @@ class ResumeFarm:
             assert line, self.log.read_text()[-3000:]
         return json.loads(line)
 
-    def submit(self, owner: str = "local", **changes: Any) -> str:
+    def submit(self, owner: str = "local", family: str = "i2vgen-xl-tiny", **changes: Any) -> str:
         """Hand one clip in; returns the batch's id."""
         values = {"width": 256, "height": 256, "frames": 8, "steps": STEPS, "guidance": 9.0, "sampler": Sampler.UNIPC}
-        clip = spec("i2vgen-xl-tiny", **(values | changes))
+        clip = spec(family, **(values | changes))
         row = draft(
             1,
             content_key(self.still, clip),
@@ -201,7 +201,8 @@ def test_a_renderer_whose_thread_never_lets_go_of_its_card_is_replaced(tmp_path:
         whole = place.read_bytes()
         place.unlink()
         os.mkfifo(place)
-        batch_id = farm.submit()
+        # A family that is loaded in no time: on a slow machine loading the other takes longer than the patience here.
+        batch_id = farm.submit(family="camera", steps=1, guidance=1.0, sampler=None)
         farm.until(lambda: farm.attempts(batch_id), "its start")
         first = farm.attempts(batch_id)[0]
         pid = farm.tell(f"pid c8 {first.renderer}")["pid"]
@@ -211,9 +212,11 @@ def test_a_renderer_whose_thread_never_lets_go_of_its_card_is_replaced(tmp_path:
         aside.write_bytes(whole)
         aside.replace(place)
         farm.clip(batch_id)
-        *crashed, _ = farm.attempts(batch_id)
-        assert {attempt.outcome for attempt in crashed} == {Outcome.CRASHED}
-        assert "hangs" in crashed[0].detail
+        *before, _ = farm.attempts(batch_id)
+        assert before[0].outcome is Outcome.CRASHED
+        assert "hangs" in before[0].detail
+        # The second may have been on its way to the process that was about to end.
+        assert {attempt.outcome for attempt in before} <= {Outcome.CRASHED, Outcome.LOST}
         farm.until(lambda: not Path(f"/proc/{pid}").exists(), "the end of the process")
         farm.until(lambda: len({beat.card for beat in farm.desk.cards()}) == 2, "its successor")
     finally:
