@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from cluster.farm import Farm
 from cluster.fleet_file import EMULATED_SHARE, Cards, cards_of, cards_of_roster, parse_fleet, read_fleet
-from cluster.forecast import Order, Times, Wanted, forecast, schedule
+from cluster.forecast import Order, Wanted, forecast
+from cluster.forecast_schedule import Times, schedule
 from cluster.rates import Part, Rates
 from cluster.storage import Storage
 from cluster.store import Database, Desk
