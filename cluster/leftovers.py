@@ -70,10 +70,13 @@ class Leftovers:
                 there = await loop.run_in_executor(self._thread, self._storage.names_under, "checkpoints")
                 ended |= await self._store(self._ledger.ended_among, there)
             # Forgotten before they are deleted: while that takes its time, an equal job could go on from one of them.
-            for job_id in await self._store(self._ledger.forget_checkpoints, sorted(ended)) if ended else ():
+            forgotten = await self._store(self._ledger.forget_checkpoints, sorted(ended)) if ended else {}
+            for job_id in forgotten:
                 await loop.run_in_executor(
                     self._thread, partial(_delete, self._storage.delete_under, checkpoints_of(job_id))
                 )
+            # Inherited from an equal job, which may have forgotten it before.
+            await self.discard(*(key for job, key in forgotten.items() if key and not _is_of(job, key)))
         except StaleEpochError:
             pass
         except Exception:
@@ -83,6 +86,10 @@ class Leftovers:
         """Delete nothing more."""
         if self._is_ours:
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_of(job_id: str, key: str) -> bool:
+    return key.startswith(f"{checkpoints_of(job_id)}/")
 
 
 def _delete(call: Callable[[str], None], key: str) -> bool:

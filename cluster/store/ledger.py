@@ -283,21 +283,19 @@ class Ledger:
                 c.exec_driver_sql(heads.WALK_INDEXES)
             return set(keys) - set(c.scalars(_NAMED_CHECKPOINTS, {"keys": list(keys)}))
 
-    def forget_checkpoints(self, job_ids: Sequence[str]) -> list[str]:
-        """Let nothing go on from the checkpoints of these jobs any more; those for which that is so.
+    def forget_checkpoints(self, job_ids: Sequence[str]) -> dict[str, str | None]:
+        """Let nothing go on from the checkpoints of these jobs any more; their keys, by job.
 
-        Left out are jobs that have not ended, and those of whose content another may still go on from there.
+        Jobs that have not ended are left alone, and those of whose content another may still go on from there.
         """
-        forgotten: list[str] = []
+        forgotten: dict[str, str | None] = {}
         with self._db.write() as c:
             self._guard(c)
             for some in chunks(job_ids, _MANY):
-                forgotten += c.scalars(
-                    sa.update(jobs)
-                    .where(jobs.c.id.in_(some), _has_ended(), ~_has_heir())
-                    .values(checkpoint_key=None, checkpoint_step=None)
-                    .returning(jobs.c.id)
-                )
+                which = sa.and_(jobs.c.id.in_(some), _has_ended(), ~_has_heir())
+                # Writers come one after the other: what is read here is what is written over.
+                forgotten |= {row.id: row.checkpoint_key for row in c.execute(_NAMES.where(which))}
+                c.execute(sa.update(jobs).where(which).values(checkpoint_key=None, checkpoint_step=None))
         return forgotten
 
     def ended_among(self, job_ids: Iterable[str]) -> set[str]:
@@ -402,6 +400,7 @@ _CHECKPOINTED = sa.select(jobs.c.id).where(_has_ended(), ~_has_heir(), _has_chec
 _ENDED_AMONG = sa.select(jobs.c.id).where(
     among(jobs.c.id, "ids"), is_one_of(unindexed(jobs.c.state), *_FINAL), ~_has_heir()
 )
+_NAMES = sa.select(jobs.c.id, jobs.c.checkpoint_key)
 _NAMED_CHECKPOINTS = sa.select(jobs.c.checkpoint_key).where(
     _has_checkpoint(), among(unindexed(jobs.c.checkpoint_key), "keys")
 )

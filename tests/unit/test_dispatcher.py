@@ -736,6 +736,31 @@ async def test_a_checkpoint_that_an_equal_clip_goes_on_from_too_is_left(storing,
     assert storage.exists(shared.key)
 
 
+async def test_a_checkpoint_that_only_an_equal_clip_names_goes_with_that_one(storing, storage):
+    first = storing.submit(resumable())
+    storing.dispatcher.beat(beat("gpu0"))
+    call = await storing.called()
+    shared = kept(storage, call, 10)
+    call.report(RendererLostError("no route"))
+    await storing.reaches(first, JobState.QUEUED)
+    second = storing.submit(resumable(priority=5))
+    await storing.looks_again()
+    storing.dispatcher.beat(beat("gpu1"))
+    call = await storing.called(2)
+    call.report(RendererLostError("no route"))
+    await storing.reaches(second, JobState.QUEUED)
+    storing.desk.cancel("local", second)
+    storing.dispatcher.beat(beat("gpu2"))
+    call = await storing.called(3)
+    assert (call.assignment.job_id, call.assignment.resume) == (storing.job(first).id, shared)
+    call.report(RendererDiedError("signal 11"))
+    await storing.until(lambda: storing.job(first).checkpoint is None)
+    assert storage.exists(shared.key), "the cancelled one could be handed in again, and go on from it"
+    storing.desk.cancel("local", first)
+    await storing.goes_on(12)
+    await storing.until(lambda: not storage.exists(shared.key))
+
+
 async def test_nothing_goes_on_from_a_checkpoint_that_is_being_swept(storing, storage):
     """Storage is slow, and an equal clip is handed in while the first one's checkpoint is deleted."""
     first = storing.submit(resumable())
