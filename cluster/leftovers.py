@@ -42,6 +42,8 @@ class Leftovers:
         self._ledger = ledger
         self._storage = storage
         self._store = store
+        #: Jobs whose checkpoints are forgotten and not deleted yet, and the one that each named.
+        self._owed: dict[str, str | None] = {}
         self._is_ours = executor is None
         self._thread = executor or ThreadPoolExecutor(1, thread_name_prefix="storage")
 
@@ -58,8 +60,8 @@ class Leftovers:
     async def sweep(self, *, thorough: bool = False) -> None:
         """Delete all checkpoints of jobs that have ended; does not raise.
 
-        Thorough: also those that were written but never recorded, or could not be deleted before, found by listing the
-        storage.
+        What cannot be deleted is tried again. Thorough: also those that were written but never recorded, found by
+        listing the storage.
         """
         if self._storage is None:
             return
@@ -70,13 +72,18 @@ class Leftovers:
                 there = await loop.run_in_executor(self._thread, self._storage.names_under, "checkpoints")
                 ended |= await self._store(self._ledger.ended_among, there)
             # Forgotten before they are deleted: while that takes its time, an equal job could go on from one of them.
+            # Asked again of those that are owed: one may have been put back since then, and have new ones.
+            ended |= self._owed.keys()
             forgotten = await self._store(self._ledger.forget_checkpoints, sorted(ended)) if ended else {}
+            self._owed = {job: key or self._owed.get(job) for job, key in forgotten.items()}
             for job_id in forgotten:
-                await loop.run_in_executor(
-                    self._thread, partial(_delete, self._storage.delete_under, checkpoints_of(job_id))
-                )
-            # Inherited from an equal job, which may have forgotten it before.
-            await self.discard(*(key for job, key in forgotten.items() if key and not _is_of(job, key)))
+                delete = partial(_delete, self._storage.delete_under, checkpoints_of(job_id))
+                if not await loop.run_in_executor(self._thread, delete):
+                    continue
+                if (key := self._owed[job_id]) and not _is_of(job_id, key):
+                    # Inherited from an equal job, which may have forgotten it before.
+                    await self.discard(key)
+                del self._owed[job_id]
         except StaleEpochError:
             pass
         except Exception:
