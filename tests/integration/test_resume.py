@@ -57,6 +57,8 @@ class ResumeFarm:
             start_new_session=True,
         )
         assert self._read() == {"ready": True}
+        # A clip that comes before both are heard goes to whichever is.
+        self.until(lambda: len({beat.card for beat in self.desk.cards()}) == len(CARDS), "both cards")
 
     def tell(self, line: str) -> dict[str, Any]:
         """One command, one answer."""
