@@ -58,4 +58,12 @@ COPY --from=build-cpu /opt/clipmill /opt/clipmill
 FROM runtime AS cuda
 # `utility` gives NVML, by which a renderer knows its card; which card it sees is the device plugin's to say.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# `kernels: compiled` builds small C modules on the card's machine: a compiler, and Python's headers, which the slim
+# image has where Python itself looks for them.
+USER root
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/* \
+    && test -f "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
+USER 10001:10001
 COPY --from=build-cuda /opt/clipmill /opt/clipmill

@@ -6,6 +6,14 @@ WORKERS ?= 2
 #: Farms that `make chaos` plays, and the seed of the first.
 SEEDS ?= 10000
 FROM ?= 0
+#: Corpora of stills that `make stills-corpus` decodes.
+CORPORA ?= 1
+
+#: Seconds that `make bench-gpu` may take, on an H200.
+BUDGET ?= 420
+#: Seeds of `make chaos-real`, and faults of each.
+SEED ?= 1
+FAULTS ?= 60
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,10 +34,10 @@ UV_INSTALL = UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" UV_PYTHON_DOWNLOADS=never \
 .DELETE_ON_ERROR:
 # `make -j test` must not start two farms at once.
 .NOTPARALLEL:
-.PHONY: help demo test unit integration lint chaos bench bench-gpu install clean
+.PHONY: help demo test unit integration slow lint chaos chaos-real corpus stills-corpus bench bench-gpu install clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(BASE) ## Turn the eight example stills into clips, without a GPU and without weights
 	CLIPMILL_HOME=$(DEMO_HOME) $(BIN)/clipmill render examples/catalog/catalog.csv --model camera --out $(DEMO)
@@ -44,6 +52,10 @@ unit: $(DEV) ## Run the unit tests, in parallel
 integration: $(DEV) ## Run the tests that start farms, databases and browsers, one after the other
 	$(BIN)/pytest -q tests/integration tests/acceptance
 
+slow: $(DEV) ## Run the unit tests that take long, some of which `make test` leaves out
+	CLIPMILL_SLOW_TESTS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal \
+		tests/unit/pipeline/models/hooks/test_compiling.py tests/unit/pipeline/models/test_whole_clip_on_a_card.py
+
 lint: $(DEV) ## Check style, types and the walls between the three floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,20 +63,30 @@ lint: $(DEV) ## Check style, types and the walls between the three floors
 	$(BIN)/lint-imports
 
 chaos: $(DEV) ## Play SEEDS farms with faults in virtual time, from seed FROM on, and check what must hold
-	OMP_NUM_THREADS=1 $(BIN)/python -m cluster.simulator --seed $(FROM) --count $(SEEDS) --processes $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m cluster.simulation --seed $(FROM) --count $(SEEDS) --processes $(WORKERS)
+
+corpus: $(DEV) ## Give hostile pictures, manifests and requests, made from seed FROM on, to ingest and API
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.corpus $(FROM)
+
+stills-corpus: $(DEV) ## Decode CORPORA corpora of some 750 stills, from seed FROM on, and compare every pixel with libvips
+	$(BIN)/python benchmarks/stills_corpus.py --seed $(FROM) --seeds $(CORPORA) --check
+chaos-real: $(DEV) ## Do FAULTS real faults to a real farm by SEED, on SQLite and PostgreSQL, and check what must hold
+	env --default-signal=INT $(BIN)/python -m tests.chaos --seed $(SEED) --faults $(FAULTS)
 
 bench: $(DEV) ## Run the benchmarks; figures are printed with the machine they were measured on
 	$(BIN)/python benchmarks/footprints.py --check
+	$(BIN)/python benchmarks/decode.py --check
 	$(BIN)/python benchmarks/farm.py
 	$(BIN)/python benchmarks/forecast.py --rounds 3 --check
 	$(BIN)/python benchmarks/from_draft.py --rounds 1
 	$(BIN)/python benchmarks/oom_grid.py --check
+	$(BIN)/python benchmarks/kernels.py --check
 	$(BIN)/python benchmarks/store.py --check
 	$(BIN)/python benchmarks/scale.py --check
+	$(BIN)/python benchmarks/polling.py --check
 
-bench-gpu: $(DEV) ## The benchmarks that need an NVIDIA GPU: a clip of every model, and predicted against measured memory
-	$(BIN)/python benchmarks/gpu_clip.py --check
-	$(BIN)/python benchmarks/vram_grid.py --check
+bench-gpu: $(DEV) ## What needs an NVIDIA GPU, in seven minutes: ceilings, memory, steps, clips, decoding, resuming
+	$(BIN)/python benchmarks/gpu.py --budget $(BUDGET) --out out/bench-gpu --check
 
 install: $(DEV) ## Install everything for working on clipmill into .venv
 

@@ -24,15 +24,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline import footprint as closed_form
-from pipeline.clip import ResolutionClass
+from pipeline.clips.clip import ResolutionClass
+from pipeline.devices.emulated import HostDevice
 from pipeline.dryrun import table
 from pipeline.dryrun.run import clip_of
 from pipeline.families import FAMILIES, Family
+from pipeline.memory import footprint as closed_form
 from pipeline.models.build import build
-from pipeline.models.devices import HostDevice
 
 AIM = 0.05
+#: Frames and aspect ratios of the clips whose dry runs the closed form is checked against.
+CHECK_FRAMES = (8, 16, 24, 32)
+CHECK_ASPECTS = (1.0, 4 / 3, 3 / 4, 16 / 9, 9 / 16)
 #: Frames and classes of the clips that are rendered for comparison.
 REAL_FRAMES = (8, 16)
 REAL_CLASSES = (ResolutionClass.P256, ResolutionClass.P512)
@@ -97,8 +100,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="fit the coefficients and write them into the package")
     parser.add_argument("--check", action="store_true", help="exit 1 where a prediction misses its aim")
     parser.add_argument("--real", action="store_true", help="render clips too; for small networks")
-    parser.add_argument("--frames", type=int, nargs="+", default=list(table.CHECK_FRAMES), metavar="N")
-    parser.add_argument("--aspects", type=float, nargs="+", default=list(table.CHECK_ASPECTS), metavar="RATIO")
+    parser.add_argument("--frames", type=int, nargs="+", default=list(CHECK_FRAMES), metavar="N")
+    parser.add_argument("--aspects", type=float, nargs="+", default=list(CHECK_ASPECTS), metavar="RATIO")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     family = FAMILIES[arguments.family]

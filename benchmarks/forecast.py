@@ -3,10 +3,10 @@
     python benchmarks/forecast.py [--catalog FILE] [--cards c8,c24] [--rounds N] [--check] [--json FILE]
 
 Both go through the real embedded farm on emulated cards, in one home: the first rows calibrate, the others are
-forecast, by `cluster.forecast` from what the farm wrote into its store, and then rendered by `clipmill render`. Rows
-take the models `camera` and `i2vgen-xl-tiny` in turn, at tier draft, the small network one class below the catalog's
-(`--whole`: as the catalog says; hours on two cores). What is compared is the time from the command to the last
-published clip. The start-up that the forecast counts with is the one the first command took.
+forecast, by `cluster.forecast.forecast` from what the farm wrote into its store, and then rendered by
+`clipmill render`. Rows take the models `camera` and `i2vgen-xl-tiny` in turn, at tier draft, the small network one
+class below the catalog's (`--whole`: as the catalog says; hours on two cores). What is compared is the time from the
+command to the last published clip. The start-up that the forecast counts with is the one the first command took.
 Aim: the median of |forecast ÷ measured − 1| over the rounds at most 15 %.
 """
 
@@ -104,14 +104,14 @@ def attempts(home: Path) -> int:
 
 
 def forecast_of(catalog: Path, cards: str, home: Path, startup_s: float, order: str) -> Any:
-    """The forecast of a catalog on emulated cards, from the rates in the store of `home`."""
-    from cluster.fleet_file import cards_of, parse_fleet
-    from cluster.forecast import Order, forecast
-    from cluster.ingest import gather
-    from cluster.manifest import read_manifest
-    from cluster.resolve import Defaults
-    from cluster.store import Database, rates
-    from serve.forecasting import Sizes, wanted_of
+    """The forecast of a catalog on emulated cards, from what the store of `home` has measured."""
+    from cluster.catalog.ingest import gather
+    from cluster.catalog.manifest import read_manifest
+    from cluster.catalog.resolve import Defaults
+    from cluster.fleet.fleet_file import cards_of, parse_fleet
+    from cluster.forecast.forecast import Order, forecast
+    from cluster.store import Database, measurements
+    from serve.gateway.forecasting import Sizes, wanted_of
 
     names = cards.split(",")
     groups = [{"kind": "emulated", "class": name, "count": names.count(name)} for name in dict.fromkeys(names)]
@@ -120,10 +120,10 @@ def forecast_of(catalog: Path, cards: str, home: Path, startup_s: float, order: 
     rows = list(gather(read_manifest(catalog, model=MODELS[0]), sizes.put))
     database = Database.in_folder(home)
     try:
-        known = rates.load(database)
+        known = measurements.load_times(database)
     finally:
         database.close()
-    wanted = wanted_of(rows, Defaults(model=MODELS[0]), sizes.get)
+    wanted = wanted_of(rows, Defaults(model=MODELS[0]), sizes.get, lambda _job_id: False)
     return forecast(wanted, cards_of(fleet), known, order=Order(order), changes=False)
 
 

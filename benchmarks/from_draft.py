@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from report import Aim, Report, parser
+from similarity import motion_correlation, psnr
 
-from pipeline.clip import BaseClip, ClipSpec, ResolutionClass, Tier, Upscale
+from pipeline.clips.clip import BaseClip, ClipSpec, ResolutionClass, Tier, Upscale
+from pipeline.clips.frames import Frames
+from pipeline.devices.emulated import HostDevice
 from pipeline.families import family_named
-from pipeline.layouts import RESIDENT
-from pipeline.models.devices import HostDevice
+from pipeline.families.layouts import RESIDENT
 from pipeline.models.loading import load_model
-from pipeline.models.model import Frames
-from pipeline.similarity import motion_correlation, psnr
 
 STRENGTHS = (0.25, 0.5, 0.75)
 

@@ -27,7 +27,7 @@ import traces
 from report import Aim, Report, parser
 from traces import CARDS, SIZES, Outcome, Shape, Trace
 
-from cluster.planning.bound import shortest
+from cluster.scheduling.tail.bound import shortest
 
 MOVES_S = (0.5, 5.0, 30.0)
 #: Ratios that clipmill must keep at 0.5 s a move, everything there at once.

@@ -31,22 +31,26 @@ import numpy as np
 from PIL import Image
 from report import Aim, Report, parser
 
-from cluster.cards import NOMINAL_BYTES, Beat, CardState, Fleet
-from cluster.dispatcher import Dispatcher, Timing
-from cluster.jobs import Draft, Ended, Outcome
-from cluster.lessons import Lessons
-from cluster.renderers import Assignment, CardFree, Event, StepDone, Verdict
+from cluster.dispatch.dispatcher import Dispatcher, Timing
+from cluster.dispatch.protocol import Assignment, CardFree, Event, Fate, StepDone, Verdict
+from cluster.estimates.memory import MemoryEstimates
+from cluster.fleet.cards import NOMINAL_BYTES, Beat, CardState, Fleet
+from cluster.jobs.model import Draft, Outcome
+from cluster.jobs.outcomes import Ended
 from cluster.storage import Storage
-from cluster.store import Database, Desk, Ledger
-from pipeline.clip import ClipSpec, ResolutionClass, content_key
+from cluster.store import BatchStore, Database, DispatchStore
+from pipeline.clips.clip import ClipSpec, ResolutionClass, content_key
 from pipeline.families import family_named
-from pipeline.footprint import footprint, leanest, weights_on_card
-from serve.checkpoints import CheckpointEvery
-from serve.flight import CardIdentity, Flight, Hold, WeightsPlace
-from serve.worker import Worker
+from pipeline.memory.footprint import footprint, leanest, weights_on_card
+from serve.renderer.active_clip import ActiveClip
+from serve.renderer.admission import MemoryWait
+from serve.renderer.cards import CardIdentity
+from serve.renderer.checkpoints import CheckpointEvery
+from serve.renderer.warm_model import WeightsPlace
+from serve.renderer.worker import Worker
 
 if TYPE_CHECKING:
-    from pipeline.models.devices import EmulatedDevice
+    from pipeline.devices.emulated import EmulatedDevice
 
 FAMILY = "i2vgen-xl-tiny"
 FRAMES = (8, 16, 32)
@@ -90,7 +94,7 @@ def weights_bytes() -> int:
 
 def make_card(card_class: str) -> EmulatedDevice:
     """The grid's card of this class: room for the weights and for as much as `ROOM_BYTES` says."""
-    from pipeline.models.devices import EmulatedDevice
+    from pipeline.devices.emulated import EmulatedDevice
 
     class GridCard(EmulatedDevice):
         def usable_bytes(self) -> int:
@@ -121,7 +125,7 @@ class Truth:
 
 
 def kind_of(card_class: str) -> str:
-    """One kind a class, so that each has factors and lessons of its own."""
+    """One kind a class, so that each has measurements of its own."""
     return f"emulated {card_class}"
 
 
@@ -131,7 +135,7 @@ class Card:
 
     worker: Worker
     device: Any
-    flights: dict[str, Flight] = field(default_factory=dict)
+    clips: dict[str, ActiveClip] = field(default_factory=dict)
     rendering: bool = False
 
     def beat(self) -> Beat:
@@ -147,7 +151,7 @@ class Card:
             used_bytes=0,
             state=CardState.BUSY if self.rendering else CardState.IDLE,
             family=self.worker.family,
-            steps={attempt_id: flight.steps for attempt_id, flight in self.flights.items()},
+            steps={attempt_id: clip.steps for attempt_id, clip in self.clips.items()},
         )
 
 
@@ -165,8 +169,12 @@ class Pool:
     #: How often another program came.
     foreign: int = 0
 
+    async def fate(self, renderer: str) -> Fate | None:
+        """Nothing becomes of them."""
+        return None
+
     async def render(self, assignment: Assignment) -> AsyncIterator[Event]:
-        """See `cluster.dispatcher.RendererPool`."""
+        """See `cluster.dispatch.dispatcher.RendererPool`."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
         card = self.cards[assignment.renderer]
@@ -186,9 +194,9 @@ class Pool:
                 card.device.foreign_bytes = 0
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        flight = card.flights[assignment.attempt_id] = Flight(assignment, emit)
+        clip = card.clips[assignment.attempt_id] = ActiveClip(assignment, emit)
         card.rendering = True
-        work = asyncio.create_task(asyncio.to_thread(card.worker.run, flight))
+        work = asyncio.create_task(asyncio.to_thread(card.worker.run, clip))
         work.add_done_callback(lambda task: events.put_nowait(task.result()))
         try:
             while True:
@@ -207,15 +215,17 @@ class Pool:
                 if isinstance(event, Ended):
                     return
         finally:
-            flight.stop()
+            clip.stop()
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(work)
-            card.flights.pop(assignment.attempt_id, None)
+            card.clips.pop(assignment.attempt_id, None)
 
     def _set_up(self, card: Card, spec: ClipSpec, workspace: float) -> None:
-        from pipeline.models.devices import Hidden
+        from pipeline.devices.emulated import HiddenMemory
 
-        card.device.hidden = Hidden(factor=self.truth.factor(spec, card.worker.identity.kind), workspace=workspace)
+        card.device.hidden = HiddenMemory(
+            factor=self.truth.factor(spec, card.worker.identity.kind), workspace=workspace
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,12 +247,12 @@ class Round:
     seconds: float
 
 
-class Forgetful(Ledger):
-    """A store's ledger that measures and never learns."""
+class Forgetful(DispatchStore):
+    """A dispatcher's store that measures and never learns."""
 
-    def lessons(self) -> Lessons:
+    def memory_estimates(self) -> MemoryEstimates:
         """None."""
-        return Lessons()
+        return MemoryEstimates()
 
 
 async def play(
@@ -269,7 +279,7 @@ async def play(
             storage,
             weights,
             every=CheckpointEvery(steps=1),
-            hold=Hold(patience_s=0.2, poll_s=0.05),
+            memory_wait=MemoryWait(patience_s=0.2, poll_s=0.05),
         )
         cards[f"card-{card_class}"] = Card(worker, device)
     database = Database(f"sqlite:///{home / 'store.db'}")
@@ -279,7 +289,7 @@ async def play(
     pool = Pool(cards, truth, random.Random(seed), foreign_often)
     timing = Timing(poll_s=0.05, renew_s=0.2, lease_s=600, silent_s=600)
     dispatcher = Dispatcher(
-        Ledger(database) if learns else Forgetful(database),
+        DispatchStore(database) if learns else Forgetful(database),
         pool,
         fleet,
         holder="grid",
@@ -289,23 +299,23 @@ async def play(
     )
     running = asyncio.create_task(dispatcher.run())
     beating = asyncio.create_task(_beat(dispatcher, cards))
-    desk = Desk(database)
+    batch_store = BatchStore(database)
     found = []
     try:
         for turn in range(rounds):
             began, before = time.monotonic(), (pool.ooms, pool.squeezed, pool.foreign)
             specs = [shape(*one, seed=turn * copies + copy) for copy in range(copies) for one in shapes]
-            batch_id, _ = desk.open_batch("local", name=f"round {turn + 1}")
-            desk.add("local", batch_id, list(_drafts(specs, still)))
-            desk.seal("local", batch_id)
+            batch_id, _ = batch_store.open_batch("local", name=f"round {turn + 1}")
+            batch_store.add("local", batch_id, list(_drafts(specs, still)))
+            batch_store.seal("local", batch_id)
             dispatcher.nudge()
-            while not desk.batch("local", batch_id).done:
+            while not batch_store.batch("local", batch_id).done:
                 if running.done():
                     running.result()
                     raise RuntimeError("the dispatcher left office")
                 await asyncio.sleep(0.05)
-            jobs = desk.jobs("local", batch_id)
-            attempts = desk.attempts_of("local", batch_id)
+            jobs = batch_store.jobs("local", batch_id)
+            attempts = batch_store.attempts_of("local", batch_id)
             fitting = {job.id for job in jobs if job.spec and any(truth.fits(job.spec, name) for name in classes)}
             failed = [job for job in jobs if job.clip_id is None]
             found.append(
@@ -339,8 +349,8 @@ async def _beat(dispatcher: Dispatcher, cards: dict[str, Card]) -> None:
     while True:
         for card in cards.values():
             for attempt_id, verdict in dispatcher.beat(card.beat()).items():
-                if verdict is not Verdict.GO_ON and (flight := card.flights.get(attempt_id)):
-                    flight.stop(checkpoint=verdict is Verdict.CHECKPOINT)
+                if verdict is not Verdict.GO_ON and (clip := card.clips.get(attempt_id)):
+                    clip.preempt() if verdict is Verdict.CHECKPOINT else clip.stop()
         await asyncio.sleep(0.05)
 
 

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 
 from traces import CARDS, FLEET, Begin, Leave, Rig, Shape, Work, World
 
-from cluster.placement import Move, Snapshot, Start, place, work_kind
-from cluster.planning.bound import shortest
-from cluster.planning.planner import Planner, suited
-from pipeline.clip import ClipSpec
+from cluster.scheduling.placement import place
+from cluster.scheduling.snapshot import Move, Snapshot, Start, work_kind
+from cluster.scheduling.tail.bound import shortest
+from cluster.scheduling.tail.planner import Planner, suited
+from pipeline.clips.clip import ClipSpec
 
 #: Waiting jobs of one kind that a dispatcher looks at.
 _HEADS = 80
@@ -23,7 +24,7 @@ MOVES_A_ROUND = 20
 
 
 class TracePace:
-    """`Pace` of the frozen shapes, as calibrated rates would give it."""
+    """`Pace` of the frozen shapes, as calibrated estimates would give it."""
 
     def __init__(self, shapes: Iterable[Shape], move_s: float) -> None:
         self._by_shape = {_key(shape.spec): shape for shape in shapes}
@@ -50,7 +51,7 @@ def _key(spec: ClipSpec) -> tuple[str, int, int]:
 
 
 class Clipmill:
-    """`cluster.placement.place` with the planner, as the dispatcher calls them."""
+    """`cluster.scheduling.placement.place` with the planner, as the dispatcher calls them."""
 
     def __init__(self, shapes: Iterable[Shape], move_s: float, *, variants: int) -> None:
         self._planner = Planner(TracePace(shapes, move_s), variants=variants)
@@ -69,7 +70,7 @@ class Clipmill:
             if heads[work_kind(job)] <= _HEADS:
                 seen.append(job)
                 self._ids[job.id] = index
-        snapshot = Snapshot(
+        snapshot = Snapshot.of(
             waiting=seen,
             cards=cards,
             fleet=FLEET,
@@ -80,7 +81,7 @@ class Clipmill:
         plan = self._planner.update(snapshot, world.now)
         suits = {}
         if plan is None and seen:
-            suits = suited(dict(heads), seen, cards, self._planner.pace, snapshot.lessons)  # type: ignore[arg-type]
+            suits = suited(dict(heads), seen, cards, self._planner.pace, snapshot.memory)  # type: ignore[arg-type]
         self.plan = plan
         from dataclasses import replace
 
@@ -123,7 +124,7 @@ def fifo(world: World) -> Iterable[Begin | Leave]:
 
 
 def first_fit(world: World) -> Iterable[Begin | Leave]:
-    """In order of arrival, each on the first idle card that holds it, as Ray places tasks by resources."""
+    """In order of arrival, each on the first idle card that it fits, as Ray places tasks by resources."""
     idle = world.idle()
     for index in list(world.waiting):
         work = world.work[index]

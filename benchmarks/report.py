@@ -6,7 +6,10 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,9 @@ class Report:
         if options.json:
             content = {
                 "benchmark": self.name,
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "commit": commit(),
+                "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
                 "machine": machine(),
                 "figures": self.figures,
                 "aims": [asdict(aim) | {"met": aim.met} for aim in self.aims],
@@ -63,6 +69,20 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     made.add_argument("--check", action="store_true", help="exit 1 where a figure misses its aim")
     return made
+
+
+def commit() -> str:
+    """The commit of the checkout, with `+` where files differ from it; `unknown` without git or its folder."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def machine() -> str:

@@ -23,15 +23,18 @@ import scale_store
 from report import Aim, Report, parser
 from traces import specs
 
-from cluster.cards import Card, Fleet
-from cluster.jobs import Job, JobState
-from cluster.lessons import Lessons, Peak
-from cluster.placement import ShowMore, Snapshot, Start, place
-from cluster.standing import Standing
-from pipeline.clip import ClipSpec
+from cluster.estimates.memory import MemoryEstimates, observe
+from cluster.fleet.card_index import CardIndex
+from cluster.fleet.cards import Card, Fleet
+from cluster.jobs.model import Job, JobState
+from cluster.jobs.outcomes import Peak
+from cluster.scheduling.placement import place
+from cluster.scheduling.snapshot import ShowMore, Snapshot, Start
+from pipeline.clips.clip import ClipSpec
 from pipeline.families import family_named
-from pipeline.footprint import footprint, leanest
-from pipeline.layouts import RESIDENT
+from pipeline.families.layouts import RESIDENT
+from pipeline.memory.footprint import footprint, leanest
+from pipeline.units import GIB
 
 CARDS = 10_000
 WAITING = (1_000, 10_000, 100_000, 1_000_000)
@@ -39,7 +42,6 @@ WAITING = (1_000, 10_000, 100_000, 1_000_000)
 FREED = 42
 TURNS = 40
 OWNERS = 20
-GIB = 2**30
 CLASSES = {"c12": 10 * GIB, "c16": 13 * GIB, "c24": 21 * GIB, "c48": 42 * GIB, "c80": 71 * GIB}
 
 
@@ -48,19 +50,19 @@ class Queues:
     """Waiting clips as a store has them: numbers in queues, made into jobs when they come to the front."""
 
     specs: list[tuple[ClipSpec, int]]
-    lines: dict[tuple[str, int], deque[int]] = field(default_factory=dict)
+    jobs: dict[tuple[str, int], deque[int]] = field(default_factory=dict)
 
     def add(self, rng: random.Random, number: int) -> None:
         """One more clip of an owner and a kind drawn by lot."""
-        line = (f"owner{rng.randrange(OWNERS)}", rng.randrange(len(self.specs)))
-        self.lines.setdefault(line, deque()).append(number)
+        queue = (f"owner{rng.randrange(OWNERS)}", rng.randrange(len(self.specs)))
+        self.jobs.setdefault(queue, deque()).append(number)
 
     def heads(self, count: int) -> list[Job]:
         """The first `count` of every queue."""
         found = []
-        for (owner, kind), line in self.lines.items():
+        for (owner, kind), queue in self.jobs.items():
             spec, needs = self.specs[kind]
-            for _, number in zip(range(count), line, strict=False):
+            for _, number in zip(range(count), queue, strict=False):
                 found.append(
                     Job(
                         id=f"{owner}/{kind}/{number}", owner=owner, batch_id=owner, number=number, name="",
@@ -81,11 +83,11 @@ def kinds() -> list[tuple[ClipSpec, int]]:
 
 
 @cache
-def learned() -> Lessons:
+def learned() -> MemoryEstimates:
     """What any farm has after its first clip: from then on needs differ by shape and by kind of card."""
     spec, _ = kinds()[0]
     peak = Peak(layout=RESIDENT, predicted_bytes=1, measured_bytes=footprint(spec).peak_bytes, usable_bytes=GIB * 21)
-    return Lessons().after(spec, "c24", [peak])
+    return MemoryEstimates().plus(observe(spec, "c24", [peak]))
 
 
 @dataclass(kw_only=True)
@@ -93,30 +95,32 @@ class Farm:
     """Cards, what runs on them, and what waits."""
 
     queues: Queues
-    standing: Standing
+    card_index: CardIndex
     fleet: Fleet = field(default_factory=lambda: Fleet(usable_bytes=CLASSES))
     running: dict[str, Job] = field(default_factory=dict)
-    looks: int = 0
 
     def look(self, shown: int | None = None) -> tuple[int, float]:
         """(clips started, seconds of `place`): as the dispatcher does it, again until no queue was too short."""
-        idle, lines = len(self.standing.idle), len(self.queues.lines)
-        shown = shown or max(4, -(-2 * idle // lines))
+        idle, queues = len(self.card_index.idle), len(self.queues.jobs)
+        shown = shown or max(4, -(-2 * idle // queues))
         snapshot = Snapshot(
-            waiting=self.queues.heads(shown), shown=shown, fleet=self.fleet, standing=self.standing, lessons=learned()
+            waiting=self.queues.heads(shown),
+            shown=shown,
+            fleet=self.fleet,
+            card_index=self.card_index,
+            memory=learned(),
         )
         began = time.perf_counter()
         decisions = place(snapshot, 0.0, reasons=False)
         took = time.perf_counter() - began
-        self.looks += 1
         starts = [d for d in decisions if isinstance(d, Start)]
         for start in starts:
             owner, kind, number = start.job.id.split("/")
-            self.queues.lines[owner, int(kind)].remove(int(number))
+            self.queues.jobs[owner, int(kind)].remove(int(number))
             self.running[start.card.card] = start.job
             # As the dispatcher's roster does with every change.
-            self.standing.put(start.card.model_copy(update={"idle": False}))
-            self.standing.began(start.job)
+            self.card_index.put(start.card.model_copy(update={"idle": False}))
+            self.card_index.began(start.job)
         if any(isinstance(d, ShowMore) for d in decisions):
             more, longer = self.look(4 * shown)
             return len(starts) + more, took + longer
@@ -136,7 +140,7 @@ def filled(waiting: int, rng: random.Random, *, idle: bool) -> Farm:
         )
         for n in range(CARDS)
     ]  # fmt: skip
-    return Farm(queues=queues, standing=Standing(cards))
+    return Farm(queues=queues, card_index=CardIndex(cards))
 
 
 def filling(waiting: int, seed: int = 0) -> float:
@@ -152,12 +156,12 @@ def memory(waiting: int, seed: int = 0) -> tuple[float, int]:
     farm = filled(waiting, rng, idle=False)
     spent, placed = 0.0, 0
     for _ in range(TURNS):
-        for card in rng.sample(list(farm.standing.cards.values()), FREED):
+        for card in rng.sample(list(farm.card_index.cards.values()), FREED):
             if card.idle:
                 continue
             if (ended := farm.running.pop(card.card, None)) is not None:
-                farm.standing.ended(ended)
-            farm.standing.put(card.model_copy(update={"idle": True}))
+                farm.card_index.ended(ended)
+            farm.card_index.put(card.model_copy(update={"idle": True}))
         count, took = farm.look()
         for _ in range(count):
             farm.queues.add(rng, waiting + placed)

@@ -21,12 +21,14 @@ from typing import Any
 import sqlalchemy as sa
 from report import Aim, Report, parser
 
-from cluster.cards import Card
-from cluster.jobs import Ended, Job, JobState, Outcome, Transition
-from cluster.store import Database, Ending, Ledger, heads
+from cluster.fleet.cards import Card
+from cluster.jobs.model import Job, JobState
+from cluster.jobs.outcomes import Stopped, Transition
+from cluster.store import Completion, Database, DispatchStore
+from cluster.store import queues as heads
 from cluster.store.rows import COMMON_ROWS
 from cluster.store.schema import batches
-from pipeline.clip import ClipSpec, ResolutionClass
+from pipeline.clips.clip import ClipSpec, ResolutionClass
 from pipeline.families import FAMILIES
 
 LEASE_S = 60
@@ -141,12 +143,12 @@ def cards(number: int) -> list[Card]:
     ]
 
 
-def start_some(ledger: Ledger, waiting: list[Job], batch: int) -> list[Ending]:
+def start_some(dispatch_store: DispatchStore, waiting: list[Job], batch: int) -> list[Completion]:
     """Claim a batch; returns how to give it back."""
-    claims = ledger.start(list(zip(waiting[:batch], cards(batch), strict=False)), LEASE_S)
+    claims = dispatch_store.start(list(zip(waiting[:batch], cards(batch), strict=False)), LEASE_S)
     assert len(claims) == batch, "fewer started than were offered"
     back = Transition(state=JobState.QUEUED, costs_release=False)
-    return [Ending(claim=claim, ended=Ended(outcome=Outcome.STOPPED), transition=back) for claim in claims]
+    return [Completion(claim=claim, ended=Stopped(), transition=back) for claim in claims]
 
 
 def durable(server: str, *, waiting: int = 1_000_000, batch: int = 100, rounds: int = 15) -> Durable:
@@ -157,8 +159,8 @@ def durable(server: str, *, waiting: int = 1_000_000, batch: int = 100, rounds: 
     with schema_of_its_own(server) as url:
         database = Database(url)
         database.migrate()
-        ledger = Ledger(database)
-        ledger.take_office("benchmark")
+        dispatch_store = DispatchStore(database)
+        dispatch_store.take_office("benchmark")
         for level in levels:
             begun = time.perf_counter()
             load(database, there, level - there)
@@ -170,11 +172,11 @@ def durable(server: str, *, waiting: int = 1_000_000, batch: int = 100, rounds: 
             looks, decisions, counted = [], [], []
             for turn in range(rounds + 1):
                 begun = time.perf_counter()
-                offered = ledger.waiting(8)
+                offered = dispatch_store.waiting(8)
                 looked = time.perf_counter()
-                back = start_some(ledger, offered, min(32, len(offered)))
+                back = start_some(dispatch_store, offered, min(32, len(offered)))
                 decided = time.perf_counter()
-                ledger.finish_many(back)
+                dispatch_store.finish_many(back)
                 if turn:  # The first fills caches.
                     looks.append(looked - begun)
                     decisions.append(decided - begun)
@@ -186,12 +188,12 @@ def durable(server: str, *, waiting: int = 1_000_000, batch: int = 100, rounds: 
             heads_pages[level] = pages_of_heads(database)
             counts_s[level] = statistics.median(counted)
             print(f"  {level} waiting: {decision_s[level] * 1000:.1f} ms a decision, {queues} queues", flush=True)
-        offered = ledger.waiting(max(batch, 20_000 // max(1, queues)))
+        offered = dispatch_store.waiting(max(batch, 20_000 // max(1, queues)))
         started, spent = 0, 0.0
         while len(offered) >= batch and spent < 5:
             some, offered = offered[:batch], offered[batch:]
             begun = time.perf_counter()
-            start_some(ledger, some, batch)
+            start_some(dispatch_store, some, batch)
             spent += time.perf_counter() - begun
             started += batch
         database.close()

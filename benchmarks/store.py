@@ -20,12 +20,13 @@ from typing import Any
 import sqlalchemy as sa
 from report import Aim, Report, parser
 
-from cluster.cards import Card, Fleet
-from cluster.escalation import after_attempt
-from cluster.ids import ids_from
-from cluster.jobs import Draft, Ended, Job, Objects, Outcome
-from cluster.store import Claim, Database, Desk, Ending, Ledger
-from pipeline.clip import ClipSpec, ResolutionClass
+from cluster.dispatch.retry import after_attempt
+from cluster.fleet.cards import Card, Fleet
+from cluster.jobs.ids import ids_from
+from cluster.jobs.model import Draft, Job, Objects
+from cluster.jobs.outcomes import Completed, Ended
+from cluster.store import BatchStore, Claim, Completion, Database, DispatchStore
+from pipeline.clips.clip import ClipSpec, ResolutionClass
 from pipeline.families import FAMILIES
 
 LEASE_S = 10
@@ -77,43 +78,43 @@ def fill(path: Path, number: int) -> None:
     """A store with so many waiting jobs."""
     database = Database(f"sqlite:///{path}")
     database.migrate()
-    desk = Desk(database)
-    batch_id, _ = desk.open_batch("local", name="benchmark")
+    batch_store = BatchStore(database)
+    batch_id, _ = batch_store.open_batch("local", name="benchmark")
     drafts = [
         Draft(number=n, name=f"row{n}", row={"image": f"{n}.jpg"}, still="ab" * 32, spec=clip(n), content_key=f"key{n}")
         for n in range(1, number + 1)
     ]
-    desk.add("local", batch_id, drafts)
-    desk.seal("local", batch_id)
-    Ledger(database).take_office("benchmark")
+    batch_store.add("local", batch_id, drafts)
+    batch_store.seal("local", batch_id)
+    DispatchStore(database).take_office("benchmark")
     database.close()
     with sqlite3.connect(path) as c:
         c.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 class Ours:
-    """The ledger of a dispatcher in office."""
+    """The store of a dispatcher in office."""
 
     def __init__(self, path: Path) -> None:
         self.database = Database(f"sqlite:///{path}")
-        self.ledger = Ledger(self.database)
-        self.ledger.epoch = 1
-        self.jobs: list[Job] = self.ledger.waiting(1_000_000)
+        self.dispatch_store = DispatchStore(self.database)
+        self.dispatch_store.epoch = 1
+        self.jobs: list[Job] = self.dispatch_store.waiting(1_000_000)
 
     def cycle(self, batch: int) -> Spent:
         """Claim the next jobs and complete them, in two transactions; what was spent in the store."""
         taken, self.jobs = self.jobs[:batch], self.jobs[batch:]
         starts = list(zip(taken, CARDS, strict=False))
         begun = now()
-        claims = self.ledger.start(starts, LEASE_S)
+        claims = self.dispatch_store.start(starts, LEASE_S)
         started = now()
         assert len(claims) == batch
         endings = []
         for claim in claims:
             how = completed(claim)
-            endings.append(Ending(claim=claim, ended=how, transition=after_attempt(claim.job, how, FLEET)))
+            endings.append(Completion(claim=claim, ended=how, transition=after_attempt(claim.job, how, FLEET)))
         ending = now()
-        written = self.ledger.finish_many(endings)
+        written = self.dispatch_store.finish_many(endings)
         ended = now()
         assert all(written)
         return started[0] - begun[0] + ended[0] - ending[0], started[1] - begun[1] + ended[1] - ending[1]
@@ -130,7 +131,7 @@ def completed(claim: Claim) -> Ended:
         video_bytes=1_000_000,
         frames_sha256="cd" * 32,
     )
-    return Ended(outcome=Outcome.COMPLETED, objects=made)
+    return Completed(objects=made)
 
 
 def record(path: Path, batches: list[int]) -> Recorded:
@@ -207,7 +208,7 @@ def main() -> int:
                         if number:  # The first round warms both up.
                             seconds.setdefault((name, size), []).append(took)
         ours.database.close()
-    for size, _ in plan:
+    for size, cycles in plan:
         for unit, clock in (("s", 0), ("CPU second", 1)):
             rate = {
                 name: size / statistics.median(spent[clock] for spent in seconds[name, size])
@@ -216,7 +217,6 @@ def main() -> int:
             figures[f"cycles/{unit}, batches of {size}, ours"] = rate["ours"]
             figures[f"cycles/{unit}, batches of {size}, raw sqlite3"] = rate["raw"]
             # Of each round its own: what slows the machine down for seconds slows both.
-            cycles = dict(plan)[size]
             by_round = [
                 sum(spent[clock] for spent in seconds["raw", size][n : n + cycles])
                 / sum(spent[clock] for spent in seconds["ours", size][n : n + cycles])

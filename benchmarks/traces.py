@@ -3,7 +3,7 @@
     python benchmarks/traces.py --write    make benchmarks/traces.json anew
 
 The farm charges what a move costs to the clip and to both cards, stops clips between two steps only, and shows a policy
-no more than a dispatcher sees. It knows nothing of `cluster.placement`.
+no more than a dispatcher sees. It knows nothing of `cluster.scheduling.placement`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cluster.cards import Card, Fleet
-from cluster.jobs import Job, JobState
-from cluster.placement import Running
-from cluster.rates import Rates
-from pipeline.clip import ClipSpec, ResolutionClass, Tier
+from cluster.estimates.times import TimeEstimates
+from cluster.fleet.cards import Card, Fleet
+from cluster.jobs.model import Job, JobState
+from cluster.scheduling.snapshot import Running
+from pipeline.clips.clip import ClipSpec, ResolutionClass, Tier
 from pipeline.families import family_named
-from pipeline.footprint import leanest
+from pipeline.memory.footprint import leanest
+from pipeline.units import GIB
 
 FILE = Path(__file__).parent / "traces.json"
-GIB = 2**30
 #: 26 cards of five kinds: (kind, class, usable bytes, how many).
 CARDS = (
     ("NVIDIA A100-SXM4-80GB", "c80", 71 * GIB, 2),
@@ -103,11 +103,11 @@ def specs() -> Iterator[ClipSpec]:
 
 
 def _write() -> None:
-    rates, shapes = Rates(), []
+    estimates, shapes = TimeEstimates(), []
     for spec in specs():
         needs = leanest(spec)[1].peak_bytes
         fits = [usable >= needs for _, _, usable, _ in CARDS]
-        costs = [rates.cost_within(spec, kind, usable) for kind, _, usable, _ in CARDS]
+        costs = [estimates.cost_within(spec, kind, usable) for kind, _, usable, _ in CARDS]
         shapes.append(
             {
                 "spec": spec.model_dump(mode="json"),
@@ -338,7 +338,7 @@ def run(
             rig.busy_until = world.now + move_s
             at(rig.busy_until, "free", rig.index)
 
-    leaving: dict[int, int] = {}
+    preempting: dict[int, int] = {}
     left = len(work)
     while left:
         when = events[0][0]
@@ -363,13 +363,13 @@ def run(
                 release(w, leaves=False)
                 w.ended, w.step = world.now, w.shape.spec.total_steps
                 left -= 1
-                leaving.pop(who, None)
+                preempting.pop(who, None)
             elif what == "leave" and work[who].run == number:
                 advance(work[who])
                 release(work[who], leaves=True)
                 work[who].moves += 1
                 world.waiting.append(who)
-                leaving.pop(who, None)
+                preempting.pop(who, None)
         for w in work:
             advance(w)
         changed = True
@@ -389,16 +389,16 @@ def run(
                     at(w.step_began + steps * w.step_s[rig.kind] + w.end_s[rig.kind], "end", w.index, w.run)
                     continue
                 w = work[decision.job]
-                if w.index not in leaving and w.step < w.shape.spec.total_steps:
+                if w.index not in preempting and w.step < w.shape.spec.total_steps:
                     assert w.on is not None
-                    leaving[w.index] = w.run
+                    preempting[w.index] = w.run
                     each = w.step_s[world.rigs[w.on].kind]
                     boundary = w.step_began if world.now <= w.step_began + 1e-6 else w.step_began + each
                     if boundary <= world.now + 1e-6:
                         release(w, leaves=True)
                         w.moves += 1
                         world.waiting.append(w.index)
-                        leaving.pop(w.index)
+                        preempting.pop(w.index)
                         changed = True
                     else:
                         at(boundary, "leave", w.index, w.run)

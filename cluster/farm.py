@@ -1,32 +1,47 @@
-"""What an owner can ask of a farm, on its store and storage. CLI and gateway both speak through it."""
+"""What one owner can do with a farm, on its store and storage; CLI and gateway both go through it."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
+from cluster.catalog.ingest import CHUNK_ROWS, IncomingRow, draft
+from cluster.catalog.resolve import Defaults
 from cluster.chunks import chunks
-from cluster.ingest import CHUNK_ROWS, IncomingRow, draft
-from cluster.jobs import Batch, Clip, Job, Limits
-from cluster.resolve import Defaults
+from cluster.jobs.commands import CardOrder, CardVerb
+from cluster.jobs.model import Batch, Clip, Job, Limits
+from cluster.jobs.transitions import Verb
+from cluster.maintenance import deletion
+from cluster.maintenance.deletion import Deletion
 from cluster.storage import Storage
-from cluster.store import Desk
-from cluster.store.desk import Terms
-from cluster.store.lookup import AmbiguousIdError, NoSuchCardError
-from cluster.store.verbs import Verbs
-from cluster.verbs import CardOrder, CardVerb, Verb
-from pipeline.stills import open_still
+from cluster.store import BatchStore
+from cluster.store.batches import Terms
+from cluster.store.commands import CommandStore
+from cluster.store.lookup import AmbiguousIdError, NoSuchCardError, NoSuchJobError
+from pipeline.clips.still_check import check_still
+from pipeline.problems import Problem
 
 #: Seconds an attended batch lives on after the last sign of whoever waits for it.
 ATTENDED_SECONDS = 15
+
+
+def whole_card(begins: str, known: Collection[str]) -> str:
+    """The one card of `known` whose id begins so. Raises `NoSuchCardError` and `AmbiguousIdError`."""
+    found = [begins] if begins in known else sorted(name for name in known if name.startswith(begins))
+    if not found:
+        raise NoSuchCardError(f"no card {begins!r} was heard of lately: `clipmill cards` lists those that were")
+    if len(found) > 1:
+        raise AmbiguousIdError(f"several cards begin with {begins!r}: {', '.join(found)}")
+    return found[0]
 
 
 @dataclass(frozen=True)
 class Farm:
     """One owner's view of a farm."""
 
-    desk: Desk
+    batch_store: BatchStore
     storage: Storage
     owner: str = "local"
     #: Families whose licence is accepted, asked at every submission.
@@ -36,13 +51,17 @@ class Farm:
         """Check a still, store it under its SHA-256 and return that. Raises `BadInputError`."""
         sha256 = hashlib.sha256(data).hexdigest()
         # A still this owner handed in before was checked then; only its presence is looked at again.
-        if self.desk.still_size(self.owner, sha256) and self.storage.exists(Storage.still_key(sha256)):
-            self.desk.keep_still(self.owner, sha256)
+        if self.batch_store.still_size(self.owner, sha256) and self.storage.exists(Storage.still_key(sha256)):
+            self.batch_store.keep_still(self.owner, sha256)
             return sha256
-        image = open_still(data)
+        size = check_still(data)
         self.storage.put_still(data)
-        self.desk.record_still(self.owner, sha256, image.size)
+        self.batch_store.record_still(self.owner, sha256, size)
         return sha256
+
+    def check(self, row: IncomingRow, defaults: Defaults) -> tuple[Problem, ...]:
+        """What is wrong with a row whose still was handed in, before anything is made of it; () where nothing is."""
+        return draft(row, defaults, self._still_size, self.accepted()).problems
 
     def submit(
         self,
@@ -60,11 +79,11 @@ class Farm:
         """Hand in a batch; jobs can start while later rows are still being read.
 
         The same `idempotency_key` again returns the first batch and reads nothing, or hands in what is missing where
-        the first call broke off. An attended batch is rendered
-        while `attend` is called every few seconds, and replaces what was left of an earlier run of its `source`.
-        `terms` say when it is held. `on_open` is told the batch's id before the first row is read.
+        the first call broke off. An attended batch is rendered while `attend` is called every few seconds, and
+        replaces what was left of an earlier run of its `source`.
+        `terms` say when it is held. `on_open` is called with the batch's id before the first row is read.
         """
-        batch_id, is_new = self.desk.open_batch(
+        batch_id, is_new = self.batch_store.open_batch(
             self.owner,
             name=name,
             source=source,
@@ -74,42 +93,57 @@ class Farm:
             terms=terms,
         )
         on_open(batch_id)
-        if not is_new and (known := self.desk.batch(self.owner, batch_id)).sealed:
+        if not is_new and (known := self.batch_store.batch(self.owner, batch_id)).sealed:
             return known
+        try:
+            self._add(batch_id, rows, defaults, attended=attended)
+        except Exception:
+            if is_new:
+                # Nothing of it is in: whoever mends what was wrong may use the same key.
+                with contextlib.suppress(Exception):
+                    self.batch_store.withdraw(self.owner, batch_id)
+            raise
+        if attended and source:
+            # Only once their heirs are there: a clip that was left half way goes on from where it stands.
+            self.batch_store.supersede(self.owner, source, batch_id)
+        self.batch_store.seal(self.owner, batch_id)
+        self.batch_store.kept_counts.forget()
+        return self.batch_store.batch(self.owner, batch_id)
+
+    def _add(self, batch_id: str, rows: Iterable[IncomingRow], defaults: Defaults, *, attended: bool) -> None:
         accepted = self.accepted()
         for chunk in chunks(rows, CHUNK_ROWS):
             drafts = [draft(row, defaults, self._still_size, accepted) for row in chunk]
             self._forget_lost_clips([d.content_key for d in drafts if d.content_key])
-            self.desk.add(self.owner, batch_id, drafts)
+            self.batch_store.add(self.owner, batch_id, drafts)
             if attended:
                 self.attend(batch_id)
-        if attended and source:
-            # Only once their heirs are there: a clip that was left half way goes on from where it stands.
-            self.desk.supersede(self.owner, source, batch_id)
-        self.desk.seal(self.owner, batch_id)
-        return self.desk.batch(self.owner, batch_id)
 
     def attend(self, batch_id: str) -> None:
-        """Say that somebody still waits for this batch."""
-        self.desk.attend(self.owner, batch_id, ATTENDED_SECONDS)
+        """Renew an attended batch for `ATTENDED_SECONDS`: somebody still waits for it."""
+        self.batch_store.attend(self.owner, batch_id, ATTENDED_SECONDS)
 
     def batch(self, batch_id: str) -> Batch:
-        """One batch. Raises `NoSuchBatchError`."""
-        return self.desk.batch(self.owner, batch_id)
+        """The batch of this id. Raises `NoSuchBatchError`."""
+        return self.batch_store.batch(self.owner, batch_id)
 
     def jobs(self, batch_id: str) -> list[Job]:
         """All jobs of a batch in the manifest's order."""
-        return self.desk.jobs(self.owner, batch_id)
+        return self.batch_store.jobs(self.owner, batch_id)
+
+    def has_job(self, job_id: str) -> bool:
+        """Whether the owner has a job of this whole id."""
+        try:
+            self.batch_store.job(self.owner, job_id)
+        except NoSuchJobError:
+            return False
+        return True
 
     def clips(self, batch_id: str) -> dict[str, Clip]:
         """The finished clips of a batch by clip id."""
-        return self.desk.clips_of(self.owner, batch_id)
+        return self.batch_store.clips_of(self.owner, batch_id)
 
-    def cancel(self, batch_id: str) -> Batch:
-        """Cancel what has not ended."""
-        return self.desk.cancel(self.owner, batch_id)
-
-    def say(
+    def command_batch(
         self,
         batch_id: str,
         verb: Verb,
@@ -118,8 +152,11 @@ class Farm:
         cancelled: bool = False,
         limits: Limits | None = None,
     ) -> Batch:
-        """Say `verb` of a batch, as `Verbs.batch` does; returns it. Raises `NoSuchBatchError` and `RefusedError`."""
-        self.verbs.batch(
+        """Carry out `verb` on a batch; returns the batch as it then is. Raises `NoSuchBatchError` and `RefusedError`.
+
+        `priority` is for `PRIORITIZE`, `limits` for `RESUME`, `cancelled` (cancelled rows too) for `RETRY`.
+        """
+        self.commands.batch(
             self.owner,
             batch_id,
             verb,
@@ -127,44 +164,67 @@ class Farm:
             cancelled=cancelled,
             limits=limits,
         )
+        self.batch_store.kept_counts.forget()
         return self.batch(batch_id)
 
-    def say_of_job(self, job_id: str, verb: Verb, *, priority: int = 0) -> Job:
-        """Say `verb` of one job; returns it. Raises `NoSuchJobError` and `RefusedError`."""
-        self.verbs.job(self.owner, job_id, verb, priority=priority)
-        return self.desk.job(self.owner, job_id)
+    def delete_batch(self, batch_id: str, *, dry_run: bool = False) -> Deletion:
+        """Delete a batch that is over; `dry_run`: only say what would go.
 
-    def say_of_card(
-        self, card: str, verb: CardVerb, *, reason: str = "", by: str = "", for_s: int | None = None
-    ) -> tuple[str, CardOrder | None]:
-        """Say `verb` of a card, which may be abbreviated; returns its whole id and what holds for it from now on.
-
-        Raises `NoSuchCardError`, `AmbiguousIdError` and `RefusedError`.
+        Raises `NoSuchBatchError`, `RefusedError` where it is not over, and `StorageError`.
         """
-        known = {beat.card for beat in self.desk.cards()} | set(self.verbs.orders())
-        found = [card] if card in known else sorted(name for name in known if name.startswith(card))
-        if not found:
-            raise NoSuchCardError(f"no card {card!r} was heard of lately: `clipmill cards` lists those that were")
-        if len(found) > 1:
-            raise AmbiguousIdError(f"several cards begin with {card!r}: {', '.join(found)}")
-        self.verbs.order(found[0], verb, reason=reason, by=by or self.owner, for_s=for_s)
-        return found[0], self.verbs.orders().get(found[0])
+        database = self.batch_store.database
+        if dry_run:
+            return deletion.plan(database, self.owner, batch_id)
+        return deletion.delete_batch(database, self.storage, self.owner, batch_id)
+
+    def command_job(self, job_id: str, verb: Verb, *, priority: int = 0) -> Job:
+        """Carry out `verb` on a job; returns the job as it then is. Raises `NoSuchJobError` and `RefusedError`.
+
+        `priority` is for `PRIORITIZE`.
+        """
+        self.commands.job(self.owner, job_id, verb, priority=priority)
+        self.batch_store.kept_counts.forget()
+        return self.batch_store.job(self.owner, job_id)
+
+    def command_card(
+        self,
+        card: str,
+        verb: CardVerb,
+        *,
+        reason: str = "",
+        by: str = "",
+        for_s: int | None = None,
+        whole: bool = False,
+    ) -> tuple[str, CardOrder | None]:
+        """Carry out `verb` on the card whose id begins with `card`; returns its id and the order that then holds.
+
+        `by` gives the order (default: the owner), which ends by itself after `for_s` seconds (None: it stands). With
+        `whole`, `card` is the id itself. Raises `NoSuchCardError`, `AmbiguousIdError` and `RefusedError`.
+        """
+        known = {beat.card for beat in self.batch_store.cards()} | set(self.commands.orders())
+        if whole and card not in known:
+            raise NoSuchCardError(
+                f"no card {card!r} was heard of lately: give a whole id, as `GET /v1/cards` lists them"
+            )
+        found = whole_card(card, known)
+        self.commands.order(found, verb, reason=reason, by=by or self.owner, for_s=for_s)
+        return found, self.commands.orders().get(found)
 
     @property
-    def verbs(self) -> Verbs:
-        """What may be said of batches, jobs and cards."""
-        return Verbs(self.desk.database)
+    def commands(self) -> CommandStore:
+        """Commands on batches, jobs and cards, in the store."""
+        return CommandStore(self.batch_store.database)
 
     def _still_size(self, sha256: str) -> tuple[int, int] | None:
-        return self.desk.still_size(self.owner, sha256)
+        return self.batch_store.still_size(self.owner, sha256)
 
     def _forget_lost_clips(self, content_keys: list[str]) -> None:
         # A clip counts as done only while its video can be had; after a cleaned storage it is rendered again. Before
         # the rows are added: whoever waits for them fetches a completed row's clip at once.
         lost = [
             clip.id
-            for clip in self.desk.clips_of_keys(self.owner, content_keys)
+            for clip in self.batch_store.clips_of_keys(self.owner, content_keys)
             if not self.storage.exists(clip.objects.video)
         ]
         if lost:
-            self.desk.forget_clips(self.owner, lost)
+            self.batch_store.forget_clips(self.owner, lost)

@@ -11,11 +11,11 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -26,8 +26,12 @@ log = logging.getLogger("clipmill.storage")
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_@=+,~-][A-Za-z0-9._@=+,~-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+#: What `Storage._explained` is told of a write.
+_WRITTEN = "written"
+#: A probe object has so many bytes: about what a clip takes.
+PROBE_BYTES = 4 * 2**20
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-#: Both AWS's and Google's limit on the length of an object's name, in bytes.
+#: The limit of AWS and of Google on the length of an object's name, in bytes.
 _MAX_KEY_BYTES = 1024
 
 
@@ -48,16 +52,20 @@ class CorruptObjectError(StorageError):
     """The object's bytes are not those its name promises."""
 
 
-class StorageFullError(StorageError):
+class UnwritableError(StorageError):
+    """Storage could not be written, whatever was to be: it is full, read-only, denied, away or does not answer."""
+
+
+class StorageFullError(UnwritableError):
     """No room is left where the object was to be written; retrying helps only after making some."""
 
 
 @dataclass(frozen=True, order=True)
-class Entry:
+class StoredObject:
     """An object in a listing."""
 
     key: str
-    #: Bytes.
+    #: Length in bytes.
     size: int
     #: When it was written, in seconds since the epoch, by the storage's clock; the present where it does not say.
     modified_at: float
@@ -71,7 +79,7 @@ class Storage:
 
     def __init__(self, url: str | Path) -> None:
         """`url`: a folder, `file://…`, `s3://bucket/prefix`, `gs://…`. Raises `BadInputError` for one it cannot use."""
-        #: As given: what another process needs to open the same storage.
+        #: The URL as given: what another process needs to open the same storage.
         self.url = str(url)
         try:
             # Listings of a bucket are cached per process by default: another node's object would stay unseen.
@@ -88,28 +96,38 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
 
-    def put_bytes(self, key: str, data: bytes) -> None:
-        """Create the object; does nothing where the key exists. Raises `StorageError`."""
-        self._put(key, data, replace=False)
+    def put_bytes(self, key: str, data: bytes, *, replace: bool = False) -> None:
+        """Create the object `key` with this content; does nothing where the key exists. Raises `StorageError`.
+
+        `replace`: what exists is replaced, whole or not at all. For records under `cache/`, which may change.
+        """
+        self._put(key, data, replace=replace)
 
     def put_file(self, key: str, path: str | Path) -> None:
-        """Create the object from a local file; does nothing where the key exists. Raises `StorageError`."""
+        """Create the object `key` from a local file; does nothing where the key exists. Raises `StorageError`."""
         source = Path(path)
         if not source.is_file():
             raise StorageError(key, f"{source} is not there to be stored as {key!r}", "Check that it was written.")
         self._put(key, source, replace=False)
 
     def get_bytes(self, key: str) -> bytes:
-        """The whole object. Raises `MissingObjectError` or `StorageError`."""
+        """The bytes of the whole object `key`. Raises `MissingObjectError` or `StorageError`."""
         path = self._path(key)
-        with self._telling(key, "read"):
+        with self._explained(key, "read"):
             data: bytes = self._fs.cat_file(path)
         return data
 
+    @contextlib.contextmanager
+    def open(self, key: str) -> Iterator[BinaryIO]:
+        """The object `key`, to be read from any place. Raises `MissingObjectError` or `StorageError`."""
+        path = self._path(key)
+        with self._explained(key, "read"), self._fs.open(path, "rb") as file:
+            yield file
+
     def get_to(self, key: str, path: str | Path) -> None:
-        """Copy the object to a local file, whole or not at all, replacing what is there. Raises `StorageError`."""
+        """Copy the object `key` to a local file, whole or not at all; replaces what is there. Raises `StorageError`."""
         source, target = self._path(key), Path(path)
-        with self._telling(key, f"copied to {target}"):
+        with self._explained(key, f"copied to {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             with _beside(target) as temporary:
                 self._fs.get_file(source, str(temporary))
@@ -117,44 +135,57 @@ class Storage:
     def exists(self, key: str) -> bool:
         """Whether the key holds an object."""
         path = self._path(key)
-        with self._telling(key, "looked up"):
+        with self._explained(key, "looked up"):
             return bool(self._fs.isfile(path))
 
     def size(self, key: str) -> int:
-        """Bytes of the object. Raises `MissingObjectError` or `StorageError`."""
+        """Length of the object `key` in bytes. Raises `MissingObjectError` or `StorageError`."""
         path = self._path(key)
-        with self._telling(key, "looked up"):
+        with self._explained(key, "looked up"):
             return int(self._fs.info(path)["size"])
 
     def delete(self, key: str) -> None:
-        """Remove the object; does nothing where there is none. Raises `StorageError`."""
+        """Remove the object `key`; does nothing where there is none. Raises `StorageError`."""
         path = self._path(key)
-        with self._telling(key, "deleted"), contextlib.suppress(FileNotFoundError):
+        with self._explained(key, "deleted"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(path)
 
-    def delete_under(self, prefix: str) -> None:
-        """Remove every object whose key starts with `prefix` and a slash. Raises `StorageError`."""
+    def delete_under(self, prefix: str, only: Callable[[str], object] | None = None) -> None:
+        """Remove every object whose key starts with `prefix` and a slash; with `only`, those whose key it accepts.
+
+        Folders that are empty then go too. Raises `StorageError`.
+        """
         path = self._path(prefix)
-        with self._telling(prefix, "deleted"), contextlib.suppress(FileNotFoundError):
+        if only is not None:
+            for entry in self.entries(prefix):
+                if only(entry.key):
+                    self.remove(entry)
+            if self._folder is not None:
+                for folder, _, _ in os.walk(path, topdown=False):
+                    # One that is not empty holds somebody's file.
+                    with contextlib.suppress(OSError):
+                        os.rmdir(folder)  # noqa: PTH106 - as os.walk names it
+            return
+        with self._explained(prefix, "deleted"), contextlib.suppress(FileNotFoundError):
             self._fs.rm(path, recursive=True)
 
     def names_under(self, prefix: str) -> list[str]:
         """The next segment of every key that starts with `prefix` and a slash, sorted. Raises `StorageError`."""
         path = self._path(prefix)
-        with self._telling(prefix, "listed"):
+        with self._explained(prefix, "listed"):
             try:
                 found = self._fs.ls(path, detail=False)
             except FileNotFoundError:
                 return []
         return sorted({str(name).rstrip("/").rsplit("/", 1)[-1] for name in found})
 
-    def entries(self, prefix: str) -> list[Entry]:
+    def entries(self, prefix: str) -> list[StoredObject]:
         """Every object whose key starts with `prefix` and a slash, sorted by key. Raises `StorageError`.
 
         What a killed process left half written in a folder is among them.
         """
         path = self._path(prefix)
-        with self._telling(prefix, "listed"):
+        with self._explained(prefix, "listed"):
             try:
                 found = self._fs.find(path, detail=True)
             except FileNotFoundError:
@@ -162,14 +193,21 @@ class Storage:
         # Listed with or without the root's leading slash, as the driver likes.
         start = len(path.strip("/")) - len(prefix)
         return sorted(
-            Entry(key=name.strip("/")[start:], size=int(info["size"] or 0), modified_at=_modified_at(info))
+            StoredObject(key=name.strip("/")[start:], size=int(info["size"] or 0), modified_at=_modified_at(info))
             for name, info in found.items()
         )
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: StoredObject) -> None:
         """Delete what `entries` listed; does nothing where it is gone. Raises `StorageError`."""
-        with self._telling(entry.key, "deleted"), contextlib.suppress(FileNotFoundError):
+        with self._explained(entry.key, "deleted"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{entry.key}")
+
+    def probe(self) -> None:
+        """Write an object of `PROBE_BYTES` and delete it. Raises `StorageError` where storage cannot be written."""
+        key = f"probe/{secrets.token_hex(8)}"
+        # Not zeros: some file systems store those in no room.
+        self.put_bytes(key, os.urandom(PROBE_BYTES))
+        self.delete(key)
 
     @staticmethod
     def still_key(sha256: str) -> str:
@@ -190,7 +228,10 @@ class Storage:
         return sha256
 
     def get_still(self, sha256: str) -> bytes:
-        """The still's bytes, checked. Raises `MissingObjectError`, `CorruptObjectError` or `StorageError`."""
+        """The bytes of the still with this SHA-256, checked against it.
+
+        Raises `MissingObjectError`, `CorruptObjectError` or `StorageError`.
+        """
         key = self.still_key(sha256)
         data = self.get_bytes(key)
         if hashlib.sha256(data).hexdigest() != sha256:
@@ -206,7 +247,7 @@ class Storage:
 
     def _put(self, key: str, source: bytes | Path, *, replace: bool) -> None:
         path = self._path(key)
-        with self._telling(key, "written"):
+        with self._explained(key, _WRITTEN):
             if not replace and self._fs.isfile(path):
                 return
             if self._folder is not None:
@@ -217,17 +258,20 @@ class Storage:
                 self._fs.put_file(str(source), path)
 
     @contextlib.contextmanager
-    def _telling(self, key: str, done: str) -> Iterator[None]:
+    def _explained(self, key: str, done: str) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
+            if done == _WRITTEN:
+                # Its folder or bucket is gone: nothing of the key's is missing.
+                raise self._unknown(key, done, error) from error
             message = f"{key!r} is not in {self.url}"
             remedy = "If it was deleted, submit the manifest again; else check CLIPMILL_STORAGE_URL."
             raise MissingObjectError(key, message, remedy) from error
         except PermissionError as error:
             message = f"{key!r} could not be {done}: access to {self.url} is denied ({error})"
             remedy = "Check the folder's owner and mode, or the bucket's policy and credentials."
-            raise StorageError(key, message, remedy) from error
+            raise (UnwritableError if done == _WRITTEN else StorageError)(key, message, remedy) from error
         except OSError as error:
             if error.errno in _FULL:
                 message = f"{key!r} could not be {done}: no space is left ({self.url})"
@@ -240,17 +284,18 @@ class Storage:
 
     def _unknown(self, key: str, done: str, error: Exception) -> StorageError:
         message = f"{key!r} could not be {done} ({self.url}): {type(error).__name__}: {error}"
-        return StorageError(key, message, "Check that the storage is reachable and writable, then retry.")
+        kind = UnwritableError if done == _WRITTEN else StorageError
+        return kind(key, message, "Check that the storage is reachable and writable, then retry.")
 
 
 class StorageShelf:
-    """What renderers share under `cache/`, as `pipeline.caches.Shelf`: a storage that fails is a miss."""
+    """What renderers share under `cache/`, as `pipeline.denoising.caches.Shelf`: a storage that fails is a miss."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     def get(self, key: str) -> bytes | None:
-        """The object, or None where there is none or it cannot be read."""
+        """The shared object of this key, or None where there is none or it cannot be read."""
         try:
             return self._storage.get_bytes(f"cache/{key}")
         except MissingObjectError:
@@ -260,7 +305,7 @@ class StorageShelf:
             return None
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep the object if possible; what is there already stays."""
+        """Share an object under this key if that is possible; what is there already stays."""
         try:
             self._storage.put_bytes(f"cache/{key}", data)
         except (StorageError, ValueError) as error:

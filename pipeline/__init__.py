@@ -1,1 +1,1 @@
-"""Ground floor: one clip on one card. Imports nothing heavy; torch is met only below `models/`."""
+"""Ground floor: one clip on one card; torch is imported by `models/`, `denoising/`, `dryrun/` and cards only."""

@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict
 class Problem(BaseModel):
     """One fault of one input."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(use_attribute_docstrings=True, frozen=True, extra="forbid")
 
-    #: The manifest column (or option) at fault, such as `image` or `frames`.
     field: str
-    #: What is wrong, with the offending value in it.
+    """The manifest column (or option) at fault, such as `image` or `frames`."""
     message: str
-    #: What the person can do next.
+    """What is wrong, with the offending value in it."""
     remedy: str
+    """What the person can do next."""
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message}. {self.remedy}"

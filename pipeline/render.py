@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.clip import RENDERER_VERSION, ClipSpec
-from pipeline.encode import encode_mp4, encode_poster, encode_spritesheet, frames_sha256
-from pipeline.families import family_named
-from pipeline.layouts import Layout
-from pipeline.models.model import Frames, Model, OnStep
-from pipeline.review import review
-from pipeline.stills import open_still
+from PIL import Image
+
+from pipeline.clips.arriving import FrameEncoder
+from pipeline.clips.clip import RENDERER_VERSION, STILLS_VERSION, ClipSpec
+from pipeline.clips.encode import encode_poster, encode_spritesheet
+from pipeline.clips.frames import Frames, FrameSink
+from pipeline.clips.prompts import read_motion
+from pipeline.clips.review import review
+from pipeline.clips.stills import open_still
+from pipeline.families import Family, family_named
+from pipeline.families.layouts import Layout
+from pipeline.models.model import Model, OnStep
+from pipeline.notes import Note, as_json, distinct
+
+#: Name of a clip's video in the folder of its files.
+VIDEO = "video.mp4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,41 +38,69 @@ class ClipFiles:
     provenance: Path
     #: SHA-256 over the raw RGB frames, before encoding.
     frames_sha256: str
+    #: What a person should know of the clip.
+    notes: tuple[Note, ...] = ()
 
 
 def render_frames(
-    model: Model, still: bytes, spec: ClipSpec, layout: Layout, on_step: OnStep, resume: bytes | None = None
+    model: Model,
+    still: bytes | Image.Image,
+    spec: ClipSpec,
+    layout: Layout,
+    on_step: OnStep,
+    resume: bytes | None = None,
+    sink: FrameSink | None = None,
 ) -> Frames:
-    """Render `spec` from the bytes of a still, or go on from a checkpoint: (frames, height, width, 3) uint8.
+    """Render `spec` from a still, as a file or decoded, or go on from a checkpoint: (frames, height, width, 3) uint8.
 
-    Raises `BadInputError` for a still that cannot be used, and whatever `Model.render` raises.
+    `sink` is told of frames as they come. Raises `BadInputError` for a still that cannot be used, and whatever
+    `Model.render` raises.
     """
-    frames = model.render(open_still(still), spec, layout, on_step, resume)
+    picture = open_still(still) if isinstance(still, bytes) else still
+    frames = model.render(picture, spec, layout, on_step, resume, sink)
     expected = (spec.frames, spec.height, spec.width, 3)
     if frames.shape != expected:
         raise RuntimeError(f"{spec.family} returned frames of shape {frames.shape}, not {expected}")
     return frames
 
 
-def write_clip(frames: Frames, spec: ClipSpec, folder: Path, facts: Mapping[str, Any]) -> ClipFiles:
+def write_clip(
+    frames: Frames,
+    spec: ClipSpec,
+    folder: Path,
+    facts: Mapping[str, Any],
+    notes: Sequence[Note] = (),
+    encoder: FrameEncoder | None = None,
+) -> ClipFiles:
     """Review and encode `frames` into `folder`; `facts` go into the provenance beside what is known here.
 
-    Raises `pipeline.encode.EncodeError`.
+    `notes` were made before there were frames; those of the review join them. `encoder`: what has taken these frames
+    already and writes `folder / VIDEO`; without one they are encoded now.
+
+    Raises `pipeline.clips.encode.EncodeError`.
     """
+    if encoder is None:
+        with FrameEncoder(spec.fps, folder / VIDEO) as encoder:
+            encoder.begin(frames)
+            encoder.filled(len(frames))
+            return write_clip(frames, spec, folder, facts, notes, encoder)
+    family = family_named(spec.family)
+    # Beside the encoder, which may be some frames behind.
+    encode_poster(frames, folder / "poster.jpg")
+    encode_spritesheet(frames, folder / "spritesheet.jpg")
+    findings = review(frames)
     files = ClipFiles(
-        video=folder / "video.mp4",
+        video=folder / VIDEO,
         poster=folder / "poster.jpg",
         spritesheet=folder / "spritesheet.jpg",
         provenance=folder / "provenance.json",
-        frames_sha256=frames_sha256(frames),
+        frames_sha256=encoder.finish(),
+        notes=distinct([*notes, *_unasked(findings, family, spec)]),
     )
-    encode_mp4(frames, spec.fps, files.video)
-    encode_poster(frames, files.poster)
-    encode_spritesheet(frames, files.spritesheet)
-    family = family_named(spec.family)
     provenance = {
         "spec": spec.model_dump(mode="json"),
-        "lossy": list(spec.lossy),
+        # What was asked for, and what the card was too small for otherwise.
+        "lossy": [*spec.lossy, *(Layout.model_validate(facts["layout"]).lossy if "layout" in facts else ())],
         "family": {
             "name": family.name,
             "title": family.title,
@@ -72,7 +109,8 @@ def write_clip(frames: Frames, spec: ClipSpec, folder: Path, facts: Mapping[str,
             "licence_note": family.licence_note,
         },
         "frames_sha256": files.frames_sha256,
-        "review": [finding.model_dump(mode="json") for finding in review(frames)],
+        "review": as_json(findings),
+        "notes": as_json(files.notes),
         "versions": versions(),
         **facts,
     }
@@ -80,9 +118,32 @@ def write_clip(frames: Frames, spec: ClipSpec, folder: Path, facts: Mapping[str,
     return files
 
 
+def reading_notes(facts: Mapping[str, Any]) -> list[Note]:
+    """Notes on what a model tells of how it read a clip (`Model.notes`): texts that were cut, moves without room."""
+    found = []
+    for name in ("prompt", "negative_prompt"):
+        if tokens := facts.get(f"{name}_tokens_cut"):
+            words = str(facts.get(f"{name}_cut") or "")
+            lost = f": {words[:200]!r}{'…' if len(words) > 200 else ''}" if words else ""
+            message = (
+                f"the {name} is {tokens} tokens longer than its encoder reads, and its end was cut{lost}. Shorten it"
+            )
+            found.append(Note(code=f"{name}_cut", message=message))
+    if (share := facts.get("move_share")) is not None:
+        text = f"the camera's move is {share:.0%} of its usual length, so that the product stays whole in the picture"
+        found.append(Note(code="move_shortened", message=text))
+    return found
+
+
+def _unasked(findings: Sequence[Note], family: Family, spec: ClipSpec) -> list[Note]:
+    """The findings but for the stillness of a camera that was asked to stand still."""
+    still = family.engine == "camera" and not read_motion(spec.prompt).moves
+    return [finding for finding in findings if not (still and finding.code == "no_motion")]
+
+
 def versions() -> dict[str, str]:
     """Versions of what made a clip."""
-    found = {"python": platform.python_version(), "renderer": RENDERER_VERSION}
+    found = {"python": platform.python_version(), "renderer": RENDERER_VERSION, "stills": STILLS_VERSION}
     for name in ("clipmill", "pillow", "numpy", "imageio-ffmpeg"):
         try:
             found[name] = metadata.version(name)

@@ -8,9 +8,10 @@ from ray import serve as ray_serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from serve.dispatch import DispatcherDeployment
+from serve.dispatcher.deployment import DispatcherDeployment
 from serve.gateway.deployment import Gateway
-from serve.renderer import Renderer
+from serve.gateway.limits import GATEWAY_REQUESTS
+from serve.renderer.deployment import Renderer
 from serve.settings import CardClassArgs, FarmArgs
 
 #: How often Serve looks at the figures it scales by, in seconds.
@@ -18,14 +19,14 @@ _FIGURES = {"metrics_interval_s": 1, "look_back_period_s": 2}
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Gateway → dispatcher → one renderer deployment per card class.
+    """The application: gateway → dispatcher → one renderer deployment per card class.
 
     `args` is the `FarmArgs` table under `applications[].args`; raises `pydantic.ValidationError` for a wrong one.
     """
     farm = FarmArgs.model_validate(args)
     plain = farm.model_dump(mode="json")
     renderers = {
-        name: _renderer(farm, name, table).bind(plain, name)  # type: ignore[attr-defined]
+        name: _renderer(farm, name, table).bind(farm.without_store(), name)  # type: ignore[attr-defined]
         for name, table in farm.card_classes.items()
     }
     control: dict[str, Any] = {"num_cpus": 0}
@@ -45,9 +46,9 @@ def build(args: dict[str, Any]) -> Application:
     )(DispatcherDeployment).bind(plain, **renderers)
     if not farm.gateway:
         return dispatcher
-    return ray_serve.deployment(name="gateway", num_replicas=1, max_ongoing_requests=100, ray_actor_options=control)(
-        Gateway
-    ).bind(plain, dispatcher)
+    return ray_serve.deployment(
+        name="gateway", num_replicas=1, max_ongoing_requests=GATEWAY_REQUESTS, ray_actor_options=control
+    )(Gateway).bind(plain, dispatcher)
 
 
 def _renderer(farm: FarmArgs, name: str, table: CardClassArgs) -> object:
@@ -76,8 +77,8 @@ def _renderer(farm: FarmArgs, name: str, table: CardClassArgs) -> object:
         # One clip on the card and one being encoded; the rest is room for short calls.
         max_ongoing_requests=4,
         ray_actor_options=options,
-        request_router_config=RequestRouterConfig(request_router_class="serve.routing:PinnedRouter"),
-        # Serve's default of 20 s would kill clips in flight.
+        request_router_config=RequestRouterConfig(request_router_class="serve.renderer.router:PinnedRouter"),
+        # Serve's default of 20 s would kill running clips.
         graceful_shutdown_timeout_s=max(5.0, 1.5 * farm.longest_clip_s) if farm.gateway else farm.drain_s + 5,
         health_check_period_s=2,
         health_check_timeout_s=30,

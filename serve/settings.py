@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from cluster.cards import NOMINAL_BYTES, Fleet, promised_bytes
-from cluster.few_step import FewStep, check_few_step
-from cluster.owners import OwnerShare
-from cluster.retention import Keep
-from cluster.why import Rules
-from pipeline.emulation import emulated_bytes
+from cluster.catalog.few_step import FewStep, check_few_step
+from cluster.explain.reasons import Rules
+from cluster.fleet.cards import NOMINAL_BYTES, Fleet, promised_bytes, promised_of_card
+from cluster.fleet.quotas import OwnerShare
+from cluster.maintenance.keep import Keep
+from cluster.remote.policy import FetchPolicy
+from pipeline.devices.emulation_scale import emulated_bytes
 from pipeline.families import FAMILIES
 from pipeline.families.licences import remembered_acceptances
+from pipeline.kernels.kernels import KernelChoice
+from pipeline.memory.footprint import context_share
+from pipeline.units import GIB
 
-#: Of an emulated card, what a clip may use; the rest stands for drivers and contexts.
+#: Share of an emulated card's memory that a clip may use; the rest stands for drivers and contexts.
 EMULATED_USABLE_SHARE = 0.95
 #: How long dispatcher and gateway wait for a database that starts beside them: Serve gives a deployment up after three
 #: failed constructors, and deploying the same config again does not revive it.
 STORE_PATIENCE_S = 300.0
 
+#: Environment variable of renderers: the folder for temporary files of an embedded farm, swept with it.
+SCRATCH_VARIABLE = "CLIPMILL_SCRATCH"
+
 
 class Settings(BaseSettings):
-    """From the environment: `CLIPMILL_HOME`, `CLIPMILL_DATABASE_URL`, `CLIPMILL_STORAGE_URL`, `CLIPMILL_OFFLINE`."""
+    """Settings of a machine, each from the environment: `CLIPMILL_` and the field's name in capitals."""
 
     # An empty CLIPMILL_HOME would be the folder one happens to stand in.
     model_config = SettingsConfigDict(env_prefix="CLIPMILL_", env_ignore_empty=True, extra="ignore")
@@ -78,6 +86,12 @@ class CardClassArgs(BaseModel):
     num_cpus: float = 1
     #: Custom Ray resources a renderer asks for.
     resources: dict[str, float] = Field(default_factory=dict)
+    #: What programs can have of the smallest card of the class, in GiB, as `torch.cuda.mem_get_info` tells it: 14.56 on
+    #: a T4, 22.03 on an L4 or A10G, 44.4 on an L40S, whose ECC takes a part. None: nearly all that the class is named
+    #: for.
+    memory_gib: Annotated[float | None, Field(gt=0)] = None
+    #: What denoisers compute with on this class; None: what the farm's `kernels` says.
+    kernels: KernelChoice | None = None
     #: The cards of this class by id, where one machine has several classes; a renderer takes a free one.
     cards: tuple[str, ...] = ()
 
@@ -104,8 +118,16 @@ class FarmArgs(BaseModel):
     weights: dict[str, str] = Field(default_factory=dict)
     #: What tier `fast` means, by family.
     few_step: dict[str, FewStep] = Field(default_factory=dict)
-    #: Answer HTTP. An embedded `render` needs none.
+    #: Whether a gateway answers HTTP; an embedded `render` needs none.
     gateway: bool = True
+    #: Names of hosts that the gateway answers to, besides addresses and `localhost`: `farm.example.org`,
+    #: `*.example.org`, or `*` where something before it checks names.
+    allowed_hosts: tuple[str, ...] = ()
+    #: What the gateway may ask for pictures that requests name by URL: public hosts, unless it says more.
+    fetch: FetchPolicy = FetchPolicy()
+    #: Rights that nobody but its owner gets to what the farm writes, in octal: `077`, or `027` where a group reads
+    #: the storage too.
+    umask: Annotated[str, Field(pattern="^[0-7]{3}$")] = "077"
     #: Ray label selector of the node for dispatcher and gateway: they hold the store's credentials, renderers do not.
     control_label_selector: dict[str, str] = Field(default_factory=dict)
     #: With autoscaling: seconds in which a class's backlog should be worked off.
@@ -119,12 +141,16 @@ class FarmArgs(BaseModel):
     #: to 85 MB (Wan2.2-5B); it is copied and hashed between two steps, and written beside them.
     checkpoint_steps: Annotated[int, Field(ge=1)] = 10
     checkpoint_s: Annotated[float, Field(gt=0)] = 30
+    #: What denoisers compute with: `eager`, `compiled` for each size, or `auto`, the faster (docs/kernels.md).
+    kernels: KernelChoice = KernelChoice.EAGER
+    #: Compiled steps of small clips are recorded as CUDA graphs where they wait for launches (docs/kernels.md).
+    cuda_graphs: bool = False
     #: Seconds that a clip waits on its card for memory that other programs have taken, before it goes back.
     hold_s: Annotated[float, Field(ge=0)] = 30
     #: Seconds without a step, a load or a decode done after which a clip hangs: longer than the longest of them. It is
     #: taken from its renderer, and a renderer whose thread does not let go of one by then ends its process.
     stall_s: Annotated[float, Field(gt=0)] = 1800
-    #: Days for which things are kept, by `cluster.retention.Keep`; None: for ever.
+    #: Days for which things are kept, by `cluster.maintenance.keep.Keep`; None: for ever.
     keep_outputs_days: Annotated[float | None, Field(ge=0)] = None
     keep_failed_days: Annotated[float | None, Field(ge=0)] = None
     keep_checkpoints_days: Annotated[float | None, Field(ge=0)] = None
@@ -135,7 +161,7 @@ class FarmArgs(BaseModel):
     owners: dict[str, OwnerShare] = Field(default_factory=dict)
     #: Plan the tail of a batch, and move clips between cards where that ends it earlier.
     plan_tails: bool = True
-    #: Seconds that clips in flight may take to finish when the farm closes.
+    #: Seconds that running clips may take to finish when the farm closes.
     drain_s: float = 20
 
     @model_validator(mode="after")
@@ -159,6 +185,14 @@ class FarmArgs(BaseModel):
             if table.max_replicas is not None and table.max_replicas < table.replicas:
                 raise ValueError(f"{name}: max_replicas {table.max_replicas} is below replicas {table.replicas}")
         return self
+
+    def set_umask(self) -> None:
+        """From here on, what this process writes is no more open than `umask` says."""
+        os.umask(int(self.umask, 8))
+
+    def without_store(self) -> dict[str, Any]:
+        """The arguments as renderers get them: not the store's address, which has its password."""
+        return self.model_dump(mode="json") | {"database_url": ""}
 
     @property
     def adapters(self) -> dict[str, str]:
@@ -189,7 +223,7 @@ class FarmArgs(BaseModel):
         return Settings(**given)
 
     def keep(self) -> Keep:
-        """What is kept for how long. What nothing names is left for a day, or twice the longest clip."""
+        """How long things are kept; what nothing names is left for a day, or for twice the longest clip."""
         return Keep(
             outputs_days=self.keep_outputs_days,
             failed_days=self.keep_failed_days,
@@ -198,16 +232,24 @@ class FarmArgs(BaseModel):
             grace_s=max(Keep.grace_s, 2 * self.longest_clip_s),
         )
 
+    def kernels_of(self, card_class: str) -> KernelChoice:
+        """What denoisers compute with on cards of the class."""
+        return self.card_classes[card_class].kernels or self.kernels
+
     def fleet(self) -> Fleet:
-        """What cards this farm can have, whether they are up now or not."""
+        """The classes of cards this farm can have, whether any is up now or not, with bytes a clip can count on."""
         return Fleet(usable_bytes={name: self.usable_bytes(name) for name in self.card_classes})
 
     def rules(self) -> Rules:
-        """What the farm places jobs by."""
+        """The rules that the farm places jobs by: its fleet, shares of owners, whether tails are planned."""
         return Rules(fleet=self.fleet(), owners=self.owners, plans=self.plan_tails)
 
     def usable_bytes(self, card_class: str) -> int:
         """Bytes a clip can count on on every card of the class."""
         if self.emulate:
             return int(emulated_bytes(NOMINAL_BYTES[card_class]) * EMULATED_USABLE_SHARE)
-        return promised_bytes(NOMINAL_BYTES[card_class])
+        memory_gib = self.card_classes[card_class].memory_gib if card_class in self.card_classes else None
+        promised = promised_bytes(NOMINAL_BYTES[card_class])
+        if memory_gib is not None:
+            promised = min(promised, promised_of_card(int(memory_gib * GIB)))
+        return max(0, promised - (context_share(graphs=self.cuda_graphs) - context_share(graphs=False)))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from PIL import Image
 
-from cluster.cards import GIB, Beat, Card, CardState, Fleet
-from cluster.jobs import Draft, Ended, Job, Objects, Outcome
-from cluster.store import Claim, Database, Ledger
+from cluster.fleet.cards import Beat, Card, CardState, Fleet
+from cluster.jobs.model import Draft, Job, Objects, Outcome
+from cluster.jobs.outcomes import ENDINGS, Completed, Ended
+from cluster.store import Claim, Database, DispatchStore
 from cluster.store.schema import attempts, clips, jobs, tallies
-from pipeline.clip import ClipSpec, ResolutionClass
+from pipeline.clips.clip import ClipSpec, ResolutionClass
 from pipeline.families import FAMILIES
 from pipeline.problems import Problem
+from pipeline.units import GIB
 
 FLEET = Fleet(usable_bytes={"c8": 7 * GIB, "c24": 21 * GIB})
 PROBLEM = Problem(field="image", message="it is no picture", remedy="Give a PNG.")
@@ -107,8 +109,17 @@ def objects(of: str = "x") -> Objects:
     )
 
 
+def ended_with(outcome: Outcome, **facts: Any) -> Ended:
+    """An ending of that outcome, with those of the facts that it can tell."""
+    kind = ENDINGS[outcome]
+    if outcome is Outcome.COMPLETED:
+        facts.setdefault("objects", objects())
+    told = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in facts.items() if name in told})
+
+
 def completed(claim: Claim) -> Ended:
-    return Ended(outcome=Outcome.COMPLETED, objects=objects(claim.attempt_id))
+    return Completed(objects=objects(claim.attempt_id))
 
 
 @dataclass(frozen=True)
@@ -145,8 +156,8 @@ class Truth:
         return float(self.rows(query)[0][0])
 
 
-def claim_one(ledger: Ledger, job: Job, name: str = "gpu0") -> Claim:
-    (claim,) = ledger.start([(job, card(name))], 10)
+def claim_one(dispatch_store: DispatchStore, job: Job, name: str = "gpu0") -> Claim:
+    (claim,) = dispatch_store.start([(job, card(name))], 10)
     return claim
 
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 # then take many times longer than the work itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from cluster.store import Database, Desk, Ledger
+from cluster.store import BatchStore, Database, DispatchStore
 from tests.building import Clock, Truth
 
 
@@ -72,16 +72,16 @@ def clock(database: Database) -> Clock:
 
 
 @pytest.fixture
-def desk(database: Database) -> Desk:
-    return Desk(database)
+def batch_store(database: Database) -> BatchStore:
+    return BatchStore(database)
 
 
 @pytest.fixture
-def ledger(database: Database) -> Ledger:
-    """The ledger of the dispatcher in office."""
-    ledger = Ledger(database)
-    ledger.take_office("first")
-    return ledger
+def dispatch_store(database: Database) -> DispatchStore:
+    """The store of the dispatcher in office."""
+    dispatch_store = DispatchStore(database)
+    dispatch_store.take_office("first")
+    return dispatch_store
 
 
 @pytest.fixture

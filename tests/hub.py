@@ -15,12 +15,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from pipeline.devices.emulated import HostDevice
 from pipeline.families import FAMILIES, Family, family_named
-from pipeline.footprint import memory_model
-from pipeline.models.devices import HostDevice
+from pipeline.memory.footprint import memory_model
 from pipeline.models.loading import load_model
 from pipeline.models.tiny import make_tiny
-from pipeline.weights import MANIFEST, WeightsManifest, built_folder
+from pipeline.weights.weights import MANIFEST, WeightsManifest, built_folder
 
 TINY = [family for family in FAMILIES.values() if family.repo is None and family.components]
 REVISION = "5" * 40
@@ -48,6 +48,8 @@ class Hub:
     says: str | None = None
     #: (path, Range header, Authorization header, whether on the second host) of every answer with bytes.
     served: list[tuple[str, str | None, str | None, bool]] = field(default_factory=list)
+    #: Authorization header of every request, whatever for.
+    asked: list[str | None] = field(default_factory=list)
     #: Set once an answer was cut.
     was_cut: threading.Event = field(default_factory=threading.Event)
     #: Cleared: an answer that was cut stays open until it is set.
@@ -102,6 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         hub, path = self.hub, self.path.partition("?")[0]
         second = self.headers["Host"].startswith("localhost")
+        hub.asked.append(self.headers["Authorization"])
         if not second and hub.token and self.headers["Authorization"] != f"Bearer {hub.token}":
             return self._fault(403 if self.headers["Authorization"] else 401, "GatedRepo")
         if path.startswith("/api/models/"):
@@ -203,9 +206,13 @@ class Folders(dict[str, Path]):
 
 def from_hub(family: Family) -> Family:
     """The small family as if it were published."""
-    # Any table will do: nothing is placed on a card here.
-    memory = memory_model(family_named("i2vgen-xl-tiny"))
-    return replace(family, name="published", repo="someone/small", revision=REVISION, memory=memory)
+    return replace(
+        family,
+        name="published",
+        repo="someone/small",
+        revision=REVISION,
+        memory=memory_model(family_named(family.name)),
+    )
 
 
 def load(family: Family, home: Path, folder: Path | None = None, **changes: Any) -> Any:

@@ -38,7 +38,7 @@ class _Jump(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Its `time` moves only when nothing is ready to run. Work in real executors takes no virtual time."""
+    """An event loop whose `time` moves only when nothing is ready to run. Work in real executors takes none of it."""
 
     def __init__(self) -> None:
         selector = _Jump()
@@ -58,7 +58,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now += seconds
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]  # of any types
-        """As the loop's; while a real executor works, time stands still."""
+        """Run `func` as any event loop does; while a real executor works, time stands still."""
         if isinstance(executor, Inline | VirtualExecutor):
             return asyncio.wrap_future(executor.submit(func, *args), loop=self)
         self.threads += 1

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from cluster.simulation.journal import Entry, Record, What
+from cluster.simulation.journal import JournalEntry, RunRecord, What
 
 
 @dataclass(kw_only=True)
-class Attempt:
+class AttemptSeen:
     """An attempt as the store and the cards tell of it."""
 
     id: str
@@ -33,27 +33,29 @@ class Attempt:
     on_card: list[tuple[float, float, int]] = field(default_factory=list)
     begin: int = 0
     resumed_from: str = ""
-    #: Its checkpoint could not be used.
+    #: The checkpoint it was to go on from could not be used.
     refused: bool = False
     steps: list[tuple[float, int]] = field(default_factory=list)
     saved: list[tuple[float, int, str]] = field(default_factory=list)
-    told: list[tuple[float, int]] = field(default_factory=list)
+    #: Checkpoints that the dispatcher heard of.
+    heard: list[tuple[float, int]] = field(default_factory=list)
     unsaved: int = 0
     stored_at: float | None = None
     hangs_at: float | None = None
 
     @property
     def last_step(self) -> int:
+        """The last step that was done; the one it began at where none was."""
         return self.steps[-1][1] if self.steps else self.begin
 
 
-class Facts:
+class RunFacts:
     """The record in the order in which the invariants ask for it."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: RunRecord) -> None:
         self.record = record
         self.end = record.entries[-1].at if record.entries else 0.0
-        self.attempts: dict[str, Attempt] = {}
+        self.attempts: dict[str, AttemptSeen] = {}
         for change in record.changes:
             if change.what == "attempt":
                 a = self._attempt(change.id)
@@ -67,11 +69,11 @@ class Facts:
             if entry.attempt:
                 self._note(self._attempt(entry.attempt), entry)
 
-    def _attempt(self, attempt_id: str) -> Attempt:
-        return self.attempts.setdefault(attempt_id, Attempt(id=attempt_id))
+    def _attempt(self, attempt_id: str) -> AttemptSeen:
+        return self.attempts.setdefault(attempt_id, AttemptSeen(id=attempt_id))
 
     @staticmethod
-    def _note(a: Attempt, e: Entry) -> None:
+    def _note(a: AttemptSeen, e: JournalEntry) -> None:
         match e.what:
             case What.CALLED:
                 a.called_at, a.ran_on, a.behind = e.at, e.card, e.detail
@@ -89,16 +91,16 @@ class Facts:
             case What.UNSAVED:
                 a.unsaved += 1
             case What.TOLD:
-                a.told.append((e.at, e.step))
+                a.heard.append((e.at, e.step))
             case What.STORED:
                 a.stored_at = e.at
             case What.HANGS:
                 a.hangs_at = e.at
 
     @cached_property
-    def by_job(self) -> Mapping[str, list[Attempt]]:
+    def by_job(self) -> Mapping[str, list[AttemptSeen]]:
         """Claimed attempts of a job, in the order of their claims."""
-        found: dict[str, list[Attempt]] = defaultdict(list)
+        found: dict[str, list[AttemptSeen]] = defaultdict(list)
         for a in sorted(self.attempts.values(), key=lambda a: a.claimed_at):
             if a.job:
                 found[a.job].append(a)
@@ -156,43 +158,56 @@ class Facts:
         return since + soon_s
 
     @cached_property
+    def died(self) -> Mapping[str, float]:
+        """By renderer: when its process died while its node lived."""
+        return {e.renderer: e.at for e in self.record.of(What.CARD_DOWN) if e.detail == "died"}
+
+    @cached_property
+    def stopped(self) -> Mapping[str, float]:
+        """By attempt: when it was first told to stop, by whomever."""
+        found: dict[str, float] = {}
+        for e in self.record.of(What.STOPS):
+            found.setdefault(e.attempt, e.at)
+        return found
+
+    def restarted(self, card: str, since: float, until: float) -> bool:
+        """Whether the node of a card went away in that time."""
+        return any(e.card == card and since <= e.at <= until for e in self.record.of(What.NODE_RESTARTED))
+
+    @cached_property
     def unreachable(self) -> Mapping[str, list[tuple[float, float]]]:
         """By card: times in which its dispatcher could not reach it, or it was not there."""
-        found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        since: dict[str, float] = {}
-        for card in self.record.cards:
-            since[card.name] = 0.0
-        for e in self.record.of(What.CARD_UP, What.CARD_DOWN, What.CUT_OFF, What.REACHED):
-            if e.what in (What.CARD_DOWN, What.CUT_OFF):
-                since.setdefault(e.card, e.at)
-            elif (begun := since.pop(e.card, None)) is not None:
-                found[e.card].append((begun, e.at))
-        for card_name, begun in since.items():
-            found[card_name].append((begun, math.inf))
-        return found
+        away, back = {What.CARD_DOWN, What.CUT_OFF}, {What.CARD_UP, What.REACHED}
+        spans = self._spans(away, back, lambda e: e.card, (card.name for card in self.record.cards))
+        return defaultdict(list, {card: [(begin, end) for begin, end, _ in its] for card, its in spans.items()})
 
     @cached_property
     def held(self) -> Mapping[str, list[tuple[float, float, str]]]:
         """By job: (from, to, `row` or `batch`) of the times in which people held it."""
-        return self._spans(What.HELD, What.FREED, lambda e: e.job)
+        return self._spans({What.HELD}, {What.FREED}, lambda e: e.job)
 
     @cached_property
     def closed(self) -> Mapping[str, list[tuple[float, float, str]]]:
         """By card: (from, to, by what word) of the times in which people had closed it."""
-        return self._spans(What.CLOSED, What.OPENED, lambda e: e.card)
+        return self._spans({What.CLOSED}, {What.OPENED}, lambda e: e.card)
 
-    def is_asked(self, a: Attempt) -> bool:
-        """Whether people held the job of an attempt, or drained its card, while it ran."""
-        spans = [*self.held[a.job], *(span for span in self.closed[a.card] if span[2] == "drain")]
-        return any(begin <= a.ended_at and a.claimed_at <= end for begin, end, _ in spans)
+    def asked(self, a: AttemptSeen) -> list[tuple[float, float, str]]:
+        """Times, while an attempt ran, in which people held its job or drained its card: it had to leave."""
+        drained = (span for span in self.closed[a.card] if span[2] == "drain")
+        return [span for span in (*self.held[a.job], *drained) if span[0] <= a.ended_at and a.claimed_at <= span[1]]
 
     def _spans(
-        self, begins: What, ends: What, of: Callable[[Entry], str]
+        self,
+        begins: Collection[What],
+        ends: Collection[What],
+        of: Callable[[JournalEntry], str],
+        from_start: Iterable[str] = (),
     ) -> Mapping[str, list[tuple[float, float, str]]]:
+        """(from, to, detail of what began it) by name; of `from_start` one is open from the beginning."""
         found: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
-        since: dict[str, tuple[float, str]] = {}
-        for e in self.record.of(begins, ends):
-            if e.what is begins:
+        since = dict.fromkeys(from_start, (0.0, ""))
+        for e in self.record.of(*begins, *ends):
+            if e.what in begins:
                 since.setdefault(of(e), (e.at, e.detail))
             elif (begun := since.pop(of(e), None)) is not None:
                 found[of(e)].append((begun[0], e.at, begun[1]))
@@ -205,7 +220,7 @@ class Facts:
         return not any(since <= end and begin <= until for begin, end in self.unreachable[card])
 
     def usable(self, card: str, at: float, within_s: float = 0.0) -> int:
-        """The most that a card said to be usable between `within_s` before and `at`."""
+        """The most bytes that were usable on a card between `within_s` before and `at`."""
         now, most = 0, 0
         for e in self.record.of(What.CARD_UP, What.USABLE):
             if e.card != card:

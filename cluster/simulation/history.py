@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from cluster.simulation.journal import Change
+from cluster.simulation.journal import StoreChange
 from cluster.store import Database
 from cluster.store.schema import metadata
 
@@ -122,11 +122,11 @@ def _new_store() -> tuple[Database, _Clock]:
     return database, its
 
 
-def history_of(database: Database) -> list[Change]:
+def history_of(database: Database) -> list[StoreChange]:
     """Every change so far, in order."""
     with database.engine.connect() as connection:
         rows = connection.exec_driver_sql(f"SELECT {_COLUMNS} FROM history ORDER BY seq").all()  # noqa: S608
-    return [Change(**dict(zip(_COLUMNS.split(", "), row, strict=True))) for row in rows]
+    return [StoreChange(**dict(zip(_COLUMNS.split(", "), row, strict=True))) for row in rows]
 
 
 def tables_of(database: Database) -> dict[str, list[dict[str, object]]]:

@@ -23,10 +23,12 @@ class What(StrEnum):
     # -- cards and the renderers on them
     CARD_UP = "card_up"
     CARD_DOWN = "card_down"
+    #: The node of a card went away, with whatever ran there, and is started anew.
+    NODE_RESTARTED = "node_restarted"
     #: A card cannot be reached by the dispatcher, or can again; its renderer works on.
     CUT_OFF = "cut_off"
     REACHED = "reached"
-    #: A renderer stopped hearing the farm and gives its clips up.
+    #: A renderer stopped hearing the farm and stops its clips.
     ALONE = "alone"
     HANGS = "hangs"
     USABLE = "usable"
@@ -58,7 +60,7 @@ class What(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class JournalEntry:
     """One thing that happened at `at` (virtual seconds since the start); what does not apply is empty."""
 
     at: float
@@ -72,12 +74,12 @@ class Entry:
     detail: str = ""
 
     def line(self) -> str:
-        """As one line of JSON, without what is empty."""
+        """The entry as one line of JSON, without what is empty."""
         return json.dumps({k: v for k, v in asdict(self).items() if v != "" and (v != 0 or k == "at")})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class StoreChange:
     """One committed change of the store, as its triggers saw it: of a job, an attempt or a clip."""
 
     at: float
@@ -89,7 +91,7 @@ class Change:
     job: str = ""
     renderer: str = ""
     card: str = ""
-    #: Of an attempt: bytes it needs by the store's numbers, and the step it goes on from.
+    #: Bytes that an attempt needs by the store's numbers, and the step it goes on from.
     size: int = 0
     step: int = 0
 
@@ -111,7 +113,7 @@ class JobTruth:
     longest_step_s: float
     #: Least bytes a card must have by prediction, in its leanest layout.
     least_bytes: int
-    #: It can never be rendered: its row kills, breaks or is wrong.
+    #: Why the job can never be rendered (its row kills, breaks or is wrong); empty where it can.
     poison: str = ""
 
 
@@ -154,29 +156,29 @@ class Bounds:
 
 
 @dataclass(kw_only=True)
-class Record:
+class RunRecord:
     """All that a run left behind."""
 
     seed: int
     bounds: Bounds
     cards: list[CardTruth]
     jobs: dict[str, JobTruth] = field(default_factory=dict)
-    entries: list[Entry] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
+    entries: list[JournalEntry] = field(default_factory=list)
+    changes: list[StoreChange] = field(default_factory=list)
     #: The tables at the end, as dictionaries by column.
     tables: dict[str, list[dict[str, object]]] = field(default_factory=dict)
     #: Keys left in storage at the end.
     objects: list[str] = field(default_factory=list)
 
-    def of(self, *what: What) -> Iterator[Entry]:
+    def of(self, *what: What) -> Iterator[JournalEntry]:
         """Entries that say one of `what`, in order."""
         return (entry for entry in self.entries if entry.what in what)
 
     def lines(self) -> Iterator[str]:
-        """The journal and the store's history merged by time, one line each; the same for the same seed."""
-        told = [(e.at, 0, n, e.line()) for n, e in enumerate(self.entries)]
-        told += [
+        """The journal and the store's history merged by time, one line each; equal for equal seeds."""
+        lines = [(e.at, 0, n, e.line()) for n, e in enumerate(self.entries)]
+        lines += [
             (c.at, 1, n, json.dumps({"store": c.what} | {k: v for k, v in asdict(c).items() if v not in ("", 0)}))
             for n, c in enumerate(self.changes)
         ]
-        return (line for *_, line in sorted(told))
+        return (line for *_, line in sorted(lines))

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 
-from cluster.cards import GIB
-from cluster.dispatcher import Timing
-from cluster.verbs import CardVerb, Verb
-from pipeline.clip import ClipSpec, ResolutionClass
+from cluster.dispatch.dispatcher import Timing
+from cluster.jobs.commands import CardVerb
+from cluster.jobs.transitions import Verb
+from pipeline.clips.clip import ClipSpec, ResolutionClass
 from pipeline.families import FAMILIES
-from pipeline.footprint import footprint, leanest_of
+from pipeline.memory.footprint import footprint, leanest_of
+from pipeline.units import GIB
 
 #: Card class, NVML name, bytes that clips can count on, speed beside the slowest.
 KINDS = (
@@ -35,7 +36,7 @@ class Trouble(StrEnum):
     NODE_SILENT = "node_silent"
     #: A card is taken away after a notice.
     SPOT = "spot"
-    #: Nothing passes between a card and its dispatcher; the renderer gives up after a while, or (deaf) never.
+    #: Nothing passes between a card and its dispatcher; the renderer stops its clips after a while, or (deaf) never.
     PARTITION = "partition"
     PARTITION_DEAF = "partition_deaf"
     #: A step that never ends.
@@ -72,7 +73,7 @@ class JobPlan:
     priority: int
     #: Seconds of a step on the slowest kind of card.
     step_s: float
-    #: `crash`, `error`, `sticky`, `invalid` or `hang`: it never becomes a clip.
+    #: `crash`, `error`, `sticky`, `invalid`, `hang` or `encode` (dies while it is encoded): it never becomes a clip.
     poison: str = ""
 
 
@@ -99,8 +100,8 @@ class Fault:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saying:
-    """What people say of a card, of a batch or of one of its rows, and take back after so many seconds."""
+class PlannedCommand:
+    """A command for a card, a batch or one of its rows, taken back after so many seconds."""
 
     at: float
     verb: Verb | CardVerb
@@ -137,7 +138,7 @@ class Scenario:
     bad_read: float = 0.02
     #: The tails of batches are planned, and clips moved between cards.
     plans: bool = False
-    sayings: tuple[Saying, ...] = ()
+    commands: tuple[PlannedCommand, ...] = ()
 
 
 #: Steps of clips that are planned take so much longer.
@@ -155,7 +156,7 @@ SMALL = Timing(
     stall_s=150.0,
     preempt_s=20.0,
 )
-#: The same for thousands of cards.
+#: Longer patience yet, for thousands of cards.
 LARGE = Timing(
     poll_s=1.0,
     look_s=20.0,
@@ -197,7 +198,7 @@ def draw(
         seed=seed,
         cards=fleet,
         batches=batches,
-        sayings=_sayings(random.Random(f"people {seed}"), fleet, batches, seconds) if people else (),
+        commands=_commands(random.Random(f"people {seed}"), fleet, batches, seconds) if people else (),
         faults=faults,
         heal_at=seconds + 1.0,
         timing=SMALL if len(fleet) < 100 else LARGE,
@@ -250,14 +251,14 @@ def _job(rng: random.Random, key: str, troubles: float, longer: float) -> JobPla
     family = "camera" if rng.random() < 0.1 else "i2vgen-xl"
     steps = 1 if family == "camera" else rng.choice([6, 10, 16, 24])
     spec = _spec(family, resolution_class, frames, steps)
-    poisons = ["crash", "error", "sticky", "invalid", "hang"]
+    poisons = ["crash", "error", "sticky", "invalid", "hang", "encode"]
     return JobPlan(
         key=key,
         spec=spec,
         needs_bytes=footprint(spec).peak_bytes,
         priority=rng.choice([0, 0, 0, 5]),
         step_s=longer * rng.uniform(0.5, 2.0) * (resolution_class.side / 256) * frames / 8,
-        poison=rng.choices(poisons, weights=[3, 3, 2, 2, 1])[0] if rng.random() < 0.08 * min(troubles, 1) else "",
+        poison=rng.choices(poisons, weights=[3, 3, 2, 2, 1, 2])[0] if rng.random() < 0.08 * min(troubles, 1) else "",
     )
 
 
@@ -291,9 +292,9 @@ def _batches(rng: random.Random, jobs: int, seconds: float, troubles: float, lon
     return tuple(batches)
 
 
-def _sayings(
+def _commands(
     rng: random.Random, fleet: tuple[CardPlan, ...], batches: tuple[BatchPlan, ...], seconds: float
-) -> tuple[Saying, ...]:
+) -> tuple[PlannedCommand, ...]:
     found = []
     for number, batch in enumerate(batches):
         verb = rng.choice([None, Verb.PAUSE, Verb.HOLD, Verb.PRIORITIZE])
@@ -301,11 +302,12 @@ def _sayings(
         row = rng.randrange(len(batch.jobs)) if verb is Verb.HOLD else row
         at, for_s = min(batch.at + rng.uniform(0.5, 30), seconds), rng.uniform(5, 60)
         if verb is not None:
-            found.append(Saying(at=at, verb=verb, seconds=for_s, batch=number, row=row))
+            found.append(PlannedCommand(at=at, verb=verb, seconds=for_s, batch=number, row=row))
     for card in fleet:
         if rng.random() < 0.25:
             kind = rng.choice([CardVerb.LOCK, CardVerb.DRAIN, CardVerb.QUARANTINE])
-            found.append(Saying(at=rng.uniform(1, seconds), verb=kind, seconds=rng.uniform(10, 60), card=card.name))
+            at, for_s = rng.uniform(1, seconds), rng.uniform(10, 60)
+            found.append(PlannedCommand(at=at, verb=kind, seconds=for_s, card=card.name))
     return tuple(found)
 
 

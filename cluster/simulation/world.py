@@ -4,46 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
-from cluster.cards import Beat, CardState
-from cluster.dispatcher import Dispatcher
-from cluster.jobs import Checkpoint, Ended, Objects, Outcome, Overflow, checkpoint_key
-from cluster.lessons import Peak
-from cluster.renderers import (
+from cluster.dispatch.dispatcher import Dispatcher
+from cluster.dispatch.protocol import (
     Assignment,
     CardFree,
     CheckpointFailed,
     CheckpointSaved,
     Event,
+    Fate,
     RendererDiedError,
     RendererLostError,
     StepDone,
     Verdict,
 )
+from cluster.fleet.cards import Beat, CardState
+from cluster.jobs.model import Objects, Outcome, StoredCheckpoint, checkpoint_key
+from cluster.jobs.outcomes import ENDINGS, Completed, Ended, OutOfMemory, Overflow, Peak, Stopped, TooBig
 from cluster.simulation.clock import BEGIN, VirtualExecutor, VirtualLoop
-from cluster.simulation.journal import Entry, Record, What
+from cluster.simulation.journal import JournalEntry, RunRecord, What
 from cluster.simulation.scenario import CardPlan, JobPlan, Scenario
 from cluster.storage import Storage
 from pipeline.families import Stage, family_named
-from pipeline.footprint import Footprint, footprint, leaner, leanest, plan, weights_on_card
-from pipeline.layouts import Layout
+from pipeline.families.layouts import Layout
+from pipeline.memory.footprint import Footprint, footprint, leaner, leanest, plan, weights_on_card
 
-#: A call that no renderer answers is given up after this long, in seconds.
+#: A call that no renderer answers fails after this long, in seconds.
 ACCEPT_S = 5.0
 #: A renderer's process starts anew in this time, at most.
 RESTART_S = 8.0
-#: A renderer whose thread does not stop although it was told to ends its process after this long, in seconds.
-GIVE_UP_S = 30.0
+#: A renderer whose thread hangs ends its process so long after it was stopped, in seconds.
+EXIT_S = 30.0
 #: Decoding and encoding take as long as so many steps.
 _DECODE_STEPS = 2.0
 _ENCODE_S = 1.5
 
 
 @dataclass(kw_only=True)
-class Office:
-    """One dispatcher process."""
+class DispatcherProcess:
+    """A dispatcher and what its process has: threads and connections."""
 
     name: str
     dispatcher: Dispatcher
@@ -61,17 +62,18 @@ class Office:
 class World:
     """Everything outside the dispatcher."""
 
-    def __init__(self, scenario: Scenario, loop: VirtualLoop, record: Record, storage: Storage) -> None:
+    def __init__(self, scenario: Scenario, loop: VirtualLoop, record: RunRecord, storage: Storage) -> None:
         self.scenario, self.loop, self.record, self.storage = scenario, loop, record, storage
         self.rng = random.Random(f"world {scenario.seed}")
-        self.offices: list[Office] = []
+        #: Every dispatcher process there ever was, the oldest first.
+        self.dispatchers: list[DispatcherProcess] = []
         #: The truth about a job, by its row.
         self.plans: dict[str, JobPlan] = {}
         self.cards = {plan.name: SimulatedCard(self, plan) for plan in scenario.cards}
         #: Every renderer there ever was, by uid.
-        self.renderers: dict[str, Renderer] = {}
+        self.renderers: dict[str, SimulatedRenderer] = {}
 
-    def tell(
+    def note(
         self,
         what: What,
         *,
@@ -86,15 +88,19 @@ class World:
         """Write into the journal."""
         at = round(self.loop.time() - BEGIN, 6)
         self.record.entries.append(
-            Entry(
+            JournalEntry(
                 at=at, what=what, job=job, attempt=attempt, card=card, renderer=renderer,
                 step=step, size=size, detail=detail,
             )
         )  # fmt: skip
 
-    def office(self) -> Office | None:
+    def at(self, seconds: float, call: Callable[[], object]) -> None:
+        """Call it so many seconds after the run began."""
+        self.loop.call_at(BEGIN + seconds, call)
+
+    def reached_dispatcher(self) -> DispatcherProcess | None:
         """The dispatcher that a beat reaches; of two, either."""
-        there = [office for office in self.offices if office.hears]
+        there = [process for process in self.dispatchers if process.hears]
         return self.rng.choice(there) if there else None
 
 
@@ -106,8 +112,10 @@ class SimulatedCard:
         self.usable_bytes = plan.usable_bytes
         self.foreign_bytes = 0
         self.broken = False
-        self.renderer: Renderer | None = None
+        self.renderer: SimulatedRenderer | None = None
         self._lives = 0
+        #: How often its node was started.
+        self.boots = 1
         #: Set while it is not to come back.
         self.away = False
 
@@ -121,19 +129,22 @@ class SimulatedCard:
         if self.away or self.renderer is not None:
             return
         self._lives += 1
-        self.renderer = Renderer(self, f"{self.name}-{self._lives}")
+        self.renderer = SimulatedRenderer(self, f"{self.name}-{self._lives}")
         self.world.renderers[self.renderer.uid] = self.renderer
-        self.world.tell(What.CARD_UP, card=self.name, renderer=self.renderer.uid, size=self.usable_bytes)
+        self.world.note(What.CARD_UP, card=self.name, renderer=self.renderer.uid, size=self.usable_bytes)
 
     def end(self, how: str, back_s: float | None) -> None:
-        """The process dies: `died` and `lost` are told by its connections, `silent` by nothing. None: it stays away."""
+        """The process dies, and comes back after `back_s`; None: never. `died` and `lost` show by its connections."""
         renderer, self.renderer = self.renderer, None
         if renderer is not None:
             if renderer.draining:
                 # It was to go, and its successor is not.
-                self.world.tell(What.OPENED, card=self.name)
-            self.world.tell(What.CARD_DOWN, card=self.name, renderer=renderer.uid, detail=how)
+                self.world.note(What.OPENED, card=self.name)
+            self.world.note(What.CARD_DOWN, card=self.name, renderer=renderer.uid, detail=how)
             renderer.die(how)
+        if how != "died":
+            self.boots += 1
+            self.world.note(What.NODE_RESTARTED, card=self.name)
         self.away = back_s is None
         if back_s is not None:
             self.world.loop.call_later(back_s, self.start)
@@ -142,23 +153,25 @@ class SimulatedCard:
         """Another program takes so much of the card; 0 gives it back."""
         self.foreign_bytes = taken_bytes
         self.usable_bytes = self.plan.usable_bytes - taken_bytes
-        self.world.tell(What.USABLE, card=self.name, size=self.usable_bytes)
+        self.world.note(What.USABLE, card=self.name, size=self.usable_bytes)
 
 
-class Renderer:
+class SimulatedRenderer:
     """One life of a card's process."""
 
     def __init__(self, card: SimulatedCard, uid: str) -> None:
-        self.card, self.world, self.uid = card, card.world, uid
+        self.card, self.world, self.uid, self.boots = card, card.world, uid, card.boots
         self.alive, self.draining = True, False
-        #: Nothing passes to and from it; `deaf`: it does not mind.
+        #: Nothing passes to and from the renderer; `deaf`: it does not mind.
         self.cut = self.deaf = False
         self.hangs = False
         self.family: str | None = None
         self.executions: dict[str, Execution] = {}
-        #: One clip on the card at a time, as `serve.worker.CARD_LOCK`.
+        #: One clip on the card at a time, as `serve.renderer.worker.CARD_LOCK`.
         self.lock = asyncio.Lock()
         self.holder: Execution | None = None
+        #: What Ray says became of it.
+        self.fate: Fate | None = None
         self._heard_at = self.world.loop.time()
         self._last: Beat | None = None
         self._beat_in(self.world.rng.random() * 0.5)
@@ -167,20 +180,20 @@ class Renderer:
         self.world.loop.call_later(seconds, self.beat)
 
     def beat(self) -> None:
-        """Say who one is and what one does, and hear what is to be done."""
+        """Send a heartbeat and obey the verdicts of the answer."""
         if not self.alive:
             return
         self._beat_in(self.world.scenario.beat_s)
-        office = None if self.cut else self.world.office()
-        if office is not None:
+        reached = None if self.cut else self.world.reached_dispatcher()
+        if reached is not None:
             self._heard_at = self.world.loop.time()
-            for attempt_id, verdict in office.dispatcher.beat(self._now()).items():
+            for attempt_id, verdict in reached.dispatcher.beat(self._now()).items():
                 if execution := self.executions.get(attempt_id):
-                    execution.hear(verdict)
+                    execution.obey(verdict)
         elif (
             self.executions and not self.deaf and self.world.loop.time() - self._heard_at > self.world.scenario.alone_s
         ):
-            self.world.tell(What.ALONE, card=self.card.name, renderer=self.uid)
+            self.world.note(What.ALONE, card=self.card.name, renderer=self.uid)
             for execution in self.executions.values():
                 execution.stop("no dispatcher is heard")
 
@@ -190,7 +203,9 @@ class Renderer:
         state = CardState.DRAINING if self.draining else state
         usable = self.card.usable_bytes
         last = self._last
-        if last and (last.steps, last.state, last.usable_bytes, last.family) == (steps, state, usable, self.family):
+        on_card = self.holder.assignment.attempt_id if self.holder and self.holder.admitted else ""
+        now = (steps, state, usable, self.family, on_card)
+        if last and (last.steps, last.state, last.usable_bytes, last.family, last.on_card) == now:
             return last
         plan_ = self.card.plan
         self._last = Beat(
@@ -205,6 +220,8 @@ class Renderer:
             state=state,
             family=self.family,
             steps=steps,
+            boot=f"{plan_.node}-{self.boots}",
+            on_card=on_card,
         )
         return self._last
 
@@ -214,21 +231,26 @@ class Renderer:
         return execution
 
     def cut_off(self, *, deaf: bool) -> None:
-        """Nothing passes any more."""
+        """Let nothing pass between the renderer and its dispatcher any more; `deaf`: the renderer does not mind."""
         self.cut, self.deaf = True, deaf
-        self.world.tell(What.CUT_OFF, card=self.card.name, renderer=self.uid, detail="deaf" if deaf else "")
+        self.world.note(What.CUT_OFF, card=self.card.name, renderer=self.uid, detail="deaf" if deaf else "")
 
     def reconnect(self) -> None:
-        """It can be reached again; what its streams held back arrives, late."""
+        """Let the renderer be reached again; what its streams held back arrives, late."""
         if self.cut and self.alive:
             self.cut = self.deaf = False
-            self.world.tell(What.REACHED, card=self.card.name, renderer=self.uid)
+            self.world.note(What.REACHED, card=self.card.name, renderer=self.uid)
             for execution in list(self.executions.values()):
                 execution.flush()
 
     def die(self, how: str) -> None:
         """The process ends; its streams break off if anything tells them."""
         self.alive = False
+        # Of one in eight nobody ever says what became of it; of a silent node nobody knows.
+        if how != "silent" and self.world.rng.random() < 7 / 8:
+            known_s = self.world.rng.uniform(0.01, 1.0) if how == "died" else self.world.rng.uniform(1, 30)
+            fate = Fate(died=how == "died", detail=f"the process {how}")
+            self.world.loop.call_later(known_s, setattr, self, "fate", fate)
         for execution in list(self.executions.values()):
             execution.kill(how)
 
@@ -236,16 +258,20 @@ class Renderer:
 class Execution:
     """One attempt at a renderer: its GPU thread and the stream that tells of it."""
 
-    def __init__(self, renderer: Renderer, assignment: Assignment) -> None:
+    def __init__(self, renderer: SimulatedRenderer, assignment: Assignment) -> None:
         self.renderer, self.world, self.assignment = renderer, renderer.world, assignment
         self.plan = self.world.plans[assignment.content_key]
         self.steps = (0, assignment.spec.total_steps)
         self.out: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._held: list[Event | Exception] = []
-        self._told = ""
+        #: Why it is to stop at its next step; empty while it may go on.
+        self._stop_reason = ""
         self._hanging = False
-        self._leaving = False
-        self._saved: Checkpoint | None = None
+        #: The clip has been promised the card's memory.
+        self.admitted = False
+        #: The attempt is to save a checkpoint after its next step, and stop.
+        self._preempted = False
+        self._saved: StoredCheckpoint | None = None
         self._peaks: list[Peak] = []
         self._overflows: list[Overflow] = []
         self._rng = random.Random(f"{self.world.scenario.seed} {assignment.attempt_id}")
@@ -254,22 +280,22 @@ class Execution:
 
     # -- what reaches it ----------------------------------------------------------------------------------------
 
-    def hear(self, verdict: Verdict) -> None:
+    def obey(self, verdict: Verdict) -> None:
         """Take the answer to a beat."""
         if verdict in (Verdict.STOP, Verdict.CANCEL):
             self.stop(str(verdict))
-        elif verdict is Verdict.CHECKPOINT and not self._leaving:
-            self._leaving = True
+        elif verdict is Verdict.CHECKPOINT and not self._preempted:
+            self._preempted = True
 
     def stop(self, why: str) -> None:
         """Stop at the next step."""
-        if not self._told:
-            self._told = why
-            self.tell(What.STOPS, detail=why)
+        if not self._stop_reason:
+            self._stop_reason = why
+            self.note(What.STOPS, detail=why)
             if self._hanging:
-                self.world.loop.call_later(GIVE_UP_S, self._give_up)
+                self.world.loop.call_later(EXIT_S, self._exit)
 
-    def _give_up(self) -> None:
+    def _exit(self) -> None:
         if self.renderer.alive and not self.task.done():
             self.renderer.card.end("died", self._rng.uniform(2, RESTART_S))
 
@@ -278,9 +304,10 @@ class Execution:
         self.task.cancel()
         for write in self._writes:
             write.cancel()
-        if how == "died":
+        if how == "died" and self._rng.random() < 0.1:
             self._put(RendererDiedError(f"renderer {self.renderer.uid} died"))
-        elif how == "lost":
+        elif how in ("died", "lost"):
+            # As Ray does: that a process has died it mostly says of one that is asked for, if it does.
             self._put(RendererLostError(f"renderer {self.renderer.uid} cannot be reached"))
 
     def flush(self) -> None:
@@ -289,9 +316,9 @@ class Execution:
         for event in held:
             self.out.put_nowait(event)
 
-    def tell(self, what: What, *, step: int = 0, size: int = 0, detail: str = "") -> None:
+    def note(self, what: What, *, step: int = 0, size: int = 0, detail: str = "") -> None:
         """Write into the journal about this attempt."""
-        self.world.tell(
+        self.world.note(
             what,
             job=self.assignment.job_id,
             attempt=self.assignment.attempt_id,
@@ -323,7 +350,7 @@ class Execution:
         self._off_card()
         renderer.executions.pop(self.assignment.attempt_id, None)
         ended = _with(ended, self._saved, tuple(self._peaks), tuple(self._overflows))
-        self.tell(What.LEFT, step=self.steps[0], detail=str(ended.outcome))
+        self.note(What.LEFT, step=self.steps[0], detail=str(ended.outcome))
         self._put(ended)
         if ended.sticky and renderer.alive:
             renderer.card.end("died", self._rng.uniform(2, RESTART_S))
@@ -332,22 +359,21 @@ class Execution:
         if self.renderer.holder is self:
             self.renderer.holder = None
             self.renderer.lock.release()
-            self.tell(What.OFF_CARD)
+            self.note(What.OFF_CARD)
 
     async def _work(self) -> Ended:
         a, renderer = self.assignment, self.renderer
-        self.tell(What.CALLED, detail=renderer.holder.assignment.attempt_id if renderer.holder else "")
+        self.note(What.CALLED, detail=renderer.holder.assignment.attempt_id if renderer.holder else "")
         if renderer.lock.locked():
-            self.tell(What.WAITS)
+            self.note(What.WAITS)
         await renderer.lock.acquire()
         renderer.holder = self
-        if self._told:
-            return Ended(outcome=Outcome.STOPPED)
+        if self._stop_reason:
+            return Stopped()
         usable, family = renderer.card.usable_bytes, family_named(a.spec.family)
         planned = plan(a.spec, usable, a.lessons.corrector(a.spec.family))
         if planned is None:
-            return Ended(
-                outcome=Outcome.TOO_BIG,
+            return TooBig(
                 usable_bytes=usable,
                 foreign_bytes=renderer.card.foreign_bytes,
                 predicted_bytes=leanest(a.spec)[1].peak_bytes,
@@ -359,9 +385,10 @@ class Execution:
             while following is not None and footprint(a.spec, following).peak_bytes > usable:
                 following = leaner(following, Stage.DENOISE, family)
             await asyncio.sleep(1.0)
-            if following is None or self._told:
-                return Ended(
-                    outcome=Outcome.STOPPED if self._told else Outcome.OOM,
+            if following is None or self._stop_reason:
+                if self._stop_reason:
+                    return Stopped(detail="told to stop", measured_bytes=usable)
+                return OutOfMemory(
                     stage="denoise",
                     measured_bytes=usable,
                     predicted_bytes=predicted.peak_bytes,
@@ -370,7 +397,8 @@ class Execution:
                     detail="out of memory in denoise",
                 )
             layout, predicted = following, footprint(a.spec, following)
-        self.tell(What.ON_CARD, size=taken, detail=str(renderer.card.plan.card_class))
+        self.admitted = True
+        self.note(What.ON_CARD, size=taken, detail=str(renderer.card.plan.card_class))
         renderer.family = a.spec.family
         ended = await self._denoise()
         if ended is not None:
@@ -387,11 +415,15 @@ class Execution:
         await asyncio.sleep(_DECODE_STEPS * self.plan.step_s / renderer.card.plan.speed)
         self._off_card()
         self._put(CardFree())
+        if self.plan.poison == "encode":
+            await asyncio.sleep(self._rng.uniform(0.1, _ENCODE_S))
+            self.world.loop.call_soon(renderer.card.end, "died", self._rng.uniform(2, RESTART_S))
+            await asyncio.Event().wait()
         await asyncio.sleep(_ENCODE_S)
-        if self._told:
-            return Ended(outcome=Outcome.STOPPED)
-        self.tell(What.STORED, step=self.steps[0])
-        return Ended(outcome=Outcome.COMPLETED, objects=_objects(a), measured_bytes=taken)
+        if self._stop_reason:
+            return Stopped()
+        self.note(What.STORED, step=self.steps[0])
+        return Completed(objects=_objects(a), measured_bytes=taken)
 
     def _taken(self, layout: Layout, predicted: Footprint) -> int:
         spec = self.assignment.spec
@@ -424,7 +456,7 @@ class Execution:
                 card=card,
             )
         )
-        self.tell(What.OVERFLOW, size=usable, detail=str(layout))
+        self.note(What.OVERFLOW, size=usable, detail=str(layout))
 
     async def _denoise(self) -> Ended | None:
         """Step by step; None when all are done."""
@@ -435,54 +467,56 @@ class Execution:
             readable = self.world.storage.exists(a.resume.key)
             refused = not readable or self._rng.random() < scenario.bad_read
             begin = 0 if refused else a.resume.step
-            self.tell(What.RESUMED, step=begin, detail=a.resume.key if readable else f"missing {a.resume.key}")
+            self.note(What.RESUMED, step=begin, detail=a.resume.key if readable else f"missing {a.resume.key}")
         self.steps = (begin, steps)
         self._put(StepDone(step=begin, steps=steps))
-        fatal = self._rng.randint(begin + 1, steps) if self.plan.poison or card.broken else 0
+        breaks = self.plan.poison not in ("", "encode") or card.broken
+        fatal = self._rng.randint(begin + 1, steps) if breaks else 0
         for step in range(begin + 1, steps + 1):
             if self.renderer.hangs or (self.plan.poison == "hang" and step == fatal):
-                self.tell(What.HANGS, step=step)
+                self.note(What.HANGS, step=step)
                 self._hanging = True
-                if self._told:
-                    self.world.loop.call_later(GIVE_UP_S, self._give_up)
+                if self._stop_reason:
+                    self.world.loop.call_later(EXIT_S, self._exit)
                 # Neither a flag nor a closed stream reaches a thread that hangs: only the process's end does.
                 await asyncio.Event().wait()
             await asyncio.sleep(self.plan.step_s / card.plan.speed * self._rng.lognormvariate(0, scenario.noise))
             self.steps = (step, steps)
-            self.tell(What.STEP, step=step)
+            self.note(What.STEP, step=step)
             self._put(StepDone(step=step, steps=steps))
             if step == fatal:
                 if (ended := self._break(card)) is not None:
                     return ended
                 await asyncio.Event().wait()
-            if self._told:
-                return Ended(outcome=Outcome.STOPPED)
-            if a.spec.family != "camera" and (step % scenario.checkpoint_steps == 0 or self._leaving) and step < steps:
+            if self._stop_reason:
+                return Stopped()
+            saves = self._preempted or step % scenario.checkpoint_steps == 0
+            if saves and a.spec.family != "camera" and step < steps:
                 write = asyncio.ensure_future(self._save(step))
                 self._writes.add(write)
                 write.add_done_callback(self._writes.discard)
-            if self._leaving and step < steps:
-                return Ended(outcome=Outcome.STOPPED)
+            if self._preempted and step < steps:
+                return Stopped()
         return None
 
     def _break(self, card: SimulatedCard) -> Ended | None:
-        poison = self.plan.poison or "sticky"
+        poison = self.plan.poison if self.plan.poison not in ("", "encode") else "sticky"
         if poison == "crash":
             self.world.loop.call_soon(card.end, "died", self._rng.uniform(2, RESTART_S))
             return None
         outcome = Outcome.INVALID if poison == "invalid" else Outcome.ERROR
-        return Ended(outcome=outcome, detail=poison, sticky=poison == "sticky")
+        return ENDINGS[outcome](detail=poison, sticky=poison == "sticky")
 
     async def _save(self, step: int) -> None:
         a = self.assignment
         await asyncio.sleep(self.world.scenario.checkpoint_write_s)
         if self._rng.random() < self.world.scenario.bad_write:
-            self.tell(What.UNSAVED, step=step)
+            self.note(What.UNSAVED, step=step)
             self._put(CheckpointFailed(step=step, detail="no space is left"))
             return
-        checkpoint = Checkpoint(checkpoint_key(a.job_id, a.attempt_id, step), step)
+        checkpoint = StoredCheckpoint(checkpoint_key(a.job_id, a.attempt_id, step), step)
         self.world.storage.put_bytes(checkpoint.key, b"latents")
-        self.tell(What.SAVED, step=step, detail=checkpoint.key)
+        self.note(What.SAVED, step=step, detail=checkpoint.key)
         if self._saved is None or self._saved.step < step:
             self._saved = checkpoint
         self._put(CheckpointSaved(checkpoint))
@@ -498,11 +532,11 @@ class SimulatedPool:
         self.open: dict[str, Execution] = {}
 
     async def render(self, assignment: Assignment) -> AsyncIterator[Event]:
-        """See `RendererPool.render`."""
+        """Render on a simulated renderer, as `RendererPool.render` says."""
         renderer = self.world.renderers.get(assignment.renderer)
         if renderer is None or not renderer.alive or renderer.cut:
             await asyncio.sleep(ACCEPT_S)
-            raise RendererLostError(f"renderer {assignment.renderer} does not answer")
+            raise RendererLostError(f"renderer {assignment.renderer} does not answer", accepted=False)
         execution = self.open[assignment.attempt_id] = renderer.accept(assignment)
         try:
             while True:
@@ -510,12 +544,17 @@ class SimulatedPool:
                 if isinstance(event, Exception):
                     raise event
                 if isinstance(event, CheckpointSaved):
-                    execution.tell(What.TOLD, step=event.checkpoint.step, detail=event.checkpoint.key)
+                    execution.note(What.TOLD, step=event.checkpoint.step, detail=event.checkpoint.key)
                 yield event
         finally:
             del self.open[assignment.attempt_id]
             if not self.dead:
                 self._close(execution)
+
+    async def fate(self, renderer: str) -> Fate | None:
+        """What became of a renderer, as `RendererPool.fate` says."""
+        known = self.world.renderers.get(renderer)
+        return known.fate if known else None
 
     def _close(self, execution: Execution) -> None:
         if execution.task.done() or not execution.renderer.alive:
@@ -545,5 +584,7 @@ def _objects(a: Assignment) -> Objects:
     )
 
 
-def _with(ended: Ended, saved: Checkpoint | None, peaks: tuple[Peak, ...], overflows: tuple[Overflow, ...]) -> Ended:
+def _with(
+    ended: Ended, saved: StoredCheckpoint | None, peaks: tuple[Peak, ...], overflows: tuple[Overflow, ...]
+) -> Ended:
     return replace(ended, checkpoint=ended.checkpoint or saved, peaks=peaks, overflows=overflows)

@@ -1,9 +1,19 @@
-"""The durable store: `Desk` for those who hand work in, `Ledger` for the dispatcher, one `Database` beneath."""
+"""The durable store: `BatchStore` for owners, `DispatchStore` for the dispatcher, one `Database` beneath."""
 
-from cluster.store.claims import Claim, Stretch
+from cluster.jobs.model import Claim, Stretch
+from cluster.store.batches import BatchStore
+from cluster.store.completions import Completion
 from cluster.store.database import Database
-from cluster.store.desk import Desk
-from cluster.store.endings import Ending
-from cluster.store.ledger import Ledger, StaleEpochError
+from cluster.store.dispatch import DispatchStore, StaleEpochError
+from cluster.store.office import OfficeTakenError
 
-__all__ = ["Claim", "Database", "Desk", "Ending", "Ledger", "StaleEpochError", "Stretch"]
+__all__ = [
+    "BatchStore",
+    "Claim",
+    "Completion",
+    "Database",
+    "DispatchStore",
+    "OfficeTakenError",
+    "StaleEpochError",
+    "Stretch",
+]

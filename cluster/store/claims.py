@@ -5,50 +5,23 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cluster.cards import Card
-from cluster.ids import new_ids
-from cluster.jobs import Checkpoint, Job, JobState
-from cluster.store.given import among, for_each, is_one_of, unindexed
+from cluster.fleet.cards import Card
+from cluster.jobs.ids import new_ids
+from cluster.jobs.model import Claim, Job, JobState, StoredCheckpoint, Stretch
+from cluster.jobs.transitions import Happening
+from cluster.store.bulk import among, for_each, is_one_of, unindexed
+from cluster.store.checkpoints import RECORD_CHECKPOINT
 from cluster.store.rows import JOBS_BY_ID, job_from, may_start
 from cluster.store.schema import attempts, batches, jobs
+from cluster.store.transitions import values_of
 from pipeline.families import is_resumable
 
 log = logging.getLogger("clipmill.store")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """Steps of a clip that an earlier attempt did: all up to `step`, from where the stretch before ended."""
-
-    step: int
-    attempt: str
-    card: str
-    card_class: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A running attempt: the lease of one job by one renderer."""
-
-    attempt_id: str
-    job: Job
-    fence: int
-    renderer: str
-    card: str
-    card_class: str
-    #: Card kind. Known to whoever claimed only.
-    kind: str = field(default="", compare=False)
-    #: The step it goes on from; 0: it begins anew.
-    resumed_step: int = 0
-    #: The checkpoint to go on from, and who did the steps up to it, oldest first. Known to whoever claimed only.
-    resume: Checkpoint | None = None
-    done: tuple[Stretch, ...] = ()
 
 
 def begin(c: Connection, now: int, epoch: int, starts: Sequence[tuple[Job, Card]], lease_s: int) -> list[Claim]:
@@ -82,7 +55,7 @@ def begin(c: Connection, now: int, epoch: int, starts: Sequence[tuple[Job, Card]
 def claims_of(c: Connection, rows: Sequence[Any]) -> list[Claim]:
     """The claims of rows of `attempts`.
 
-    One whose job cannot be read is left out and told of, so that it holds up no other: `clipmill store check` finds it.
+    One whose job cannot be read is left out and logged, so that it holds up no other: `clipmill store check` finds it.
     """
     found: dict[str, Job] = {}
     if rows:
@@ -140,17 +113,11 @@ _FREE = (
 _START = (
     sa.update(jobs)
     .where(among(jobs.c.id, "ids"), unindexed(jobs.c.state) == JobState.QUEUED.value)
-    .values(state=JobState.RUNNING.value, fence=jobs.c.fence + 1, updated_at=sa.bindparam("now"))
+    .values(values_of(Happening.STARTED, sa.bindparam("now", type_=sa.BigInteger())) | {"fence": jobs.c.fence + 1})
     .returning(jobs.c.id, jobs.c.fence, jobs.c.family, jobs.c.checkpoint_key, jobs.c.checkpoint_step)
 )
 
 
-#: Of many jobs at once: `its_id`, `its_key`, `its_step`.
-RECORD_CHECKPOINT = (
-    sa.update(jobs)
-    .where(jobs.c.id == sa.bindparam("its_id"))
-    .values(checkpoint_key=sa.bindparam("its_key"), checkpoint_step=sa.bindparam("its_step"))
-)
 _INSERT = sa.insert(attempts)
 _LEFT_BY_OTHERS = (
     sa.select(jobs.c.owner, jobs.c.content_key, jobs.c.checkpoint_key, jobs.c.checkpoint_step)
@@ -186,11 +153,13 @@ def _move(c: Connection, now: int, wanted: Sequence[Job]) -> dict[str, Any]:
     return {row.id: row for row in c.execute(_START, {"ids": chosen, "now": now}).all()} if chosen else {}
 
 
-def _resumes(c: Connection, chosen: Sequence[tuple[Job, Any]]) -> dict[str, Checkpoint]:
+def _resumes(c: Connection, chosen: Sequence[tuple[Job, Any]]) -> dict[str, StoredCheckpoint]:
     """What each job goes on from, by job id; one that begins anew is not among them."""
     resumable = [(job, row) for job, row in chosen if is_resumable(row.family)]
     found = {
-        job.id: Checkpoint(row.checkpoint_key, row.checkpoint_step) for job, row in resumable if row.checkpoint_key
+        job.id: StoredCheckpoint(row.checkpoint_key, row.checkpoint_step)
+        for job, row in resumable
+        if row.checkpoint_key
     }
     fresh = [job for job, row in resumable if not row.checkpoint_key and row.fence == 1]
     left = _left_by_others(c, fresh)
@@ -204,26 +173,26 @@ def _resumes(c: Connection, chosen: Sequence[tuple[Job, Any]]) -> dict[str, Chec
     return found | inherited
 
 
-def _contents(of: Iterable[Any]) -> dict[str, list[str]]:
-    """Owners and content keys of jobs or their rows, for statements that are asked by both."""
-    # A key of another owner's among them finds nothing that is looked up by the pair.
+def contents_of(those: Sequence[Job]) -> dict[str, Any]:
+    """Owners and content keys of jobs, for statements that are asked by both: `owners`, `keys`."""
+    # A key of another owner's among them finds nothing that is not looked up by the pair.
     return {
-        "owners": list({one.owner for one in of}),
-        "keys": list({one.content_key for one in of if one.content_key is not None}),
+        "owners": list({job.owner for job in those}),
+        "keys": list({job.content_key for job in those if job.content_key is not None}),
     }
 
 
-def _left_by_others(c: Connection, fresh: Sequence[Job]) -> dict[tuple[str, str | None], Checkpoint]:
+def _left_by_others(c: Connection, fresh: Sequence[Job]) -> dict[tuple[str, str | None], StoredCheckpoint]:
     """The newest checkpoints of equal clips that earlier jobs left half way."""
-    if not (told := _contents(fresh))["keys"]:
+    if not (contents := contents_of(fresh))["keys"]:
         return {}
     return {
-        (row.owner, row.content_key): Checkpoint(row.checkpoint_key, row.checkpoint_step)
-        for row in c.execute(_LEFT_BY_OTHERS, told)
+        (row.owner, row.content_key): StoredCheckpoint(row.checkpoint_key, row.checkpoint_step)
+        for row in c.execute(_LEFT_BY_OTHERS, contents)
     }
 
 
-def _stretches(c: Connection, resumes: Iterable[Checkpoint]) -> dict[Checkpoint, tuple[Stretch, ...]]:
+def _stretches(c: Connection, resumes: Iterable[StoredCheckpoint]) -> dict[StoredCheckpoint, tuple[Stretch, ...]]:
     """Who did the steps up to each checkpoint, oldest first."""
     wanted = list(resumes)
     made: Mapping[str, dict[str, Any]] = defaultdict(dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import time
@@ -21,10 +22,14 @@ from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import Connection
 
 from cluster.store.schema import metadata
+from pipeline.private import create_private, private_folder
+from pipeline.problems import BadInputError
 
 log = logging.getLogger("clipmill.store")
 
 _BUSY_TIMEOUT_S = 30
+#: Seconds that a server may take to answer a new connection; `connect_timeout` in the URL says otherwise.
+CONNECT_TIMEOUT_S = 10
 #: Key of PostgreSQL's advisory lock; any constant will do, as long as all writers meet on it.
 _WRITERS = 715517
 
@@ -40,15 +45,21 @@ class Database:
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
-        """`clock`: seconds since the epoch; None: the database's own, which is the one to have between machines."""
+        """`clock`: seconds since the epoch; None: the database's own, which is the one to have between machines.
+
+        Raises `BadInputError` for a URL of no database that a store can be.
+        """
         self.url = url
         self._clock = clock
         kwargs: dict[str, Any] = {}
         if url.startswith("sqlite"):
             kwargs["connect_args"] = {"timeout": _BUSY_TIMEOUT_S}
+        elif url.startswith("postgresql") and "connect_timeout" not in url:
+            # The system itself waits for minutes where packets are dropped.
+            kwargs["connect_args"] = {"connect_timeout": CONNECT_TIMEOUT_S}
         if url == "sqlite://":
             kwargs["poolclass"] = sa.pool.StaticPool
-        self.engine = sa.create_engine(url, **kwargs)
+        self.engine = _engine(url, **kwargs)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
@@ -61,10 +72,21 @@ class Database:
             else self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         )
 
+    @property
+    def shown_url(self) -> str:
+        """Where it is, without a password."""
+        return self.engine.url.render_as_string(hide_password=True)
+
+    @classmethod
+    def shared(cls, url: str) -> Database:
+        """The store of a farm, which several processes open. Raises `BadInputError` where there can be none."""
+        refuse_no_store(url)
+        return cls(url)
+
     @classmethod
     def in_folder(cls, folder: Path) -> Database:
         """The embedded store of a home folder, created and migrated when needed."""
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         database = cls(f"sqlite:///{folder / 'clipmill.db'}")
         database.migrate()
         return database
@@ -91,7 +113,7 @@ class Database:
 
         On SQLite by the write lock, taken at the start so that it can never fail half way; on PostgreSQL by a lock of
         our own. Without it a row added while its equal clip is being published would miss it and render it again, and
-        a cancel could deadlock with an ending. Transactions are short: some thousand fit in a second.
+        a cancel could deadlock with a completion. Transactions are short: some thousand fit in a second.
         """
         with self.engine.connect() as connection:
             if self.is_sqlite:
@@ -120,6 +142,9 @@ class Database:
         """
         if self.is_sqlite and (path := self.engine.url.database):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
+            # SQLite gives the files beside it the database's mode; one of a URI or in memory is left to it.
+            if path != ":memory:" and not path.startswith("file:"):
+                create_private(Path(path))
         deadline = time.monotonic() + patience_s
         while True:
             try:
@@ -141,12 +166,81 @@ class Database:
             return
         if current is not None and current not in {s.revision for s in known.walk_revisions()}:
             raise StoreVersionError(
-                f"{self.engine.url.render_as_string(hide_password=True)} is at schema {current}, which this "
+                f"{self.shown_url} is at schema {current}, which this "
                 "clipmill does not know. Use the newer clipmill that wrote it, or another CLIPMILL_HOME."
             )
         with self.write() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+def refuse_no_store(url: str) -> None:
+    """Refuse a SQLite URL behind which a farm has no store: in memory, a folder, another program's file, a damaged one.
+
+    Raises `BadInputError`. Nothing is said of servers, of a file that is not there yet, and of one that cannot be
+    opened: whoever opens it hears of that.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        return
+    if parsed.get_backend_name() != "sqlite":
+        return
+    name = parsed.database or ":memory:"
+    if name == ":memory:" or (
+        name.startswith("file:") and (":memory:" in name or parsed.query.get("mode") == "memory")
+    ):
+        message = (
+            f"{url} is a store in memory, of which every process would have its own: no batch would be found again"
+        )
+        raise BadInputError("database_url", message, "Name a file: sqlite:///<path>.")
+    path = Path(name)
+    if name.startswith("file:") or not path.exists():
+        return
+    elsewhere = "Check CLIPMILL_DATABASE_URL: give another path, at which there is nothing yet or the store of a farm."
+    if path.is_dir():
+        raise BadInputError("database_url", f"{path} is a folder, not the file of a store", elsewhere)
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S)) as opened:
+            tables = {row[0] for row in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error as error:
+        if not is_damage(error):
+            return
+        message = f"{path} is no SQLite database, or a damaged one ({error})"
+        raise BadInputError("database_url", message, f"{DAMAGED_REMEDY} {elsewhere}") from None
+    if tables and "alembic_version" not in tables:
+        raise BadInputError("database_url", f"{path} is the database of another program", elsewhere)
+
+
+#: What to do with a file of SQLite that is damaged.
+DAMAGED_REMEDY = (
+    "Put a backup of it back, save what is in it by `sqlite3 FILE .recover`, or move it away: then a new store is made."
+)
+
+
+def is_damage(error: BaseException | None) -> bool:
+    """Whether SQLite says that what it reads is no database, or was one."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _engine(url: str, **kwargs: Any) -> sa.Engine:
+    remedy = "Set CLIPMILL_DATABASE_URL to sqlite:///<path> or postgresql+psycopg://<user>:<password>@<host>/<name>."
+    try:
+        shown = sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        # It is not repeated: who knows what part of it is a password.
+        raise BadInputError("database_url", "it is no URL of a database", remedy) from None
+    try:
+        engine = sa.create_engine(url, **kwargs)
+    except (sa.exc.ArgumentError, ImportError) as error:
+        why = f"the driver {error.name} is not installed" if isinstance(error, ImportError) else "there is no such kind"
+        if isinstance(error, ImportError) and str(error.name).startswith("psycopg"):
+            remedy = "Install it: pip install 'clipmill[postgres]'."
+        raise BadInputError("database_url", f"{shown} cannot be used: {why}", remedy) from None
+    if engine.dialect.name not in ("sqlite", "postgresql"):
+        raise BadInputError("database_url", f"{shown} is a database of another kind", remedy)
+    return engine
 
 
 def insert_into(table: sa.Table, *, sqlite: bool) -> sqlite_dialect.Insert | postgresql.Insert:

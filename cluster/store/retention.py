@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from cluster.chunks import chunks
-from cluster.jobs import JobState, Objects
+from cluster.jobs.model import JobState, Objects
+from cluster.store.bulk import ParameterTable
 from cluster.store.database import Database
-from cluster.store.given import Given
+from cluster.store.rows import objects_from
 from cluster.store.schema import attempts, clips, jobs, stills
 
 #: Ids in one statement: SQLite takes 32,766 parameters, PostgreSQL 65,535.
 _MANY = 1000
 _ENDED_BADLY = [JobState.FAILED.value, JobState.CANCELLED.value]
 _FINAL = [JobState.COMPLETED.value, *_ENDED_BADLY]
-_NAMES = Given(name="given", columns={"sha256": sa.String()})
+_NAMES = ParameterTable(name="given", columns={"sha256": sa.String()})
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def old_clips(database: Database, before: int, limit: int, after: OldClip | None
         behind = sa.and_(clips.c.created_at == after.created_at, clips.c.id > after.id)
         query = query.where(sa.or_(clips.c.created_at > after.created_at, behind))
     with database.read() as c:
-        return [OldClip(row.id, row.created_at, Objects(**row.objects)) for row in c.execute(query)]
+        return [OldClip(row.id, row.created_at, objects_from(row.objects)) for row in c.execute(query)]
 
 
 def expire(database: Database, clip_ids: Sequence[str], before: int) -> list[OldClip]:
@@ -63,7 +64,7 @@ def expire(database: Database, clip_ids: Sequence[str], before: int) -> list[Old
                 .values(expired_at=database.now(c))
                 .returning(clips.c.id, clips.c.created_at, clips.c.objects)
             )
-            expired += [OldClip(row.id, row.created_at, Objects(**row.objects)) for row in rows]
+            expired += [OldClip(row.id, row.created_at, objects_from(row.objects)) for row in rows]
     return expired
 
 
@@ -116,13 +117,23 @@ def attempts_in_use(database: Database, job_ids: Collection[str]) -> dict[str, s
 
 
 def known_jobs(database: Database, job_ids: Collection[str]) -> set[str]:
-    """Those of `job_ids` that this store has."""
+    """The `job_ids` that this store has."""
     with database.read() as c:
         return {
             job_id
             for some in chunks(job_ids, _MANY)
             for job_id in c.scalars(sa.select(jobs.c.id).where(jobs.c.id.in_(some)))
         }
+
+
+def known_stills(database: Database, names: Collection[str]) -> set[str]:
+    """The stills among `names` (SHA-256) that were handed in to this store, or that one of its jobs is made from."""
+    given = _NAMES.table(sqlite=database.is_sqlite)
+    rows = _NAMES.bound([(name,) for name in sorted(names)], sqlite=database.is_sqlite)
+    handed_in = sa.select(stills.c.sha256).join(given, given.c.sha256 == stills.c.sha256)
+    used = sa.select(jobs.c.still).join(given, given.c.sha256 == jobs.c.still)
+    with database.read() as c:
+        return {*c.scalars(handed_in, rows), *c.scalars(used, rows)}
 
 
 def unwanted_stills(

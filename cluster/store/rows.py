@@ -1,20 +1,36 @@
-"""From table rows to the types of `cluster.jobs`, and back."""
+"""From table rows to the types of `cluster.jobs.model`, and back."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 
-from cluster.jobs import Attempt, Checkpoint, Clip, Draft, HoldReason, Job, JobState, Limits, Objects, Outcome, Reason
-from cluster.store.given import among, is_one_of
-from cluster.store.schema import attempts, batches, jobs
-from pipeline.clip import ClipSpec
+from cluster.jobs.model import (
+    Attempt,
+    Clip,
+    Draft,
+    HoldReason,
+    Job,
+    JobState,
+    Limits,
+    Objects,
+    Outcome,
+    Reason,
+    StoredCheckpoint,
+)
+from cluster.store.bulk import among, is_one_of
+from cluster.store.schema import attempts, batches, clips, jobs
+from pipeline.clips.clip import ClipSpec
+from pipeline.notes import Note, as_json, notes_from
 from pipeline.problems import Problem
 
-#: Rows of a detached batch, by number, that wait in the common lane (`cluster.store.heads`).
+_OBJECTS = tuple(field.name for field in fields(Objects))
+#: Rows of a detached batch, by number, that wait in the common lane (`cluster.store.queues`).
 COMMON_ROWS = 16
 
 #: All columns of a job, with the step of its newest attempt. While it waits, steps that were lost with that attempt
@@ -40,6 +56,12 @@ def select_jobs() -> sa.Select[Any]:
     return sa.select(*JOB_COLUMNS).select_from(jobs.outerjoin(attempts, newest))
 
 
+def with_clip_notes(query: sa.Select[Any]) -> sa.Select[Any]:
+    """`query` of jobs, with what was judged of the clip that each has."""
+    judged = clips.c.objects["notes"].label("clip_notes")
+    return query.add_columns(judged).outerjoin(clips, clips.c.id == jobs.c.clip_id)
+
+
 #: Whole jobs of the parameter `ids`.
 JOBS_BY_ID = select_jobs().where(among(jobs.c.id, "ids"))
 
@@ -51,16 +73,19 @@ def _spec_from(text: str) -> ClipSpec | None:
 
 
 def may_start(now: int | sa.BindParameter[int]) -> sa.ColumnElement[bool]:
-    """Of a queued row of `jobs` joined with its row of `batches`: whether it may start now.
+    """Whether a queued row of `jobs`, joined with its row of `batches`, may start at `now` (UTC epoch seconds).
 
-    The one place that says so: its batch is detached or waited for by somebody, neither paused nor stopped at a limit,
-    and the job's own time has come.
+    It may where its batch may and its own time has come.
     """
-    return sa.and_(
-        sa.or_(batches.c.attended_until.is_(None), batches.c.attended_until >= now),
-        batches.c.held.is_(None),
-        sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now),
-    )
+    return sa.and_(batch_may_start(batches, now), sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now))
+
+
+def batch_may_start(of: sa.FromClause, now: int | sa.BindParameter[int]) -> sa.ColumnElement[bool]:
+    """Whether jobs of a row of `batches` (or of an alias of it) may start at `now` (UTC epoch seconds).
+
+    The one place that says so: it is detached or waited for by somebody, and neither paused nor stopped at a limit.
+    """
+    return sa.and_(of.c.held.is_(None), sa.or_(of.c.attended_until.is_(None), of.c.attended_until >= now))
 
 
 def limits_of(row: Any) -> Limits:
@@ -69,7 +94,7 @@ def limits_of(row: Any) -> Limits:
 
 
 def job_from(row: Any) -> Job:
-    """A `Job` of a row of `select_jobs`."""
+    """A `Job` of a row of `select_jobs`, or of one that has the notes of its clip as well (`with_clip_notes`)."""
     return Job(
         id=row.id,
         owner=row.owner,
@@ -96,8 +121,14 @@ def job_from(row: Any) -> Job:
         clip_id=row.clip_id,
         step=row.step,
         steps=row.steps,
-        checkpoint=Checkpoint(row.checkpoint_key, row.checkpoint_step) if row.checkpoint_key else None,
+        checkpoint=StoredCheckpoint(row.checkpoint_key, row.checkpoint_step) if row.checkpoint_key else None,
+        clip_notes=notes_from(getattr(row, "clip_notes", None)),
     )
+
+
+def as_shown(job: Job, held: str | None) -> Job:
+    """The job as people see it: queued in a batch that is `held`, it is held itself, for the same reason."""
+    return replace(job, state=JobState.HELD, reason=held) if held and job.state is JobState.QUEUED else job
 
 
 def clip_from(row: Any) -> Clip:
@@ -107,9 +138,10 @@ def clip_from(row: Any) -> Clip:
         owner=row.owner,
         content_key=row.content_key,
         attempt_id=row.attempt_id,
-        objects=Objects(**row.objects),
+        objects=objects_from(row.objects),
         created_at=row.created_at,
         expired_at=row.expired_at,
+        notes=notes_from(row.objects.get("notes")),
     )
 
 
@@ -190,6 +222,12 @@ def job_values(
     }
 
 
-def objects_value(objects: Objects) -> dict[str, Any]:
-    """JSON column value of a clip's objects."""
-    return dict(vars(objects))
+def objects_value(objects: Objects, notes: Sequence[Note] = ()) -> dict[str, Any]:
+    """JSON column value of a clip's objects, and of what was judged of it."""
+    # Left out where nothing was: versions without notes do not read them.
+    return dict(vars(objects)) | ({"notes": as_json(notes)} if notes else {})
+
+
+def objects_from(value: Mapping[str, Any]) -> Objects:
+    """A clip's objects of their JSON column."""
+    return Objects(**{name: value[name] for name in _OBJECTS if name in value})

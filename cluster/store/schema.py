@@ -20,11 +20,13 @@ from sqlalchemy import (
     text,
 )
 
-#: Of a row of `batches`: it can stop by itself.
+from cluster.jobs.model import QUEUE_BY
+
+#: Condition on a row of `batches`: the batch can stop by itself.
 LIMITED = "max_failures IS NOT NULL OR max_gpu_seconds IS NOT NULL OR max_cost IS NOT NULL"
 
-#: What waiting jobs are told apart by, then their order.
-QUEUE = ("owner", "family", "resolution_class", "needs_bytes", "priority", "created_at", "number")
+#: What queues are told apart by, then the order of their jobs.
+QUEUE = (*QUEUE_BY, "created_at", "number")
 _QUEUED = "state = 'queued' AND not_before IS NULL"
 _TIMED = "state = 'queued' AND not_before IS NOT NULL"
 
@@ -141,7 +143,7 @@ jobs = Table(
     # Id of the job it waits for; until its batch is sealed, what the manifest calls it.
     Column("after", Text, nullable=True),
     UniqueConstraint("batch_id", "number"),
-    # Where it waits: its batch, or the common lane of the first few rows of detached batches (`cluster.store.heads`).
+    # Where it waits: its batch, or the common lane of the first few rows of detached batches (`cluster.store.queues`).
     Column("lane", String(64), nullable=False, server_default=text("''")),
     Index("ix_jobs_state", "state"),
     Index("ix_jobs_queues", "lane", *QUEUE, sqlite_where=text(_QUEUED), postgresql_where=text(_QUEUED)),
@@ -238,7 +240,7 @@ tallies = Table(
     Column("value", Float, nullable=False),
 )
 
-#: What measured peaks say of predicted ones: `cluster.lessons`. One row a key, however many clips were rendered.
+#: `cluster.estimates.memory.MemoryMeasurements`: one row a key, however many clips were rendered.
 peaks = Table(
     "peaks",
     metadata,
@@ -248,7 +250,7 @@ peaks = Table(
     Column("layout", String(255), primary_key=True),
     Column("dtype", String(16), primary_key=True),
     Column("kind", String(128), primary_key=True),
-    # Of the coefficients that the factors compare with.
+    # Hash of the coefficients that the ratios compare with.
     Column("footprint", String(16), nullable=False),
     Column("count", Integer, nullable=False),
     Column("ooms", Integer, nullable=False),
@@ -257,7 +259,7 @@ peaks = Table(
     Column("updated_at", BigInteger, nullable=False),
 )
 
-#: What measured times say of expected ones: `cluster.rates`. One row a key, however many clips were rendered.
+#: `cluster.estimates.times.TimeMeasurements`: one row a key, however many clips were rendered.
 rates = Table(
     "rates",
     metadata,
@@ -269,7 +271,7 @@ rates = Table(
     Column("pixels", Integer, primary_key=True, autoincrement=False),
     Column("layout", String(255), primary_key=True),
     Column("kind", String(128), primary_key=True),
-    # Of what the expectations follow from.
+    # Hash of what the expected times follow from.
     Column("prior", String(16), nullable=False),
     Column("count", Integer, nullable=False),
     Column("recent", JSON, nullable=False),
@@ -295,7 +297,7 @@ cards = Table(
     Column("seen_at", BigInteger, nullable=False),
 )
 
-#: What people (or a breaker) say of a card; one order a card, the last one counts. A card without a row is free.
+#: Orders of people (or a breaker) about cards; one a card, the last one counts. A card without a row is free.
 card_orders = Table(
     "card_orders",
     metadata,

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from pipeline.models.devices import EmulatedDevice
+from pipeline.devices.emulated import EmulatedDevice
+from pipeline.dryrun.shapes import KnownResults
 
 _aten = torch.ops.aten
 
@@ -35,15 +36,22 @@ class DryDevice(EmulatedDevice):
         super().__init__(2**62)
         #: Floating point operations since the last `reset_peak`, a multiplication and an addition being two.
         self.flops = 0
+        #: Operations since the last `reset_peak` at which the host would have waited for a card: values read back, and
+        #: tensors copied between them.
+        self.waits = 0
         #: The module in which the peak since the last `reset_peak` arose; empty outside of all modules.
         self.where = ""
+        #: Bytes of the largest convolution's input and output since the last `reset_peak`: what a kernel of another
+        #: memory format copies.
+        self.convolution_bytes = 0
+        self.results = KnownResults()
         self._names: dict[int, str] = {}
         self._inside: list[str] = []
 
     def reset_peak(self) -> None:
-        """Forget peak, place and operations."""
+        """Forget peak, place, operations, waits and the largest convolution."""
         super().reset_peak()
-        self.flops, self.where = 0, ""
+        self.flops, self.waits, self.where, self.convolution_bytes = 0, 0, "", 0
 
     def name(self, networks: Mapping[str, nn.Module]) -> None:
         """Learn what modules are called, for `where`."""
@@ -53,12 +61,14 @@ class DryDevice(EmulatedDevice):
 
     def took(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Count one operation and the tensors it returned."""
-        before = self._ledger.peak_bytes()
+        before = self._live.peak_bytes()
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.device.type == "meta":
-                self._ledger.take(leaf.untyped_storage())
-        if self._ledger.peak_bytes() > before:
+                self._live.take(leaf.untyped_storage())
+        if self._live.peak_bytes() > before:
             self.where = self._inside[-1] if self._inside else ""
+        if func is _aten.convolution.default:
+            self.convolution_bytes = max(self.convolution_bytes, args[0].nbytes + result.nbytes)
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=result))
@@ -75,7 +85,7 @@ class DryDevice(EmulatedDevice):
                 stack.callback(register_module_forward_pre_hook(self._enter).remove)
                 stack.callback(register_module_forward_hook(self._leave, always_call=True).remove)
                 stack.enter_context(_FusedAttention())
-                stack.enter_context(_Watch(self))
+                stack.enter_context(_Count(self))
                 yield
         finally:
             self._thread.inside = False
@@ -101,7 +111,7 @@ _READS: Mapping[Any, Callable[..., Any]] = {
 }
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, device: DryDevice) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._device = device
@@ -110,13 +120,27 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         from_card = bool(args) and isinstance(args[0], torch.Tensor) and args[0].device.type == "meta"
         if from_card and func in _READS:
+            self._device.waits += 1
             return _READS[func](*args)
         target = kwargs.get("device")
         if from_card and func is _aten._to_copy.default and target is not None and target.type == "cpu":
+            self._device.waits += 1
             return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        result = func(*args, **kwargs)
+        self._device.waits += _crosses(func, args, kwargs)
+        result = self._device.results.call(func, args, kwargs)
         self._device.took(func, args, kwargs, result)
         return result
+
+
+def _crosses(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether an operation copies from the host to the card: from memory that is not pinned, it waits for the queue."""
+    if func is _aten.copy_.default:
+        # A number is an argument of the kernel that fills.
+        return bool(args[0].device.type == "meta" and args[1].device.type == "cpu" and args[1].ndim)
+    target = kwargs.get("device")
+    return bool(
+        func is _aten._to_copy.default and target is not None and target.type == "meta" and args[0].device.type == "cpu"
+    )
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -11,19 +11,23 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
-from pipeline.caches import TensorCache, Tensors
-from pipeline.clip import ClipSpec, ResolutionClass
+from pipeline.clips.clip import ClipSpec, ResolutionClass
+from pipeline.denoising.caches import TensorCache, Tensors
 from pipeline.dryrun.device import DryDevice
 from pipeline.families import Family, Stage
-from pipeline.layouts import RESIDENT, Layout
+from pipeline.families.layouts import RESIDENT, Layout
 from pipeline.models.build import build
 from pipeline.models.diffusion import DiffusionModel
-from pipeline.models.parts import widened
+from pipeline.models.hooks.precision import widened
+from pipeline.models.parts import Halves
 
 _T = TypeVar("_T")
 
 #: Chunks of frames that are decoded; from the third on they are all alike.
 _DECODED_CHUNKS = 3
+
+#: Steps that are run: from the second on they are all alike, and what is computed once a clip is there.
+_DENOISED_STEPS = 2
 
 #: Switches that say where weights are, put back: what a stage takes besides them is the same.
 ALL_THERE = {"evict_encoders": False, "evict_denoiser": False, "stream_weights": False}
@@ -37,9 +41,11 @@ class StageRun:
     peak_bytes: int
     #: Path of the module in which that was.
     where: str
-    #: Floating point operations (a multiplication and an addition are two): of the stage, of one step while denoising,
-    #: and of the chunks that were decoded.
+    #: Floating point operations (a multiplication and an addition are two): of the stage, of a later step while
+    #: denoising, and of the chunks that were decoded.
     flops: int
+    #: Bytes of the largest convolution's input and output.
+    convolution_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +91,8 @@ class DryModel:
         self.device.name({name: getattr(parts, name) for name in parts.stages})
         #: Bytes of the networks of each stage, on the card.
         self.weights: Mapping[Stage, int] = {stage: self._placed(stage) for stage in Stage}
+        #: Bytes of the decoder's networks in half precision.
+        self.half_weights = self._halved()
 
     def latents_bytes(self, width: int, height: int, frames: int) -> int:
         """Bytes of a clip's latents."""
@@ -117,17 +125,18 @@ class DryModel:
                 picture = Image.new("RGB", spec.size)
                 halves, found[Stage.ENCODE] = self._measured(lambda: self.engine.condition(picture, spec))
                 if Stage.DENOISE in stages:
-                    latents, found[Stage.DENOISE] = self._measured(
-                        lambda: self.engine.denoise(halves, spec, layout, lambda _done, _total, _snapshot: None)
-                    )
-                    del latents
+                    found[Stage.DENOISE] = self._denoised(halves, spec, layout)
                 del halves
             if Stage.DECODE in stages:
+                self.engine.residency.place(Stage.DECODE, half=layout.decode_half)
                 # Whole, as they are there meanwhile; a part of them is decoded.
                 latents = torch.empty(1, *self.engine.latent_shape(spec), device=self.device.torch_device)
                 part = latents[:, :, : self._decoded(layout)]
-                _, found[Stage.DECODE] = self._measured(lambda: self.engine.decode(part, layout))
+                _, found[Stage.DECODE] = self._measured(
+                    lambda: self.engine.decode(part, layout), half=layout.decode_half
+                )
                 del latents, part
+                self.engine.residency.place(Stage.DECODE)
         return DryRun(
             layout=layout,
             pixels=width * height,
@@ -135,6 +144,16 @@ class DryModel:
             stages={stage: found[stage] for stage in Stage if stage in stages},
             seconds=time.perf_counter() - started,
         )
+
+    def _denoised(self, halves: Halves, spec: ClipSpec, layout: Layout) -> StageRun:
+        steps = spec.model_copy(update={"steps": _DENOISED_STEPS})
+        flops: list[int] = []
+
+        def after_step(_done: int, _total: int, _snapshot: object) -> None:
+            flops.append(self.device.flops)
+
+        _, found = self._measured(lambda: self.engine.denoise(halves, steps, layout, after_step))
+        return replace(found, flops=flops[-1] - flops[-2])
 
     @property
     def half_decoder(self) -> bool:
@@ -173,14 +192,28 @@ class DryModel:
 
     def _placed(self, stage: Stage) -> int:
         before = self.device.used_bytes()
-        self.engine._put(stage)
+        self.engine.residency.place(stage)
         return self.device.used_bytes() - before
 
-    def _measured(self, work: Callable[[], _T]) -> tuple[_T, StageRun]:
+    def _halved(self) -> int:
+        """Bytes of the decoder in half precision; it is back as it was afterwards."""
+        others = self.device.used_bytes() - self.weights[Stage.DECODE]
+        self.engine.residency.place(Stage.DECODE, half=True)
+        found = self.device.used_bytes() - others
+        self.engine.residency.place(Stage.DECODE)
+        return found
+
+    def _measured(self, work: Callable[[], _T], *, half: bool = False) -> tuple[_T, StageRun]:
         self.device.reset_peak()
         result = work()
-        peak = self.device.peak_bytes() - sum(self.weights.values())
-        return result, StageRun(peak_bytes=peak, where=self.device.where, flops=self.device.flops)
+        less = self.weights[Stage.DECODE] - self.half_weights if half else 0
+        peak = self.device.peak_bytes() - sum(self.weights.values()) + less
+        return result, StageRun(
+            peak_bytes=peak,
+            where=self.device.where,
+            flops=self.device.flops,
+            convolution_bytes=self.device.convolution_bytes,
+        )
 
 
 class _NoCache(TensorCache):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,25 +17,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.clip import ResolutionClass
+from pipeline.clips.clip import ResolutionClass
 from pipeline.dryrun.run import ALL_THERE, DryModel, DryRun, StageRun, clip_of
 from pipeline.families import Family, Stage, size_for
-from pipeline.footprint import decode_of, flops_per_step, footprint, latent_frames
-from pipeline.layouts import Layout
+from pipeline.families.layouts import Layout
+from pipeline.memory.footprint import decode_of, flops_per_step, footprint, latent_frames
+from pipeline.memory.tiles import largest_tile
 from pipeline.models.build import configs_of
-from pipeline.models.streaming import streamed_bytes
-from pipeline.tiles import largest_tile
+from pipeline.models.hooks.streaming import streamed_bytes
+from pipeline.placing import replace_if
 
 #: What lines are fitted to: the largest and the smallest class and one between, and one size that is no square.
 FIT_CLASSES = (ResolutionClass.P256, ResolutionClass.P512, ResolutionClass.P1024)
 FIT_FRAMES = (8, 16, 32)
-#: What they are checked against.
-CHECK_FRAMES = (8, 16, 24, 32)
-CHECK_ASPECTS = (1.0, 4 / 3, 3 / 4, 16 / 9, 9 / 16)
 
 #: Terms of a step's operations, as powers of pixels and latent frames: convolutions and feed-forward layers; attention
 #: in space, in time and in both; what is done once a clip or once a frame whatever its size.
 _TERMS = ((1, 1), (2, 1), (1, 2), (2, 2), (1, 0), (0, 1), (0, 0))
+#: What every table that was written here says of its source first.
+_SOURCE = "clipmill footprint "
+_HALF = {"decode_half": True}
 #: A fit whose worst point is off by less is not given a second line.
 _GOOD = 0.01
 
@@ -74,11 +76,12 @@ def configs_hash(family: Family) -> str:
 
 
 def measure(family: Family, tell: Callable[[str], None] = lambda _text: None) -> dict[str, Any]:
-    """The family's footprint table, from dry runs of its networks; as JSON would hold it."""
+    """The family's footprint table, from dry runs of its networks; as JSON has it."""
     model = DryModel(family, dtype_of(family))
     encode: list[Point] = []
     reencode: list[Point] = []
     denoise: dict[str, list[Point]] = {}
+    convolved: dict[str, list[Point]] = {}
     operations: list[tuple[int, int, int]] = []
     # What weights take is known exactly; the runs are for what is there besides.
     whole = [layout.model_copy(update=ALL_THERE) for layout in family.layouts]
@@ -90,20 +93,23 @@ def measure(family: Family, tell: Callable[[str], None] = lambda _text: None) ->
         for switches, layout in by_switches.items():
             run = model.run(width, height, frames, layout, frozenset({Stage.ENCODE, Stage.DENOISE}))
             denoise.setdefault(switches, []).append(_point(run, Stage.DENOISE, count))
+            convolved.setdefault(switches, []).append(_convolution(run.stages[Stage.DENOISE], run.pixels, count))
             tell(f"{width}×{height} × {frames} frames, {switches}: {run.seconds:.1f} s")
         encode.append(_point(run, Stage.ENCODE, frames))
+        convolved.setdefault("encode", []).append(_convolution(run.stages[Stage.ENCODE], run.pixels, frames))
         operations.append((width * height, count, run.stages[Stage.DENOISE].flops))
         if family.refinable and (width, height) in sizes[:2]:
             found = model.reencode(width, height, frames)
             reencode.append(Point(pixels=width * height, frames=frames, bytes=found.peak_bytes, where=found.where))
+            convolved.setdefault("reencode", []).append(_convolution(found, width * height, frames))
     most = max(allowed_frames(family, FIT_FRAMES))
-    decoded = _measure_decode(model, sizes, most, tell)
+    decoded = _measure_decode(model, sizes, most, convolved, tell)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
     return {
         "family": family.name,
         "dtype": model.dtype,
         "configs": configs_hash(family),
-        "source": f"clipmill footprint {family.name} --write; {versions}",
+        "source": f"{_SOURCE}{family.name} --write; {versions}",
         "weights": {stage.value: count for stage, count in model.weights.items()},
         "streamed": {
             stage.value: sum(map(streamed_bytes, model.engine.parts.of(stage)))
@@ -115,52 +121,69 @@ def measure(family: Family, tell: Callable[[str], None] = lambda _text: None) ->
         "reencode": fit_lines(reencode) if reencode else [],
         "latents": model.latents_bytes(*sizes[0], most) / math.prod(sizes[0]) / latent_frames(family, most),
         "flops": fit_operations(operations),
+        "convolutions": {where: fit_lines(points) for where, points in convolved.items()},
     }
 
 
 def _measure_decode(
-    model: DryModel, sizes: Sequence[tuple[int, int]], most: int, tell: Callable[[str], None]
+    model: DryModel,
+    sizes: Sequence[tuple[int, int]],
+    most: int,
+    convolved: dict[str, list[Point]],
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Of decoding: lines as declared and in float32, bytes of a blended frame, operations."""
+    """Measure decoding: lines as declared and in float32, bytes of a blended frame, operations; fills `convolved`."""
     family = model.family
     whole: list[Point] = []
     single: list[Point] = []
+    halved: list[Point] = []
     operations: list[float] = []
-    overflows = model.half_decoder
-    for (width, height), held in product(sizes, sorted({layout.decode_frames for layout in family.layouts} | {1, 2})):
-        layout, latents = Layout(decode_frames=held), model.latents_bytes(width, height, most)
+    overflows, halves = model.half_decoder, any(known.decode_half for known in family.layouts)
+    counts = sorted({layout.decode_frames for layout in family.layouts} | {1, 2})
+    for (width, height), together in product(sizes, counts):
+        layout, latents = Layout(decode_frames=together), model.latents_bytes(width, height, most)
         run = model.run(width, height, most, layout, frozenset({Stage.DECODE}))
-        whole.append(_decode_point(run.stages[Stage.DECODE], width * height, min(held, most), latents))
+        pixels, at_once = width * height, min(together, most)
+        whole.append(_decode_point(run.stages[Stage.DECODE], pixels, at_once, latents))
+        convolved.setdefault("decode", []).append(_convolution(run.stages[Stage.DECODE], pixels, at_once))
         if overflows:
             again = model.decode_single(width, height, most, layout)
-            single.append(_decode_point(again, width * height, min(held, most), latents))
-        operations.append(run.stages[Stage.DECODE].flops / (width * height * model.decoded_frames(layout, most)))
-        tell(f"{width}×{height}, {held} decoded together: {run.seconds:.1f} s")
+            single.append(_decode_point(again, pixels, at_once, latents))
+            convolved.setdefault("decode_single", []).append(_convolution(again, pixels, at_once))
+        if halves:
+            rounded = model.run(width, height, most, layout.model_copy(update=_HALF), frozenset({Stage.DECODE}))
+            halved.append(_decode_point(rounded.stages[Stage.DECODE], pixels, at_once, latents))
+            convolved.setdefault("decode_half", []).append(_convolution(rounded.stages[Stage.DECODE], pixels, at_once))
+        operations.append(run.stages[Stage.DECODE].flops / (pixels * model.decoded_frames(layout, most)))
+        tell(f"{width}×{height}, {together} decoded together: {run.seconds:.1f} s")
     lines = fit_lines(whole)
     canvas, blended = [0.0], [0.0]
-    layouts = {_decoding(known): known for known in family.layouts if known.decode_tile}.values()
+    # Of a decoder in half precision both are the same: frames are blended in float32.
+    tiled = [known.model_copy(update={"decode_half": False}) for known in family.layouts if known.decode_tile]
+    layouts = {_decoding(known): known for known in tiled}.values()
     for (width, height), layout in product(sizes, layouts):
         tile = largest_tile(width, height, layout, family.pixels_per_latent)
         if tile == width * height:
             continue
-        held = min(layout.decode_frames, most)
+        together = min(layout.decode_frames, most)
         run = model.run(width, height, most, layout, frozenset({Stage.DECODE}))
         found = _decode_point(
             run.stages[Stage.DECODE],
             tile,
-            held,
+            together,
             model.latents_bytes(width, height, most),
         )
         besides = found.bytes - max(_at(line, found) for line in lines)
         if found.where:
-            canvas.append(besides / (width * height * held))
+            canvas.append(besides / (width * height * together))
         elif besides > _GOOD * found.bytes:
             # In no module, and not what a tile takes: what is there when all tiles are done.
-            blended.append(found.bytes / (width * height * held))
-        tell(f"{width}×{height}, {held} decoded together in tiles of {layout.decode_tile}: {run.seconds:.1f} s")
+            blended.append(found.bytes / (width * height * together))
+        tell(f"{width}×{height}, {together} decoded together in tiles of {layout.decode_tile}: {run.seconds:.1f} s")
     return {
         "decode": lines,
         "decode_single": fit_lines(single) if single else [],
+        **({"decode_half": fit_lines(halved), "half_weights": model.half_weights} if halved else {}),
         "canvas": math.ceil(max(canvas) * 1e4) / 1e4,
         "blended": math.ceil(max(blended) * 1e4) / 1e4,
         "decode_flops": sum(operations) / len(operations),
@@ -172,12 +195,28 @@ def _decode_point(found: StageRun, pixels: int, frames: int, latents_bytes: int)
 
 
 def write(family: Family, table: Mapping[str, Any]) -> Path:
-    """Write a table into the package; returns where."""
-    import pipeline
+    """Write a table into the package, whole or not at all, in place of the family's earlier one; returns where.
 
-    path = Path(pipeline.__file__).parent / "footprints" / f"{family.name}.json"
-    path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    Raises `FileExistsError` where what stands there is no table that was written here, and leaves it as it was.
+    """
+    import pipeline.memory
+
+    path = Path(pipeline.memory.__file__).parent / "footprints" / f"{family.name}.json"
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        temporary.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        replace_if(temporary, path, lambda there: _is_table(there, family))
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
+
+
+def _is_table(file: Path, family: Family) -> bool:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found["family"] == family.name and str(found["source"]).startswith(_SOURCE)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def fit_lines(points: Sequence[Point]) -> list[dict[str, float]]:
@@ -220,7 +259,7 @@ def check(
         width, height = size_for(cls, aspect, family.stride)
         clip = clip_of(family, width, height, count)
         denoised: set[str] = set()
-        decoded: set[tuple[int, int, int]] = set()
+        decoded: set[tuple[int, int, int, bool]] = set()
         for layout in (each.model_copy(update=ALL_THERE) for each in distinct):
             stages = {Stage.ENCODE} if not denoised else set()
             if layout.denoise_switches not in denoised:
@@ -232,8 +271,8 @@ def check(
             run = model.run(width, height, count, layout, frozenset(stages))
             predicted = footprint(clip, layout)
             # Without the retry, which is checked apart.
-            told = {**predicted.stages, Stage.DECODE: decode_of(family, clip.size, count, layout)}
-            rows = [(stage.value, told[stage], run.stages[stage], resident, run.seconds) for stage in run.stages]
+            figures = {**predicted.tensors, Stage.DECODE: decode_of(family, clip.size, count, layout)}
+            rows = [(stage.value, figures[stage], run.stages[stage], resident, run.seconds) for stage in run.stages]
             if Stage.DECODE in stages and model.half_decoder:
                 started = time.perf_counter()
                 again = model.decode_single(width, height, count, layout)
@@ -260,13 +299,17 @@ def check(
                 }
 
 
-def _decoding(layout: Layout) -> tuple[int, int, int]:
-    return layout.decode_frames, layout.decode_tile, layout.decode_overlap
+def _decoding(layout: Layout) -> tuple[int, int, int, bool]:
+    return layout.decode_frames, layout.decode_tile, layout.decode_overlap, layout.decode_half
 
 
 def _point(run: DryRun, stage: Stage, frames: int) -> Point:
     found = run.stages[stage]
     return Point(pixels=run.pixels, frames=frames, bytes=found.peak_bytes, where=found.where)
+
+
+def _convolution(found: StageRun, pixels: int, frames: int) -> Point:
+    return Point(pixels=pixels, frames=frames, bytes=found.convolution_bytes, where="")
 
 
 def _at(line: Mapping[str, float], point: Point) -> float:

@@ -1,4 +1,4 @@
-"""Model families as data: strides, frame rules, native sizes and rates, tiers, licences. No torch here."""
+"""Model families as data, without torch: strides, frame rules, native sizes and rates, tiers, licences."""
 
 from pipeline.families.family import Component, Family, FrameRule, Line, MemoryModel, Stage, TierSettings
 from pipeline.families.registry import FAMILIES, family_named, is_resumable

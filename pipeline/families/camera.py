@@ -1,13 +1,13 @@
 """`camera`: real camera moves over the still, no weights, on the CPU."""
 
-from pipeline.clip import Tier
+from pipeline.clips.clip import Tier
 from pipeline.families.family import Family, FrameRule, TierSettings
 
 CAMERA = Family(
     name="camera",
     title="Camera moves over the still (no model)",
     engine="camera",
-    revision="1",
+    revision="2",
     repo=None,
     licence="Apache-2.0",
     stride=16,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pipeline.clip import ResolutionClass, Sampler, Tier
-from pipeline.layouts import RESIDENT, Layout
+from pipeline.clips.clip import ResolutionClass, Sampler, Tier
+from pipeline.families.layouts import RESIDENT, Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +48,20 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Bytes = fixed + per_pixel × pixels + per_pixel_frame × pixels × frames held at once."""
+    """Bytes = fixed + per_pixel × pixels + per_pixel_frame × pixels × frames computed together."""
 
     fixed: float = 0.0
     per_pixel: float = 0.0
     per_pixel_frame: float = 0.0
 
     def at(self, pixels: int, frames: int) -> int:
-        """Bytes for this many output pixels a frame and frames held at once."""
+        """Bytes for this many output pixels a frame and frames computed together."""
         return round(self.fixed + pixels * (self.per_pixel + self.per_pixel_frame * frames))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryModel:
-    """What the closed form of `pipeline.footprint` knows of a family; written by `clipmill footprint FAMILY --write`.
+    """What `pipeline.memory.footprint` knows of a family; written by `clipmill footprint FAMILY --write`.
 
     A stage takes the weights on the card at that time and the largest of its lines; several where the peak is
     elsewhere in small clips than in large ones.
@@ -71,11 +71,12 @@ class MemoryModel:
     weights: Mapping[Stage, int] = field(hash=False)
     #: Most of them at a time with `Layout.stream_weights`; the decoder's are never streamed.
     streamed: Mapping[Stage, int] = field(hash=False)
-    #: Besides the weights, while prompt and still are encoded; frames are those of the clip.
+    #: Bytes besides the weights while prompt and still are encoded; frames are those of the clip.
     encode: tuple[Line, ...]
-    #: The same for one denoising step, by `Layout.denoise_switches`; frames are latent frames of one evaluation.
+    #: Bytes besides the weights in one denoising step, by `Layout.denoise_switches`; frames are latent frames of one
+    #: evaluation.
     denoise: Mapping[str, tuple[Line, ...]] = field(hash=False)
-    #: The same while decoding, the clip's own latents apart; frames are those decoded together.
+    #: Bytes besides the weights and the clip's own latents while decoding; frames are those decoded together.
     decode: tuple[Line, ...]
     #: Bytes of the clip's latents per output pixel and latent frame.
     latents: float
@@ -89,14 +90,22 @@ class MemoryModel:
     source: str
     #: Floating point operations of decoding, per output pixel and frame.
     decode_flops: float = 0.0
-    #: While decoding in tiles, besides what a tile takes: bytes per output pixel and frame held, for the blended frame.
+    #: While decoding in tiles, besides what a tile takes: bytes of the blended frames per output pixel and frame.
     canvas: float = 0.0
-    #: Once it is blended, and no tile is there: bytes per output pixel and frame held.
+    #: After decoding in tiles, when no tile is there any more: bytes per output pixel and frame decoded together.
     blended: float = 0.0
-    #: As `decode`, in float32: what a decode that overflowed in half precision takes. Empty where there is none.
+    #: Like `decode`, by networks in float32, which repeat a decode that overflowed. Empty where none can overflow.
     decode_single: tuple[Line, ...] = ()
-    #: While a clip's frames are encoded again at another size (`Upscale.FRAMES`); frames are those of the clip.
+    #: Like `decode`, by networks in half precision (`Layout.decode_half`), and the bytes of those networks. Empty and 0
+    #: where no layout of the family decodes so.
+    decode_half: tuple[Line, ...] = ()
+    half_weights: int = 0
+    #: Bytes besides the weights while a clip's frames are encoded again at another size (`Upscale.FRAMES`); frames are
+    #: those of the clip.
     reencode: tuple[Line, ...] = ()
+    #: Bytes of the largest convolution's input and output, by stage or by `Layout.denoise_switches`; pixels and frames
+    #: are those of the stage's own lines. Empty: not known.
+    convolutions: Mapping[str, tuple[Line, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def weights_bytes(self) -> int:
@@ -112,7 +121,7 @@ class Component:
     #: Python package and class that load it.
     library: str
     cls: str
-    #: The stage whose network it is; None for what holds no weights (tokenizer, scheduler).
+    #: The stage whose network it is; None for what has no weights (tokenizer, scheduler).
     stage: Stage | None = None
     #: Files without any of which it cannot be loaded; networks need safetensors besides.
     files: tuple[str, ...] = ("config.json",)
@@ -145,9 +154,11 @@ class Family:
     native_class: ResolutionClass = ResolutionClass.P512
     #: (width, height) it was trained at: taken within their class for stills of about that aspect ratio.
     native_sizes: tuple[tuple[int, int], ...] = ()
-    #: None where `pipeline/footprints` has a table of it, as for every family with networks, or it uses no card memory.
+    #: None where `pipeline/memory/footprints` has a table of it, as for every family with networks, or where it uses
+    #: no card memory.
     memory: MemoryModel | None
-    #: Layouts the renderer may choose from: those that are exact, fastest first, then those in tiles, fastest first.
+    #: Layouts the renderer may choose from: those that are exact, fastest first, then those that decode in half
+    #: precision, fastest first, then those in tiles, fastest first.
     layouts: tuple[Layout, ...] = (RESIDENT,)
     #: Whether it needs torch (the `render` extra).
     needs_torch: bool = True
@@ -173,6 +184,9 @@ class Family:
     components: tuple[Component, ...] = ()
     #: What cards compute in: `float16` or `bfloat16`.
     half: str = "float16"
+    #: Compute capability of the cards that can do that; None where all can. Turing and older have no bfloat16:
+    #: attention would fall back to a way that takes many times the memory, and convolutions have none at all.
+    least_capability: tuple[int, int] | None = None
     #: Infix of the weight files fetched from the hub, such as `fp16`; empty where there is none.
     variant: str = "fp16"
     #: Whether its licence has to be accepted before the weights are used (not a permissive one).

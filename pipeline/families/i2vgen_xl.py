@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from pipeline.clip import Sampler, Tier
+from pipeline.clips.clip import Sampler, Tier
 from pipeline.families.family import Component, Family, FrameRule, Stage, TierSettings
-from pipeline.layouts import RESIDENT, Layout
+from pipeline.families.layouts import RESIDENT, Layout
 
 _TIERS = {
     Tier.DRAFT: TierSettings(frames=8, steps=30, fps=8),

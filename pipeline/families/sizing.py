@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from pipeline.clip import ResolutionClass
+from pipeline.clips.clip import ResolutionClass
 from pipeline.problems import BadInputError
 
 #: The widest (and, inverted, the tallest) aspect ratio a clip may have.

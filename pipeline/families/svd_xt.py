@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from pipeline.clip import ResolutionClass, Sampler, Tier
+from pipeline.clips.clip import ResolutionClass, Sampler, Tier
 from pipeline.families.family import Component, Family, FrameRule, Stage, TierSettings
-from pipeline.layouts import Layout
+from pipeline.families.layouts import Layout
 
 _TIERS = {
     Tier.DRAFT: TierSettings(frames=14, steps=15, fps=7),

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from pipeline.clip import ResolutionClass, Sampler, Tier
+from pipeline.clips.clip import ResolutionClass, Sampler, Tier
 from pipeline.families.family import Component, Family, FrameRule, Stage, TierSettings
-from pipeline.layouts import RESIDENT, Layout
+from pipeline.families.layouts import RESIDENT, Layout
 
 # One latent frame for the first frame, then one for every four.
 _FRAMES = FrameRule(minimum=5, maximum=121, multiple=4, offset=1)
@@ -16,6 +16,7 @@ _TIERS = {
 # 512 and 256 pixels a side, a quarter of it shared.
 _LARGE_TILES = {"decode_tile": 32, "decode_overlap": 8}
 _SMALL_TILES = {"decode_tile": 16, "decode_overlap": 4}
+_HALF = {"decode_half": True}
 # Exact ones first, of them the fastest first. The text encoder is larger than the denoiser: 24 GB hold one of them and
 # the autoencoder.
 _LAYOUTS = (
@@ -27,7 +28,12 @@ _LAYOUTS = (
     Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True),
     Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, chunk_feed_forward=8),
     Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, chunk_feed_forward=8, stream_weights=True),
-    # Not exact, for what decoding in float32 takes: at 720p 22 GB, whatever else is off the card.
+    # Not exact, for what decoding in float32 takes: at 720p 16 GB, whatever else is off the card. First by a decoder in
+    # half precision, which rounds each pixel; tiles change tones.
+    Layout(evict_encoders=True, **_HALF),
+    Layout(evict_encoders=True, split_guidance=True, **_HALF),
+    Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, **_HALF),
+    Layout(evict_encoders=True, split_guidance=True, chunk_feed_forward=8, stream_weights=True, **_HALF),
     Layout(evict_encoders=True, **_LARGE_TILES),
     Layout(evict_encoders=True, split_guidance=True, **_LARGE_TILES),
     Layout(evict_encoders=True, evict_denoiser=True, split_guidance=True, **_LARGE_TILES),
@@ -38,6 +44,7 @@ _LAYOUTS = (
 _SMALL_LAYOUTS = (
     RESIDENT,
     Layout(split_guidance=True),
+    Layout(split_guidance=True, **_HALF),
     Layout(split_guidance=True, **_LARGE_TILES),
     Layout(split_guidance=True, **_SMALL_TILES),
 )
@@ -78,6 +85,7 @@ WAN22_5B = Family(
     refinable=True,
     components=_COMPONENTS,
     half="bfloat16",
+    least_capability=(8, 0),
     variant="",
 )
 

@@ -1,1 +1,1 @@
-"""The networks of each family, loaded and run. Engines are imported when asked for: torch costs seconds."""
+"""The networks of each family, loaded and run; torch is imported when a model is asked for."""

@@ -10,7 +10,8 @@ import importlib
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,11 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.caches import TensorCache
-from pipeline.devices import Device
+from pipeline.denoising.caches import TensorCache
+from pipeline.devices.protocol import Device
 from pipeline.families import Component, Family
 from pipeline.models.diffusion import DiffusionModel
-from pipeline.models.loading import _ENGINES
+from pipeline.models.loading import engine_of
 from pipeline.models.parts import Parts
 
 #: Component name -> its published configuration.
@@ -48,7 +49,7 @@ def configs_of(family: Family) -> Configs:
             folder = Path(home) / family.name
             make_tiny(family, folder)
             return {c.name: _read(folder / c.name) for c in family.components if not _is_tokenizer(c)}
-    folder = Path(str(resources.files("pipeline") / "configs" / family.name))
+    folder = Path(str(resources.files("pipeline.families") / "configs" / family.name))
     if not folder.is_dir():
         raise LookupError(f"no configurations of {family.name!r} in {folder}: add one JSON file for each component")
     return {
@@ -75,7 +76,8 @@ def build_parts(family: Family, configs: Configs, dtype: torch.dtype, device: st
             found[component.name] = cls.from_config(config) if component.library != "transformers" else cls(**config)
             continue
         wanted = torch.float32 if component.full_precision else dtype
-        with torch.device(device):
+        # In its dtype from the start, as loading does it: in float32 first, Wan2.2 would take 35 GB of the card.
+        with torch.device(device), _defaulting_to(wanted):
             by_diffusers = component.library != "transformers"
             network = cls.from_config(config) if by_diffusers else cls(cls.config_class(**config))
         # Some layers make a parameter of a list, which heeds no default device.
@@ -92,14 +94,13 @@ def build(
 ) -> DiffusionModel:
     """The family's engine around random full-size networks on `device`, in its half precision unless told otherwise.
 
-    Each network is made on the device itself, so the host needs no room for it.
+    Each network is made on the device itself and in its own precision, so the host needs no room for it and the card
+    none beside it.
     """
     wanted = dtype or getattr(torch, family.half)
     parts = build_parts(family, configs_of(family), wanted, device.torch_device)
     origin = {"family": family.name, "revision": "random weights", "repo": ""}
-    module, name = _ENGINES[family.engine]
-    engine: DiffusionModel = getattr(importlib.import_module(module), name)(family, parts, device, origin, cache)
-    return engine
+    return engine_of(family)(family, parts, device, origin, cache)
 
 
 class StandInTokenizer:
@@ -125,14 +126,29 @@ def _read(folder: Path) -> Mapping[str, Any]:
     return {key: value for key, value in config.items() if key not in ("_diffusers_version", "transformers_version")}
 
 
+@contextmanager
+def _defaulting_to(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, parameters that name no dtype get `dtype`. Of the whole process, so for programs of one thread."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _give_dtype(network: nn.Module, dtype: torch.dtype) -> None:
-    """As `from_pretrained` does: parts a class names stay in float32."""
+    """Set the dtype as `from_pretrained` does: parts a class names stay in float32."""
     kept = tuple(getattr(network, "_keep_in_fp32_modules", None) or ())
     # transformers keeps its list in float32 against float16's small range only, diffusers always.
     if dtype is torch.bfloat16 and type(network).__module__.startswith("transformers"):
         kept = ()
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if tensor.is_floating_point() and not (set(kept) & set(name.split("."))):
+        if not tensor.is_floating_point():
+            continue
+        if set(kept) & set(name.split(".")):
+            tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
+        else:
             tensor.data = tensor.data.to(dtype)
 
 

@@ -17,11 +17,12 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.clip import ClipSpec, Fit
-from pipeline.layouts import Layout
-from pipeline.models.model import Frames, OnStep
-from pipeline.prompts import CameraMove, Motion, read_motion
-from pipeline.stills import Margins, extend, plain_sides, resize
+from pipeline.clips.clip import ClipSpec, Fit
+from pipeline.clips.frames import Frames, FrameSink
+from pipeline.clips.prompts import CameraMove, Motion, read_motion
+from pipeline.clips.stills import Margins, extend, plain_sides, product_box, resize
+from pipeline.families.layouts import Layout
+from pipeline.models.model import OnStep
 
 _Array = NDArray[np.float64]
 
@@ -44,6 +45,14 @@ _GUARD = 3
 _OVERSAMPLING = 2.5
 #: Most by which the picture is enlarged to keep its ends out of view; further moves are shortened.
 _MAX_OVERFRAME = 1.6
+#: Most by which the picture is shown smaller to keep the product in view, where its background goes on unseen.
+_MAX_PULLBACK = 1.2
+#: Share of a picture that its product is taken to fill where its background does not show it: what shops ask for.
+_ASSUMED_FILL = 0.87
+#: Air around the product, as a share of the clip's sides.
+_AIR = 0.01
+#: Moves that are shortened by less than this share are not worth a word.
+_UNSEEN_SHARE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,32 +94,52 @@ class Rect:
 class CameraModel:
     """Implements `pipeline.models.model.Model` without weights, on the CPU; `layout` and seed change nothing."""
 
+    def __init__(self) -> None:
+        #: The clip that was rendered last, and how much of its moves it has.
+        self._last: tuple[ClipSpec, float] | None = None
+
     def render(
-        self, still: Image.Image, spec: ClipSpec, layout: Layout, on_step: OnStep, resume: bytes | None = None
+        self,
+        still: Image.Image,
+        spec: ClipSpec,
+        layout: Layout,
+        on_step: OnStep,
+        resume: bytes | None = None,
+        sink: FrameSink | None = None,
     ) -> Frames:
-        """Render one clip: (frames, height, width, 3) uint8. A step is a frame. Raises `Stopped` if `on_step` does.
+        """Render one clip: (frames, height, width, 3) uint8. A step is a frame. Raises what `on_step` and `sink` raise.
 
         It gives no snapshots, so `resume` is never one of its own.
         """
-        views, canvas, origin, density = _plan(still.convert("RGB"), spec, read_motion(spec.prompt))
+        path, canvas, origin, density = _plan(still.convert("RGB"), spec, read_motion(spec.prompt))
+        self._last = spec, path.share
         frames = np.empty((spec.frames, spec.height, spec.width, 3), dtype=np.uint8)
+        if sink is not None:
+            sink.begin(frames)
         # Clip pixels -> centred clip coordinates -> (view) plane -> canvas pixels.
         centre = np.array([[1, 0, -spec.width / 2], [0, 1, -spec.height / 2], [0, 0, 1]])
         to_canvas = np.array([[density[0], 0, origin[0]], [0, density[1], origin[1]], [0, 0, 1]])
-        for i, view in enumerate(views):
+        for i, view in enumerate(path.views):
             warp = to_canvas @ view @ centre
             coefficients = tuple((warp / warp[2, 2]).ravel()[:8])
             frame = canvas.transform(
                 spec.size, Image.Transform.PERSPECTIVE, coefficients, resample=Image.Resampling.BILINEAR
             )
             frames[i] = np.asarray(frame)
+            if sink is not None:
+                sink.filled(i + 1)
             on_step(i + 1, spec.frames, None)
         return frames
 
     def notes(self, spec: ClipSpec) -> dict[str, Any]:
-        """The moves read from the prompt, or the one assumed in their place."""
+        """The moves read from the prompt, or the one assumed in their place.
+
+        Right after the clip was rendered also the share of them that there was room for, where it is not all.
+        """
         motion = read_motion(spec.prompt)
-        return {
+        share = self._last[1] if self._last is not None and self._last[0] == spec else 1.0
+        shortened = {"move_share": round(share, 2)} if share < 1 - _UNSEEN_SHARE else {}
+        return shortened | {
             "motion": str(motion),
             "moves": [str(move) for move in motion.moves],
             "speed": str(motion.speed),
@@ -129,7 +158,7 @@ class CameraModel:
         }
 
     def unload(self) -> None:
-        """Nothing is held between clips."""
+        """Nothing: the camera keeps nothing between clips."""
 
 
 # ------------------------------------------------------------------------------------------------- the path
@@ -215,16 +244,60 @@ def view_of(pose: Pose, width: int, height: int) -> _Array:
 # ------------------------------------------------------------------------------------- keeping within the picture
 
 
+@dataclass(frozen=True, kw_only=True)
+class CameraPath:
+    """Where the camera goes in a clip."""
+
+    #: Homographies (frames, 3, 3), as `view_of` makes them.
+    views: _Array
+    #: Length of the moves as a share of what was asked for.
+    share: float
+
+
 def _plan(
     still: Image.Image, spec: ClipSpec, motion: Motion
-) -> tuple[_Array, Image.Image, tuple[float, float], tuple[float, float]]:
-    """Views (frames, 3, 3), the canvas, where the plane's origin lies on it in pixels, and its pixels per unit."""
+) -> tuple[CameraPath, Image.Image, tuple[float, float], tuple[float, float]]:
+    """The path, the canvas, where the plane's origin lies on it in pixels, and its pixels per unit."""
     placed = _placed(still, spec)
     limits = _limits(still, spec, placed)
-    views = views_within(motion, progress(spec.frames, motion.loop), spec.size, limits)
+    box = product_box(still)
+    path = path_within(
+        motion,
+        progress(spec.frames, motion.loop),
+        spec.size,
+        limits,
+        product=_product(box, spec, placed),
+        # Nobody steps back for the sake of a product that is only assumed.
+        pullback=1.0 if box is None else _MAX_PULLBACK,
+    )
     wanted = max(1.0, min(still.width / placed.width, still.height / placed.height))
-    density = min(wanted, _magnification(views))
-    return views, *_canvas(still, placed, limits, _seen(views, spec.size), density)
+    density = min(wanted, _magnification(path.views))
+    return path, *_canvas(still, placed, limits, _seen(path.views, spec.size), density)
+
+
+def _product(box: tuple[float, float, float, float] | None, spec: ClipSpec, placed: Rect) -> Rect:
+    """What every view is to show whole: the product with some air, as far as the camera at rest shows it.
+
+    `box` is what `product_box` found; where that is nothing, or cut by the fit already, the middle is taken for it.
+    """
+    half_x, half_y = spec.width / 2, spec.height / 2
+    seen_x, seen_y = min(half_x, placed.width / 2), min(half_y, placed.height / 2)
+    left, right = -_ASSUMED_FILL * seen_x, _ASSUMED_FILL * seen_x
+    top, bottom = -_ASSUMED_FILL * seen_y, _ASSUMED_FILL * seen_y
+    if box is not None:
+        across = placed.left + box[0] * placed.width, placed.left + box[2] * placed.width
+        down = placed.top + box[1] * placed.height, placed.top + box[3] * placed.height
+        if -half_x <= across[0] and across[1] <= half_x:
+            left, right = across
+        if -half_y <= down[0] and down[1] <= half_y:
+            top, bottom = down
+    air_x, air_y = _AIR * spec.width, _AIR * spec.height
+    return Rect(
+        left=max(-half_x, left - air_x),
+        top=max(-half_y, top - air_y),
+        right=min(half_x, right + air_x),
+        bottom=min(half_y, bottom + air_y),
+    )
 
 
 def _placed(still: Image.Image, spec: ClipSpec) -> Rect:
@@ -259,28 +332,49 @@ def _limits(still: Image.Image, spec: ClipSpec, placed: Rect) -> Rect:
     )
 
 
-def views_within(motion: Motion, steps: _Array, size: tuple[int, int], limits: Rect) -> _Array:
-    """The views (frames, 3, 3) at `steps`, none of which reaches beyond `limits`.
+def path_within(
+    motion: Motion,
+    steps: _Array,
+    size: tuple[int, int],
+    limits: Rect,
+    *,
+    product: Rect | None = None,
+    pullback: float = _MAX_PULLBACK,
+) -> CameraPath:
+    """The path at `steps`: no view of it reaches beyond `limits`, and every view shows all of `product`.
 
-    One enlargement for the whole clip brings the ends of the picture out of view; where that would take more than
-    `_MAX_OVERFRAME`, the move is shortened instead.
+    One enlargement for the whole clip brings the ends of the picture out of view, and one reduction, where its
+    background goes on, keeps the product in view. Where that would take more than `_MAX_OVERFRAME` or `pullback`, or
+    both, the move is shortened instead. `product` is to lie within the camera's view at rest.
     """
-    amplitude = motion.speed.amplitude
+    share = 1.0
     while True:
-        views = np.stack([view_of(pose_at(motion, float(t), amplitude), *size) for t in steps])
-        if _inside(_enlarged(views, _MAX_OVERFRAME), size, limits):
+        views = np.stack([view_of(pose_at(motion, float(t), motion.speed.amplitude * share), *size) for t in steps])
+        most = _MAX_OVERFRAME if product is None else min(_MAX_OVERFRAME, _largest_scale(views, size, product))
+        if (most >= 1 / pullback - 1e-9 and _inside(_enlarged(views, most), size, limits)) or not share:
             break
-        amplitude = amplitude * 0.85 if amplitude > 1e-3 else 0.0
-    low, high = 1.0, _MAX_OVERFRAME
-    if _inside(views, size, limits):
-        return views
-    for _ in range(24):
-        middle = (low + high) / 2
-        if _inside(_enlarged(views, middle), size, limits):
-            high = middle
-        else:
-            low = middle
-    return _enlarged(views, high)
+        share = share * 0.9 if share > 1e-3 else 0.0
+    if most >= 1 and _inside(views, size, limits):
+        return CameraPath(views=views, share=share)
+    low, high = min(1.0, most), most
+    if not _inside(_enlarged(views, low), size, limits):
+        for _ in range(24):
+            middle = (low + high) / 2
+            if _inside(_enlarged(views, middle), size, limits):
+                high = middle
+            else:
+                low = middle
+    return CameraPath(views=_enlarged(views, high), share=share)
+
+
+def _largest_scale(views: _Array, size: tuple[int, int], product: Rect) -> float:
+    """By how much all views may be enlarged before one of them cuts the product. Lines stay lines: corners decide."""
+    x, y = (product.left, product.right), (product.top, product.bottom)
+    corners = np.array([(a, b, 1.0) for a in x for b in y]).T
+    points = np.linalg.inv(views) @ corners
+    points = np.abs(points[:, :2] / points[:, 2:])
+    across, down = points.max(axis=(0, 2))
+    return float(min(size[0] / 2 / max(across, 1e-9), size[1] / 2 / max(down, 1e-9)))
 
 
 def _enlarged(views: _Array, scale: float) -> _Array:

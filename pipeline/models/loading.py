@@ -9,11 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.devices import Device
+from pipeline.devices.protocol import Device
 from pipeline.families import FAMILIES, Component, Family
 from pipeline.families.licences import licence_problem, remembered_acceptances
+from pipeline.kernels.kernels import KernelChoice
 from pipeline.models.model import Model, OnLoad
-from pipeline.weights import (
+from pipeline.units import GIB, format_bytes
+from pipeline.weights.weights import (
     Here,
     WeightsError,
     WeightsManifest,
@@ -30,7 +32,7 @@ from pipeline.weights import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.caches import TensorCache
+    from pipeline.denoising.caches import TensorCache
     from pipeline.models.diffusion import DiffusionModel
     from pipeline.models.parts import Parts
 
@@ -61,6 +63,7 @@ def load_model(
     mirror: str = "",
     accepted: frozenset[str] = frozenset(),
     adapters: Mapping[str, Path] = MappingProxyType({}),
+    kernels: KernelChoice = KernelChoice.EAGER,
 ) -> Model:
     """Load `family` onto `device`, half precision on CUDA and float32 elsewhere.
 
@@ -68,7 +71,7 @@ def load_model(
     revision, kept under `home`; a family without a repo is built there. Only safetensors are read and no code is
     fetched. A folder with a manifest must be the pinned revision to the byte; one without is used and noted as
     unverified. `accepted`: families whose licence was accepted, besides those remembered under `home`. `adapters`:
-    files that clips may name, by SHA-256.
+    files that clips may name, by SHA-256. `kernels`: what its denoiser computes with.
 
     Raises `WeightsError` where the weights cannot be had or are not the family's, or its licence has not been
     accepted, `torch.OutOfMemoryError` where they do not fit.
@@ -87,18 +90,19 @@ def load_model(
     check_components(family, folder)
     check_files(family, folder)
     manifest = verify(
-        family, folder, home, on_start=lambda total: on_load(f"verifying {total / 2**30:.1f} GiB of {family.name}")
+        family, folder, home, on_start=lambda total: on_load(f"verifying {format_bytes(total)} of {family.name}")
     )
     origin = _origin(family, folder, manifest, local=weights_dir is not None)
     cuda = device.torch_device.startswith("cuda")
     parts = _load_parts(family, folder, getattr(torch, family.half) if cuda else torch.float32, on_load)
     model = engine(family, parts, device, origin, cache)
-    model.adapters = adapters
+    model.hooks.adapters = adapters
+    model.kernels.choice = kernels
     if weights_dir is not None and manifest is None:
         # Nobody vouches for its content: another file of the same name must not answer for this one.
         stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*.safetensors"))]
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        model.cache_name = hashlib.sha256(repr((model.weights, files)).encode()).hexdigest()
+        model.conditioning.weights_name = hashlib.sha256(repr((model.weights, files)).encode()).hexdigest()
     return model
 
 
@@ -144,7 +148,7 @@ def _fetch(family: Family, home: Path, offline: bool, on_load: OnLoad, mirror: s
             make_tiny(family, folder)
         return folder
 
-    from pipeline.hub import pull, source_text
+    from pipeline.weights.hub import pull, source_text
 
     folder = cached_folder(family, home)
     presence = weights_presence(family, home)
@@ -176,14 +180,14 @@ class _Told:
 
 
 def _told_bytes(words: str, done: int, total: int) -> str:
-    return f"{words} {done / 2**30:.2f} of {total / 2**30:.2f} GiB"
+    return f"{words} {done / GIB:.2f} of {total / GIB:.2f} GiB"
 
 
 def _load_parts(family: Family, folder: Path, dtype: Any, on_load: OnLoad) -> Parts:
     """Load every component of `folder` into host memory."""
     import torch
 
-    from pipeline.models.devices import off_card
+    from pipeline.devices.emulated import off_card
     from pipeline.models.parts import Parts
 
     found: dict[str, Any] = {}
@@ -191,8 +195,8 @@ def _load_parts(family: Family, folder: Path, dtype: Any, on_load: OnLoad) -> Pa
     with off_card(), torch.random.fork_rng(devices=[]):
         for number, component in enumerate(family.components, start=1):
             size = sum((folder / component.name / file).stat().st_size for file in _files(family, component, folder))
-            told = f", {size / 2**20:.0f} MiB" if size else ""
-            on_load(f"loading {component.name} ({number} of {len(family.components)}{told})")
+            size_text = f", {format_bytes(size)}" if size else ""
+            on_load(f"loading {component.name} ({number} of {len(family.components)}{size_text})")
             cls = getattr(importlib.import_module(component.library), component.cls)
             if component.stage is None:
                 found[component.name] = _load_settings(component, cls, folder)

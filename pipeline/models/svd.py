@@ -8,7 +8,7 @@ Neither are tiles: its norms and its attention are over all it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,13 +17,15 @@ from diffusers import EDMDPMSolverMultistepScheduler
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from PIL import Image
 
-from pipeline.caches import cache_key
-from pipeline.clip import ClipSpec, Sampler
-from pipeline.layouts import Layout
+from pipeline.clips.clip import ClipSpec, Sampler
+from pipeline.denoising.noise import noise
+from pipeline.families.layouts import Layout
 from pipeline.models.diffusion import DiffusionModel
-from pipeline.models.parts import Conditions, Halves, picture_sha256, unit_floats, widened
-from pipeline.models.tiling import decode_in_tiles
-from pipeline.noise import noise
+from pipeline.models.hooks.one_token import one_token_attention
+from pipeline.models.hooks.precision import widened
+from pipeline.models.parts import Conditions, Halves, unit_floats
+from pipeline.models.stages.conditioning import picture_sha256
+from pipeline.models.stages.tiling import decode_in_tiles
 
 #: How much moves, 1…255; what the authors' demonstration and diffusers take.
 MOTION_BUCKET = 127
@@ -63,7 +65,7 @@ class StableVideo(DiffusionModel):
     def guidance(self, spec: ClipSpec) -> torch.Tensor:
         """(1, 1, frames, 1, 1), from `FIRST_GUIDANCE` at the first frame to the clip's guidance at the last."""
         scales = torch.linspace(FIRST_GUIDANCE, spec.guidance, spec.frames)
-        return scales.view(1, 1, -1, 1, 1).to(device=self.device.torch_device, dtype=self._latents_dtype)
+        return scales.view(1, 1, -1, 1, 1).to(device=self.device.torch_device, dtype=self.latents_dtype)
 
     def evaluate(self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The UNet's prediction; it sees the picture's latents beside every frame."""
@@ -77,6 +79,10 @@ class StableVideo(DiffusionModel):
             return_dict=False,
         )[0]
         return prediction.transpose(1, 2)
+
+    def hoisting(self, *, ahead: Callable[[], bool]) -> AbstractContextManager[None]:
+        """Around one run of the loop: the picture is one token, so what it gives to each layer is computed once."""
+        return one_token_attention(self.parts.unet, ahead=ahead)
 
     def scheduler_of(self, spec: ClipSpec) -> Any:
         """Euler as the model came with it, or DPM-Solver++ on the same noise levels.
@@ -116,7 +122,7 @@ class StableVideo(DiffusionModel):
         return torch.stack(frames, dim=2) * self.parts.vae.config.scaling_factor
 
     def cut(self, conditions: Conditions, first: int, end: int) -> Conditions:
-        """The same: nothing in them belongs to one frame, and the network counts a window's frames from 0."""
+        """The conditions as they are: none belongs to one frame, and the network counts a window's frames from 0."""
         return conditions
 
     def embed_picture(self, picture: Image.Image) -> torch.Tensor:
@@ -138,7 +144,7 @@ class StableVideo(DiffusionModel):
         return embedding.unsqueeze(1)
 
     def notes(self, spec: ClipSpec) -> dict[str, Any]:
-        """That the prompt was not used, and the numbers besides the specification's that condition a clip."""
+        """Notes for the provenance: the prompt was not used, and what numbers beside the spec's condition a clip."""
         return {
             "prompt_used": False,
             "motion_bucket": MOTION_BUCKET,
@@ -148,22 +154,14 @@ class StableVideo(DiffusionModel):
 
     def _picture(self, picture: Image.Image) -> Conditions:
         def encode() -> Mapping[str, torch.Tensor]:
-            with self.encoders():
+            with self.residency.encoders():
                 pixels = torch.from_numpy(unit_floats(picture)) * 2.0 - 1.0
                 # Of no clip's seed: pictures are encoded once for all clips.
                 grain = noise(0, "svd picture", 0, 0, tuple(pixels.shape))
                 noised = pixels + PICTURE_NOISE * torch.from_numpy(grain)
                 return {"embedding": self.embed_picture(picture), "latents": self._latents_of(noised)}
 
-        key = cache_key(
-            "picture",
-            weights=self.cache_name,
-            family=self.family.name,
-            dtype=str(self.dtype),
-            picture=picture_sha256(picture),
-            noise=PICTURE_NOISE,
-        )
-        return self.to_card(self.cache.fetch(key, encode))
+        return self.conditioning.fetch("picture", encode, picture=picture_sha256(picture), noise=PICTURE_NOISE)
 
     def _latents_of(self, pixels: torch.Tensor) -> torch.Tensor:
         """(n, 4, height / 8, width / 8) of (n, 3, height, width) in -1…1, unscaled: the encoder's mode."""

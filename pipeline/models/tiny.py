@@ -27,13 +27,12 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from pipeline.denoising.noise import noise
 from pipeline.families import Family
-from pipeline.noise import noise
 
 _WIDTH = 16
 _MAX_TOKENS = 77
 _PICTURE_SIDE = 32
-
 
 #: Engine -> module and function that writes a small network of its kind into a folder.
 _WRITERS = {
@@ -67,59 +66,15 @@ def make_tiny(family: Family, folder: Path) -> None:
 
 
 def write_i2vgen_xl(folder: Path) -> None:
-    """A small I2VGen-XL."""
+    """Write a small I2VGen-XL into `folder`, in the layout of the real one."""
     tokenizer = _tokenizer()
     # Constructors draw from the global generator; every value they draw is replaced below.
     with torch.random.fork_rng(devices=[]):
         networks: dict[str, nn.Module] = {
-            "text_encoder": CLIPTextModel(
-                CLIPTextConfig(
-                    vocab_size=len(tokenizer),
-                    hidden_size=_WIDTH,
-                    intermediate_size=2 * _WIDTH,
-                    projection_dim=_WIDTH,
-                    num_hidden_layers=3,
-                    num_attention_heads=2,
-                    max_position_embeddings=_MAX_TOKENS,
-                    hidden_act="gelu",
-                    bos_token_id=tokenizer.bos_token_id,
-                    eos_token_id=tokenizer.eos_token_id,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-            ),
-            "image_encoder": CLIPVisionModelWithProjection(
-                CLIPVisionConfig(
-                    # Wide for its work, so that weights take a share of the card as the real ones do (a tenth at
-                    # 1024p × 32 frames): halving the activations must not halve the footprint.
-                    hidden_size=512,
-                    intermediate_size=2048,
-                    projection_dim=_WIDTH,
-                    num_hidden_layers=6,
-                    num_attention_heads=8,
-                    image_size=_PICTURE_SIDE,
-                    patch_size=8,
-                )
-            ),
-            "vae": AutoencoderKL(
-                block_out_channels=(4, 4, 4, 4),
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=1,
-                latent_channels=4,
-                norm_num_groups=2,
-                mid_block_add_attention=False,
-            ),
-            "unet": I2VGenXLUNet(
-                sample_size=32,
-                block_out_channels=(4, 8, 8, 8),
-                down_block_types=("DownBlock3D",) * 3 + ("CrossAttnDownBlock3D",),
-                up_block_types=("CrossAttnUpBlock3D",) + ("UpBlock3D",) * 3,
-                layers_per_block=1,
-                norm_num_groups=4,
-                cross_attention_dim=_WIDTH,
-                # In this network it sets the number of heads as well; `num_attention_heads` is ignored.
-                attention_head_dim=1,
-            ),
+            "text_encoder": _text_encoder(tokenizer),
+            "image_encoder": _image_encoder(),
+            "vae": _vae(),
+            "unet": _unet(),
         }
     for name, network in networks.items():
         fill(name, network)
@@ -129,7 +84,71 @@ def write_i2vgen_xl(folder: Path) -> None:
     CLIPImageProcessorPil(
         size={"shortest_edge": _PICTURE_SIDE}, crop_size={"height": _PICTURE_SIDE, "width": _PICTURE_SIDE}
     ).save_pretrained(folder / "feature_extractor")
-    DDIMScheduler(
+    _scheduler().save_pretrained(folder / "scheduler")
+
+
+def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=_WIDTH,
+            intermediate_size=2 * _WIDTH,
+            projection_dim=_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            max_position_embeddings=_MAX_TOKENS,
+            hidden_act="gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _image_encoder() -> CLIPVisionModelWithProjection:
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            # Wide for its work, so that weights take a share of the card as the real ones do (a tenth at
+            # 1024p × 32 frames): halving the activations must not halve the footprint.
+            hidden_size=512,
+            intermediate_size=2048,
+            projection_dim=_WIDTH,
+            num_hidden_layers=6,
+            num_attention_heads=8,
+            image_size=_PICTURE_SIDE,
+            patch_size=8,
+        )
+    )
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(4, 4, 4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    )
+
+
+def _unet() -> I2VGenXLUNet:
+    return I2VGenXLUNet(
+        sample_size=32,
+        block_out_channels=(4, 8, 8, 8),
+        down_block_types=("DownBlock3D",) * 3 + ("CrossAttnDownBlock3D",),
+        up_block_types=("CrossAttnUpBlock3D",) + ("UpBlock3D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=_WIDTH,
+        # In this network it sets the number of heads as well; `num_attention_heads` is ignored.
+        attention_head_dim=1,
+    )
+
+
+def _scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
@@ -137,7 +156,7 @@ def write_i2vgen_xl(folder: Path) -> None:
         set_alpha_to_one=True,
         timestep_spacing="leading",
         steps_offset=1,
-    ).save_pretrained(folder / "scheduler")
+    )
 
 
 def fill(component: str, network: nn.Module) -> None:

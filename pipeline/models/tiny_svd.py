@@ -55,7 +55,7 @@ class SmallUNet(UNetSpatioTemporalConditionModel):
 
     @classmethod
     def from_config(cls, *args: Any, **options: Any) -> Any:
-        """As diffusers'."""
+        """A network of `config`, as diffusers builds it but for groups that fit its channels."""
         with _few_groups():
             return super().from_config(*args, **options)
 
@@ -65,7 +65,7 @@ class SmallVae(AutoencoderKLTemporalDecoder):
 
     @classmethod
     def from_config(cls, *args: Any, **options: Any) -> Any:
-        """As diffusers'."""
+        """A network of `config`, as diffusers builds it but for groups that fit its channels."""
         with _few_groups():
             return super().from_config(*args, **options)
 
@@ -74,46 +74,7 @@ def write(folder: Path) -> None:
     """Write the networks, the sampler's settings and the picture's preprocessing into `folder`."""
     # Constructors draw from the global generator; every value they draw is replaced below.
     with torch.random.fork_rng(devices=[]):
-        networks: dict[str, nn.Module] = {
-            "image_encoder": CLIPVisionModelWithProjection(
-                CLIPVisionConfig(
-                    # Wide for its work, so that weights take a share of the card as the real ones do.
-                    hidden_size=256,
-                    intermediate_size=1024,
-                    projection_dim=_EMBEDDING,
-                    num_hidden_layers=4,
-                    num_attention_heads=4,
-                    image_size=_PICTURE_SIDE,
-                    patch_size=32,
-                )
-            ),
-            "vae": SmallVae.from_config(
-                {
-                    # Two: decoding works on pixels, and would else take longer than all steps together.
-                    "block_out_channels": (2, 2, 2, 2),
-                    "down_block_types": ("DownEncoderBlock2D",) * 4,
-                    "layers_per_block": 1,
-                    "latent_channels": 4,
-                    "scaling_factor": 0.18215,
-                    "force_upcast": True,
-                }
-            ),
-            "unet": SmallUNet.from_config(
-                {
-                    "sample_size": 32,
-                    "block_out_channels": (4, 8, 8, 8),
-                    # Attention at the lowest level alone keeps 1024p within a few seconds a step.
-                    "down_block_types": ("DownBlockSpatioTemporal",) * 3 + ("CrossAttnDownBlockSpatioTemporal",),
-                    "up_block_types": ("CrossAttnUpBlockSpatioTemporal",) + ("UpBlockSpatioTemporal",) * 3,
-                    "layers_per_block": 1,
-                    "addition_time_embed_dim": _TIME_WIDTH,
-                    "projection_class_embeddings_input_dim": _TIME_WIDTH * _TIME_IDS,
-                    "cross_attention_dim": _EMBEDDING,
-                    "num_attention_heads": 2,
-                    "num_frames": 25,
-                }
-            ),
-        }
+        networks: dict[str, nn.Module] = {"image_encoder": _image_encoder(), "vae": _vae(), "unet": _unet()}
     for name, network in networks.items():
         fill(name, network)
         half: Any = network.half()
@@ -121,7 +82,58 @@ def write(folder: Path) -> None:
     CLIPImageProcessorPil(
         size={"shortest_edge": _PICTURE_SIDE}, crop_size={"height": _PICTURE_SIDE, "width": _PICTURE_SIDE}
     ).save_pretrained(folder / "feature_extractor")
-    EulerDiscreteScheduler(
+    _scheduler().save_pretrained(folder / "scheduler")
+
+
+def _image_encoder() -> CLIPVisionModelWithProjection:
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            # Wide for its work, so that weights take a share of the card as the real ones do.
+            hidden_size=256,
+            intermediate_size=1024,
+            projection_dim=_EMBEDDING,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=_PICTURE_SIDE,
+            patch_size=32,
+        )
+    )
+
+
+def _vae() -> nn.Module:
+    config = {
+        # Two: decoding works on pixels, and would else take longer than all steps together.
+        "block_out_channels": (2, 2, 2, 2),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "scaling_factor": 0.18215,
+        "force_upcast": True,
+    }
+    built: nn.Module = SmallVae.from_config(config)
+    return built
+
+
+def _unet() -> nn.Module:
+    config = {
+        "sample_size": 32,
+        "block_out_channels": (4, 8, 8, 8),
+        # Attention at the lowest level alone keeps 1024p within a few seconds a step.
+        "down_block_types": ("DownBlockSpatioTemporal",) * 3 + ("CrossAttnDownBlockSpatioTemporal",),
+        "up_block_types": ("CrossAttnUpBlockSpatioTemporal",) + ("UpBlockSpatioTemporal",) * 3,
+        "layers_per_block": 1,
+        "addition_time_embed_dim": _TIME_WIDTH,
+        "projection_class_embeddings_input_dim": _TIME_WIDTH * _TIME_IDS,
+        "cross_attention_dim": _EMBEDDING,
+        "num_attention_heads": 2,
+        "num_frames": 25,
+    }
+    built: nn.Module = SmallUNet.from_config(config)
+    return built
+
+
+def _scheduler() -> EulerDiscreteScheduler:
+    return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -133,4 +145,4 @@ def write(folder: Path) -> None:
         timestep_spacing="leading",
         timestep_type="continuous",
         steps_offset=1,
-    ).save_pretrained(folder / "scheduler")
+    )

@@ -23,50 +23,14 @@ _CHANNELS = 8
 
 
 def write(folder: Path) -> None:
-    """Write it into `folder`, in the layout of the real one."""
+    """Write the networks, the tokenizer and the sampler's settings into `folder`, in the layout of the real one."""
     tokenizer = _tokenizer()
     # Constructors draw from the global generator; every value they draw is replaced below.
     with torch.random.fork_rng(devices=[]):
         networks: dict[str, Any] = {
-            "text_encoder": UMT5EncoderModel(
-                UMT5Config(
-                    vocab_size=len(tokenizer),
-                    d_model=_WIDTH,
-                    d_kv=8,
-                    d_ff=2 * _WIDTH,
-                    num_layers=2,
-                    num_heads=2,
-                    dropout_rate=0.0,
-                    pad_token_id=tokenizer.pad_token_id,
-                    eos_token_id=tokenizer.eos_token_id,
-                )
-            ),
-            "vae": AutoencoderKLWan(
-                base_dim=4,
-                decoder_base_dim=4,
-                z_dim=_CHANNELS,
-                dim_mult=[1, 1, 1],
-                num_res_blocks=1,
-                temperal_downsample=[True, True],
-                latents_mean=[0.125 * (place - 4) for place in range(_CHANNELS)],
-                latents_std=[0.5 + 0.125 * place for place in range(_CHANNELS)],
-                is_residual=True,
-                in_channels=48,
-                out_channels=48,
-                patch_size=4,
-                scale_factor_temporal=4,
-                scale_factor_spatial=16,
-            ),
-            "transformer": WanTransformer3DModel(
-                num_attention_heads=4,
-                attention_head_dim=12,
-                in_channels=_CHANNELS,
-                out_channels=_CHANNELS,
-                text_dim=_WIDTH,
-                freq_dim=32,
-                ffn_dim=512,
-                num_layers=2,
-            ),
+            "text_encoder": _text_encoder(tokenizer),
+            "vae": _vae(),
+            "transformer": _transformer(),
         }
     for name, network in networks.items():
         fill(name, network)
@@ -75,6 +39,54 @@ def write(folder: Path) -> None:
     tokenizer.save_pretrained(folder / "tokenizer")
     UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0).save_pretrained(
         folder / "scheduler"
+    )
+
+
+def _text_encoder(tokenizer: PreTrainedTokenizerFast) -> UMT5EncoderModel:
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(tokenizer),
+            d_model=_WIDTH,
+            d_kv=8,
+            d_ff=2 * _WIDTH,
+            num_layers=2,
+            num_heads=2,
+            dropout_rate=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def _vae() -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=_CHANNELS,
+        dim_mult=[1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        latents_mean=[0.125 * (place - 4) for place in range(_CHANNELS)],
+        latents_std=[0.5 + 0.125 * place for place in range(_CHANNELS)],
+        is_residual=True,
+        in_channels=48,
+        out_channels=48,
+        patch_size=4,
+        scale_factor_temporal=4,
+        scale_factor_spatial=16,
+    )
+
+
+def _transformer() -> WanTransformer3DModel:
+    return WanTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=12,
+        in_channels=_CHANNELS,
+        out_channels=_CHANNELS,
+        text_dim=_WIDTH,
+        freq_dim=32,
+        ffn_dim=512,
+        num_layers=2,
     )
 
 

@@ -10,16 +10,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from PIL import Image
 
-from pipeline.caches import cache_key
-from pipeline.clip import ClipSpec
-from pipeline.layouts import Layout
-from pipeline.models.devices import off_card
+from pipeline.clips.clip import ClipSpec
+from pipeline.devices.emulated import off_card
+from pipeline.families.layouts import Layout
 from pipeline.models.diffusion import DiffusionModel
-from pipeline.models.parts import Conditions, Halves, picture_sha256, unit_floats
-from pipeline.models.tiling import is_tiled, tiles_of
+from pipeline.models.hooks.causal_decoding import CausalDecoder
+from pipeline.models.hooks.two_timesteps import two_timesteps
+from pipeline.models.parts import Conditions, Halves, unit_floats
+from pipeline.models.stages.conditioning import picture_sha256
+from pipeline.models.stages.tiling import is_tiled, tiles_of
+from pipeline.models.tokens import cut_of
 
 #: Length, in tokens, of the prompt embeddings that the denoiser was trained on.
 MAX_TOKENS = 512
@@ -46,23 +49,26 @@ class Wan(DiffusionModel):
     def evaluate(self, latents: torch.Tensor, timestep: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The transformer's prediction: a velocity, where the still's frame is there and done already."""
         first, text = conditions["first"], conditions["encoder_hidden_states"]
-        _, high, wide = self.parts.transformer.config.patch_size
-        tokens = (latents.shape[3] // high) * (latents.shape[4] // wide)
-        times = latents.new_zeros(latents.shape[2] * tokens)
-        times[first.shape[2] * tokens :] = timestep
-        return self.parts.transformer(
-            hidden_states=_pinned(latents, first).to(self.dtype),
-            timestep=times.expand(latents.shape[0], -1),
-            encoder_hidden_states=text,
-            return_dict=False,
-        )[0]
+        network = self.parts.transformer
+        _, high, wide = network.config.patch_size
+        of_the_still = first.shape[2] * (latents.shape[3] // high) * (latents.shape[4] // wide)
+        times = latents.new_zeros(latents.shape[0], 2)
+        times[:, 1] = timestep
+        with two_timesteps(network, of_the_still):
+            prediction: torch.Tensor = network(
+                hidden_states=_pinned(latents, first).to(self.dtype),
+                timestep=times,
+                encoder_hidden_states=text,
+                return_dict=False,
+            )[0]
+        return prediction
 
     def settle(self, latents: torch.Tensor, conditions: Halves) -> torch.Tensor:
         """The first latent frame is the still's: what the sampler made of it was never looked at."""
         return _pinned(latents, conditions.conditional["first"])
 
     def cut(self, conditions: Conditions, first: int, end: int) -> Conditions:
-        """The still is in the window that begins with it; the others are held to it by what they overlap."""
+        """The conditions of a window: only the first window has the still; what windows share ties the others to it."""
         return {**conditions, "first": conditions["first"][:, :, first:end]}
 
     def decode_chunks(self, latents: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
@@ -98,11 +104,13 @@ class Wan(DiffusionModel):
 
     def _decode_part(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         vae = self.parts.vae
-        kept: list[Any] = [None] * sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
-        mean, deviation = self._spread(vae.dtype)
+        decoder = CausalDecoder(vae.decoder)
+        # Before anything is rounded, where the decoder is in half precision.
+        wide = torch.promote_types(vae.dtype, torch.float32)
+        mean, deviation = self._spread(wide)
         for place in range(latents.shape[2]):
-            part = vae.post_quant_conv(latents[:, :, place : place + 1].to(vae.dtype) / deviation + mean)
-            part = vae.decoder(part, feat_cache=kept, feat_idx=[0], first_chunk=place == 0)
+            part = (latents[:, :, place : place + 1].to(wide) / deviation + mean).to(vae.dtype)
+            part = decoder(vae.post_quant_conv(part))
             # Not clamped: an overflow has to stay visible.
             frames = [unpatchify(part, patch_size=vae.config.patch_size or 1)[0].transpose(0, 1)]
             del part
@@ -118,7 +126,7 @@ class Wan(DiffusionModel):
             raise ValueError(f"{pixels.shape[2]} frames are not of the form {vae.config.scale_factor_temporal}n+1")
         pixels = pixels.to(device=self.device.torch_device, dtype=vae.dtype)
         try:
-            mode = vae.encode(pixels, return_dict=False)[0].mode().to(self._latents_dtype)
+            mode = vae.encode(pixels, return_dict=False)[0].mode().to(self.latents_dtype)
         finally:
             # Where it fails half way, it would keep activations.
             vae.clear_cache()
@@ -134,13 +142,12 @@ class Wan(DiffusionModel):
         return states[:, : len(self._tokens(prompt, truncation=True).input_ids[0])].to(self.dtype)
 
     def notes(self, spec: ClipSpec) -> dict[str, Any]:
-        """What the provenance of one clip should say: how many tokens of each prompt the encoder did not see."""
-        cut = {}
-        for name, prompt in (("prompt", spec.prompt), ("negative_prompt", spec.negative_prompt)):
-            beyond = len(self._tokens(prompt, truncation=False, verbose=False).input_ids[0]) - MAX_TOKENS
-            if beyond > 0:
-                cut[f"{name}_tokens_cut"] = beyond
-        return cut
+        """What the provenance of one clip should say: which words of each prompt the encoder did not see."""
+        return cut_of(
+            {"prompt": spec.prompt, "negative_prompt": spec.negative_prompt},
+            lambda text: len(self._tokens(text, truncation=False, verbose=False).input_ids[0]),
+            MAX_TOKENS,
+        )
 
     def _tokens(self, prompt: str, **options: Any) -> Any:
         return self.parts.tokenizer([_clean(prompt)], max_length=MAX_TOKENS, add_special_tokens=True, **options)
@@ -149,14 +156,11 @@ class Wan(DiffusionModel):
         """(1, 512, dim): the prompt's embeddings, then zeros."""
 
         def embed() -> Mapping[str, torch.Tensor]:
-            with self.encoders():
+            with self.residency.encoders():
                 return {"embeddings": self.embed_prompt(prompt)}
 
-        key = cache_key(
-            "text", weights=self.cache_name, family=self.family.name, dtype=str(self.dtype), text=_clean(prompt)
-        )
         # Kept without the zeros, which are most of it.
-        embeddings = self.to_card(self.cache.fetch(key, embed))["embeddings"]
+        embeddings = self.conditioning.fetch("text", embed, text=_clean(prompt))["embeddings"]
         zeros = embeddings.new_zeros(1, MAX_TOKENS - embeddings.shape[1], embeddings.shape[2])
         return torch.cat([embeddings, zeros], dim=1)
 
@@ -164,17 +168,10 @@ class Wan(DiffusionModel):
         """(1, channels, 1, height / 16, width / 16): latents of the picture, as precise as the clip's own."""
 
         def encode() -> Mapping[str, torch.Tensor]:
-            with self.encoders():
+            with self.residency.encoders():
                 return {"latents": self.encode_frames(torch.from_numpy(unit_floats(picture) * 2.0 - 1.0).unsqueeze(2))}
 
-        key = cache_key(
-            "picture",
-            weights=self.cache_name,
-            family=self.family.name,
-            dtype=str(self.dtype),
-            picture=picture_sha256(picture),
-        )
-        return self.to_card(self.cache.fetch(key, encode))["latents"]
+        return self.conditioning.fetch("picture", encode, picture=picture_sha256(picture))["latents"]
 
     def _spread(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean, 1 / standard deviation) of the VAE's latents by channel, shaped to spread over them."""

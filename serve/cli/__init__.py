@@ -1,1 +1,1 @@
-"""The command line. Client commands import neither torch nor diffusers nor Ray."""
+"""The command line; client commands import neither torch nor diffusers nor Ray."""

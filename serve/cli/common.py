@@ -1,11 +1,10 @@
-"""Options, exit codes and the way errors are told, alike in every command."""
+"""Options, exit codes, output and the reporting of errors that all commands share."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -14,27 +13,30 @@ from typing import Annotated, Any, NoReturn
 import sqlalchemy.exc
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 
-from cluster.cards import NOMINAL_BYTES
+from cluster.catalog.few_step import FewStep
+from cluster.catalog.manifest import ManifestError
+from cluster.explain.reasons import Rules
 from cluster.farm import Farm
-from cluster.few_step import FewStep
-from cluster.manifest import ManifestError
-from cluster.results import ResultsError
+from cluster.fleet.cards import NOMINAL_BYTES
+from cluster.jobs.transitions import RefusedError
+from cluster.results.export import ResultsError
 from cluster.storage import Storage, StorageError
-from cluster.store import Database, Desk
+from cluster.store import BatchStore, Database
+from cluster.store.batches import IdempotencyConflictError
 from cluster.store.database import StoreVersionError
-from cluster.store.desk import IdempotencyConflictError
 from cluster.store.lookup import AmbiguousIdError, NoSuchBatchError, NoSuchCardError, NoSuchJobError
-from cluster.verbs import RefusedError
-from cluster.why import Rules
+from cluster.store.outage import why_unusable
 from pipeline.families import family_named
 from pipeline.families.licences import remember_acceptance
+from pipeline.kernels.kernels import KernelChoice
+from pipeline.private import private_folder
 from pipeline.problems import BadInputError
-from serve.local import FarmLock
-from serve.ports import FarmPort, FarmUnreachableError, LocalPort, RemotePort
+from serve.client import FarmClient, FarmUnreachableError, LocalClient, RemoteClient
+from serve.embedded import FarmLock
 from serve.settings import Settings
+from serve.terminal import PlainConsole, json_text
 
 
 class Exit(IntEnum):
@@ -50,8 +52,13 @@ class Exit(IntEnum):
 Home = Annotated[
     Path | None, typer.Option("--home", help="State and weights of this machine's farm (default: ~/.clipmill).")
 ]
+BatchId = Annotated[str | None, typer.Argument(help="Batch id, or its beginning (default: the newest).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Url = Annotated[str | None, typer.Option("--url", help="Address of a farm's gateway (default: this machine's).")]
+KernelsOption = Annotated[
+    KernelChoice | None,
+    typer.Option("--kernels", help="What denoisers compute with on cards (default: eager). See docs/kernels.md."),
+]
 Cards = Annotated[
     str | None,
     typer.Option("--cards", help="Emulate these cards on the CPU, such as c8,c24 (a class may be named twice)."),
@@ -67,14 +74,14 @@ AcceptLicense = Annotated[
 ]
 
 #: Progress and errors; results go to standard output.
-console = Console(stderr=True, highlight=False)
+console = PlainConsole(stderr=True)
 if not console.is_terminal:
     # A log file has no width; rich would cut tables at 80 columns.
     console.width = 160
 
 
 def settings_for(home: Path | None) -> Settings:
-    """Settings from the environment, with `--home` on top."""
+    """Settings from the environment; a `home` given by `--home` goes before the environment's."""
     return Settings() if home is None else Settings(home=home)
 
 
@@ -87,27 +94,76 @@ def accept_licenses(settings: Settings, names: list[str] | None) -> None:
             console.print(f"accepted: {family.licence} for {family.name}{where}", style="dim", soft_wrap=True)
 
 
+def open_home(settings: Settings) -> None:
+    """Make the home where there is none; take it from other users of the machine where they could look into it."""
+    before = private_folder(settings.home)
+    if before is not None:
+        console.print(
+            f"  note: other users could enter {settings.home} (mode {before:04o}); now only you can. "
+            "It holds the farm's database and token.",
+            style="dim",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def open_store(url: str) -> Database:
+    """The store at a URL, made and migrated where needed. Exits 3 where it cannot be used, and says where and why."""
+    database = Database.shared(url)
+    try:
+        database.migrate()
+    except sqlalchemy.exc.DBAPIError as error:
+        why, remedy = why_unusable(error)
+        fail(Exit.NO_FARM, f"the store at {database.shown_url} cannot be used: {why}. {remedy}")
+    except OSError as error:
+        why = error.strerror or str(error)
+        remedy = "Check the path and its rights; CLIPMILL_HOME or CLIPMILL_DATABASE_URL names another."
+        fail(Exit.NO_FARM, f"the store at {database.shown_url} cannot be used: {why}. {remedy}")
+    return database
+
+
 def local_farm(settings: Settings) -> Farm:
     """The farm of a home folder; its store is created and migrated when needed."""
-    settings.home.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database_url)
-    database.migrate()
-    return Farm(Desk(database), Storage(settings.storage_url), accepted=settings.accepted)
+    open_home(settings)
+    database = open_store(settings.database_url)
+    return Farm(BatchStore(database), Storage(settings.storage_url), accepted=settings.accepted)
 
 
-def connect(settings: Settings, url: str | None) -> FarmPort:
-    """The farm at `url`, else the one of the home folder."""
+def connect(settings: Settings, url: str | None) -> FarmClient:
+    """A client of the farm at `url` or `CLIPMILL_URL`, else of the farm of the home folder."""
     if address := url or settings.url:
-        return RemotePort(address)
+        return RemoteClient(address)
     facts = farm_facts(settings)
     few_step = {name: FewStep.model_validate(few) for name, few in facts.get("few_step", {}).items()}
     # The farm within `render` says nothing of itself, and goes by the defaults.
     rules = Rules.model_validate(facts.get("rules", {"plans": bool(facts)}))
-    return LocalPort(local_farm(settings), facts.get("default_model", "i2vgen-xl"), few_step, rules)
+    return LocalClient(local_farm(settings), facts.get("default_model", "i2vgen-xl"), few_step, rules)
+
+
+def knows_job(settings: Settings) -> Callable[[str], bool]:
+    """Tells whether a job of an id is there: on the farm of `CLIPMILL_URL`, else in the home's store.
+
+    A store that is not there is not made for the question.
+    """
+
+    def known(job_id: str) -> bool:
+        if not job_id.startswith("video_"):
+            return False
+        if settings.url:
+            try:
+                RemoteClient(settings.url).job(job_id)
+            except NoSuchJobError:
+                return False
+            return True
+        if Database.shared(settings.database_url).is_missing():
+            return False
+        return local_farm(settings).has_job(job_id)
+
+    return known
 
 
 def farm_facts(settings: Settings) -> dict[str, Any]:
-    """What the running farm of this home says of itself; empty where none runs."""
+    """Facts on the running farm of this home, as it noted them in its lock; empty where none runs."""
     return FarmLock(settings.home).holder() or {}
 
 
@@ -117,6 +173,14 @@ def require_farm(settings: Settings, url: str | None) -> None:
         return
     if FarmLock(settings.home).holder() is None:
         fail(Exit.NO_FARM, f"no farm runs on {settings.home}. Start one with `clipmill up`, or use `clipmill render`.")
+
+
+def newest(client: FarmClient) -> str:
+    """The id of the newest batch. Exits 2 where there is none."""
+    batches = client.batches(1)
+    if not batches:
+        fail(Exit.USAGE, "there are no batches")
+    return str(batches[0]["id"])
 
 
 def parse_cards(text: str) -> list[str]:
@@ -130,25 +194,29 @@ def parse_cards(text: str) -> list[str]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    """Print one JSON object on standard output, over several lines."""
+    sys.stdout.write(json_text(value, indent=2) + "\n")
 
 
 def print_line(value: Any) -> None:
-    """One JSON object on a line of standard output, at once."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """Print one JSON object on one line of standard output, and flush it."""
+    sys.stdout.write(json_text(value) + "\n")
     sys.stdout.flush()
+
+
+def say_error(message: str) -> None:
+    """Say what is wrong, where the process has something left to do."""
+    console.print(f"[bold red]error[/] {escape(message)}", soft_wrap=True, markup=True)
 
 
 def fail(code: Exit, message: str) -> NoReturn:
     """Say what is wrong and end with `code`."""
-    console.print(f"[bold red]error[/] {escape(message)}", soft_wrap=True)
+    say_error(message)
     raise typer.Exit(code)
 
 
 @contextmanager
-def telling_errors() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """Turn what can go wrong into one clear line and the right exit code."""
     try:
         yield
@@ -165,8 +233,9 @@ def telling_errors() -> Iterator[None]:
         fail(Exit.USAGE, str(error))
     except FarmUnreachableError as error:
         fail(Exit.NO_FARM, str(error))
-    except sqlalchemy.exc.OperationalError as error:
-        fail(Exit.NO_FARM, f"the store cannot be used: {error.orig}. Check that its disk is writable and not full.")
+    except sqlalchemy.exc.DBAPIError as error:
+        why, remedy = why_unusable(error)
+        fail(Exit.NO_FARM, f"the store cannot be used: {why}. {remedy}")
     except BrokenPipeError:
         # `… --json | head`: whoever read the output has seen enough.
         # Python flushes once more at its end, and must not meet the closed pipe again.

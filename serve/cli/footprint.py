@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,24 +12,34 @@ from rich import box
 from rich.table import Table
 from typer.core import TyperGroup
 
-from cluster.cards import NOMINAL_BYTES, Fleet, promised_bytes
-from cluster.lessons import LessonsFileError, from_text, to_text
-from cluster.store import Database, peaks
-from pipeline.clip import Tier
+from cluster.estimates.memory import MeasurementsFileError, from_text, to_text
+from cluster.fleet.cards import NOMINAL_BYTES, Fleet, promised_bytes
+from cluster.store import Database, measurements
+from pipeline.clips.clip import Tier
 from pipeline.families import Family, family_named, size_for
-from pipeline.footprint import cuda_share, flops_per_step, footprint_of, memory_model, reread
+from pipeline.memory.footprint import cuda_share, flops_per_step, footprint_of, memory_model, reread
+from pipeline.placing import replace_if
 from pipeline.problems import BadInputError
-from serve.cli.common import Exit, Home, Json, console, fail, print_json, settings_for, telling_errors
-from serve.cli.show import bytes_text
-
-_GIB = 2**30
+from pipeline.units import GIB, format_bytes
+from serve.cli.common import (
+    Exit,
+    Home,
+    Json,
+    console,
+    exit_on_error,
+    fail,
+    open_home,
+    open_store,
+    print_json,
+    settings_for,
+)
 
 
 class _FamilyOrCommand(TyperGroup):
     """`footprint FAMILY` means `footprint show FAMILY`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """See click."""
+        """Put the command `show` before a family's name, then parse as click does."""
         if args and args[0] not in (*self.commands, "--help", "-h"):
             args = ["show", *args]
         return super().parse_args(ctx, args)
@@ -54,7 +65,7 @@ def footprint(
     ] = False,
 ) -> None:
     """Show the memory and arithmetic a model needs, by class and layout, without GPU or weights."""
-    with telling_errors():
+    with exit_on_error():
         found = family_named(family)
         counts = frames or [found.tiers[Tier.STANDARD].frames]
         for count in counts:
@@ -79,13 +90,15 @@ def footprint(
         elif memory is None:
             console.print(f"{found.title} uses no card memory")
         else:
-            parts = ", ".join(f"{stage.value} {bytes_text(count)}" for stage, count in memory.weights.items())
-            console.print(f"{found.title}, {memory.dtype}: weights {bytes_text(memory.weights_bytes)} ({parts})")
-            console.print(_table(_telling(rows)))
+            parts = ", ".join(f"{stage.value} {format_bytes(count)}" for stage, count in memory.weights.items())
+            console.print(f"{found.title}, {memory.dtype}: weights {format_bytes(memory.weights_bytes)} ({parts})")
+            console.print(_table(_without_useless(rows)))
             console.print(
-                "  GiB of tensors in each stage, weights included; the total is the largest with CUDA's own share, "
-                "an estimate. TFLOP of one step with guidance. Layouts that save nothing in a class are left out; "
-                "`--json` has all of them.",
+                "  GiB that torch takes in each stage, weights included; `workspace`: how much of the largest is for "
+                "copies that cuDNN makes of convolutions' tensors, an estimate. The total is the largest with CUDA's "
+                "own share, an estimate too. TFLOP of one step with guidance. Layouts that save nothing in a class are "
+                "left out; `--json` has all of them. Lossy layouts, which are not exact, are taken only where no other "
+                "fits.",
                 style="dim",
                 soft_wrap=True,
             )
@@ -97,14 +110,18 @@ def export_lessons(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Write what this farm's measured peaks have taught, for another farm with such cards."""
-    with telling_errors():
-        lessons = peaks.load(_store(home))
-        file.write_text(to_text(lessons, version("clipmill")), encoding="utf-8")
+    """Write what this farm's measured peaks have taught, for another farm with such cards.
+
+    A file that is there already is replaced only if it is such a file.
+    """
+    with exit_on_error():
+        estimates = measurements.load_memory(_store(home))
+        count = len(estimates.measured)
+        _write_lessons(file, to_text(estimates, version("clipmill")))
         if as_json:
-            print_json({"file": str(file), "lessons": len(lessons.lessons)})
+            print_json({"file": str(file), "lessons": count})
         else:
-            console.print(f"wrote {_lessons_text(len(lessons.lessons))} to {file}", soft_wrap=True)
+            console.print(f"wrote {_lessons_text(count)} to {file}", soft_wrap=True)
 
 
 @app.command("import")
@@ -114,13 +131,13 @@ def import_lessons(
     as_json: Json = False,
 ) -> None:
     """Take over what another farm has learned; what this farm knows from more clips stays."""
-    with telling_errors():
+    with exit_on_error():
         try:
-            lessons = from_text(file.read_bytes())
-        except LessonsFileError as error:
+            theirs = from_text(file.read_bytes())
+        except MeasurementsFileError as error:
             fail(Exit.USAGE, f"{file} holds no lessons: {error}. Write it by `clipmill footprint export FILE`.")
-        taken = peaks.merge(_store(home), lessons)
-        left = len(lessons.lessons) - taken
+        taken = measurements.merge_memory(_store(home), theirs)
+        left = len(theirs.measured) - taken
         if as_json:
             print_json({"file": str(file), "taken": taken, "left": left})
         else:
@@ -131,12 +148,35 @@ def import_lessons(
             )
 
 
+def _write_lessons(file: Path, text: str) -> None:
+    """Write whole or not at all. Exits 2 where `file` is something else than lessons; raises `OSError`."""
+    target = file.resolve()
+    if target.exists() and not target.is_file():
+        # A pipe or /dev/stdout: there is nothing to lose.
+        target.write_text(text, encoding="utf-8")
+        return
+    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        replace_if(temporary, target, _holds_lessons)
+    except FileExistsError:
+        fail(Exit.USAGE, f"{file} is there already and holds no lessons of clipmill. Name another file.")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _holds_lessons(file: Path) -> bool:
+    try:
+        from_text(file.read_bytes())
+    except (MeasurementsFileError, OSError):
+        return False
+    return True
+
+
 def _store(home: Path | None) -> Database:
     settings = settings_for(home)
-    settings.home.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database_url)
-    database.migrate()
-    return database
+    open_home(settings)
+    return open_store(settings.database_url)
 
 
 def _lessons_text(count: int) -> str:
@@ -162,7 +202,9 @@ def footprint_rows(family: Family, frames: list[int]) -> list[dict[str, Any]]:
                         "frames": count,
                         "layout": str(layout),
                         "switches": layout.model_dump(mode="json"),
+                        "lossy": list(layout.lossy),
                         "stage_bytes": dict(predicted.stages),
+                        "workspace_bytes": dict(predicted.workspaces),
                         "total_bytes": predicted.peak_bytes + share,
                         "flops_per_step": flops_per_step(family, pixels, count),
                         "smallest_card": cards.smallest_class_for(predicted.peak_bytes),
@@ -171,8 +213,8 @@ def footprint_rows(family: Family, frames: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def _telling(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without layouts that take no less in any stage than an earlier one, such as tiles as large as the frame."""
+def _without_useless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of layouts that take less in some stage than every earlier one: no tiles as large as the frame."""
 
     def as_large(row: dict[str, Any], other: dict[str, Any]) -> bool:
         alike = (row["class"], row["frames"]) == (other["class"], other["frames"])
@@ -184,7 +226,7 @@ def _telling(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
     table.add_column("class")
-    for column in ("frames", "encode", "denoise", "decode", "total", "TFLOP/step"):
+    for column in ("frames", "encode", "denoise", "decode", "workspace", "total", "TFLOP/step"):
         table.add_column(column, justify="right")
     for column in ("smallest card", "layout"):
         table.add_column(column)
@@ -192,11 +234,12 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         table.add_row(
             row["class"],
             str(row["frames"]),
-            *(f"{row['stage_bytes'][stage] / _GIB:.2f}" for stage in ("encode", "denoise", "decode")),
-            f"{row['total_bytes'] / _GIB:.2f}",
+            *(f"{row['stage_bytes'][stage] / GIB:.2f}" for stage in ("encode", "denoise", "decode")),
+            f"{row['workspace_bytes'][max(row['stage_bytes'], key=row['stage_bytes'].__getitem__)] / GIB:.2f}",
+            f"{row['total_bytes'] / GIB:.2f}",
             f"{row['flops_per_step'] / 1e12:.3g}",
             row["smallest_card"] or "none is large enough",
-            row["layout"],
+            row["layout"] + (" (lossy)" if row["lossy"] else ""),
         )
     return table
 
@@ -208,6 +251,10 @@ def _write(family: Family) -> None:
         fail(Exit.USAGE, f"a dry run needs {error.name}. Install clipmill[render], or leave --write out.")
     if not family.components:
         raise BadInputError("family", f"{family.name} has no networks", "It needs no table.")
-    path = table.write(family, table.measure(family, lambda text: console.print(text, style="dim")))
+    measured = table.measure(family, lambda text: console.print(text, style="dim"))
+    try:
+        path = table.write(family, measured)
+    except FileExistsError as error:
+        fail(Exit.USAGE, f"{error.filename} is no table that clipmill wrote. Move it away first.")
     reread()
     console.print(f"wrote {path}", soft_wrap=True)

@@ -12,33 +12,30 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.fleet_file import Cards, cards_of, cards_of_roster, read_fleet
-from cluster.forecast import Forecast, Order, RowForecast, forecast
-from cluster.ingest import gather
-from cluster.manifest import ManifestError, read_manifest
-from cluster.rates import Rates
-from cluster.resolve import STRENGTH, Defaults
-from cluster.store import rates as store_rates
-from pipeline.clip import ResolutionClass, Tier, Upscale
+from cluster.catalog.ingest import gather
+from cluster.catalog.resolve import Defaults
+from cluster.estimates.times import TimeEstimates
+from cluster.fleet.fleet_file import Cards, cards_of, cards_of_roster, read_fleet
+from cluster.forecast.forecast import Forecast, Order, RowForecast, forecast
+from cluster.store import measurements
 from pipeline.families import family_named
-from serve.cli.common import Exit, Home, Json, console, local_farm, print_json, settings_for, telling_errors
-from serve.cli.options import (
-    Enlarge,
-    FewStepFile,
-    FromDraft,
-    MotionClass,
-    Sampler,
-    StepCache,
-    Strength,
-    Strict,
-    Window,
-    WindowOverlap,
-    few_step_of,
-)  # fmt: skip
-from serve.cli.session import first_rows
+from serve.cli.common import (
+    Exit,
+    Home,
+    Json,
+    console,
+    exit_on_error,
+    farm_facts,
+    knows_job,
+    local_farm,
+    print_json,
+    settings_for,
+)
+from serve.cli.options import Catalog, FewStepFile, RowOptions, few_step_of, with_option_groups
+from serve.cli.render import choose_model
 from serve.cli.show import clock_text
-from serve.forecasting import Sizes, as_drafts, forecast_view, wanted_of, with_cards
-from serve.settings import Settings
+from serve.gateway.forecasting import Sizes, as_drafts, forecast_view, wanted_of, with_cards
+from serve.settings import FarmArgs, Settings
 
 #: Rows that fit nowhere are shown up to here.
 _SHOWN = 20
@@ -46,30 +43,18 @@ _SHOWN = 20
 _CHANGES = 3
 
 
+@with_option_groups(leave_out={"fit", "seed", "not_before"})
 def forecast_catalog(
-    catalog: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file, or a folder of images.")],
+    catalog: Catalog,
     fleet: Annotated[
         Path | None,
         typer.Option(help="YAML: which cards, as examples/fleet.yaml (default: those of the farm that runs here)."),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="Model of rows that name none; `clipmill models` lists them.")
-    ] = "i2vgen-xl",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Prompt of rows that have none.")] = None,
-    resolution_class: Annotated[
-        ResolutionClass, typer.Option("--class", help="Resolution class of rows that name none.")
-    ] = ResolutionClass.P512,
-    tier: Annotated[Tier, typer.Option(help="Tier of rows that name none.")] = Tier.STANDARD,
-    sampler: Sampler = None,
-    window: Window = 0,
-    window_overlap: WindowOverlap = None,
-    step_cache: StepCache = 1,
-    motion_class: MotionClass = None,
-    from_draft: FromDraft = False,
-    strength: Strength = STRENGTH,
-    upscale: Enlarge = Upscale.LATENTS,
-    strict: Strict = False,
+        str | None,
+        typer.Option(help="Model of rows that name none (default: the farm's; without a farm or fleet as `render`)."),
+    ] = None,
+    rows: RowOptions = RowOptions(),  # noqa: B008 - frozen
     few_step: FewStepFile = None,
     order: Annotated[Order, typer.Option(help="Clips placed first: the longest, or as the catalog has them.")] = (
         Order.LONGEST
@@ -82,62 +67,58 @@ def forecast_catalog(
 
     Exit 1 where some rows fit no card or cannot be read.
     """
-    with telling_errors():
-        family = family_named(model)
-        manifest = read_manifest(catalog, prompt=prompt, model=family.name)
-        if limit is not None:
-            manifest = first_rows(manifest, limit)
-        if not manifest.rows:
-            raise ManifestError(catalog, "it has no rows", "Add a line per image below the header.")
+    with exit_on_error():
         settings = settings_for(home)
-        defaults = Defaults(
-            model=family.name,
-            resolution_class=resolution_class,
-            tier=tier,
-            sampler=sampler,
-            window=window,
-            window_overlap=window_overlap,
-            step_cache=step_cache,
-            motion_class=motion_class,
-            from_draft=from_draft,
-            strength=strength,
-            upscale=upscale,
-            strict=strict,
-            few_step=few_step_of(settings, few_step),
-        )
-        rates, roster = _known(settings)
+        family, choice = _model(settings, model, with_fleet=fleet is not None)
+        manifest = rows.read(catalog, family)
+        fast = few_step_of(settings, few_step)
+        defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
+        estimates, roster = _known(settings)
         cards = with_cards(cards_of(read_fleet(fleet)) if fleet else roster)
-        sizes = Sizes()
-        rows = list(gather(manifest, sizes.put))
+        sizes, is_job = Sizes(), knows_job(settings)
+        incoming = list(gather(manifest, sizes.put, rows.remote()))
         found = forecast(
-            wanted_of(rows, defaults, sizes.get),
+            wanted_of(incoming, defaults, sizes.get, is_job),
             cards,
-            rates,
+            estimates,
             order=order,
-            drafts=wanted_of(as_drafts(rows), defaults, sizes.get),
+            drafts=wanted_of(as_drafts(incoming), defaults, sizes.get, is_job),
             seed=seed,
         )
         if as_json:
-            print_json(forecast_view(found, cards))
+            print_json(forecast_view(found, cards, model=family))
         else:
+            console.print(f"model of rows that name none: {family} ({choice})", markup=False, soft_wrap=True)
             _show(found, cards)
     raise typer.Exit(Exit.DONE if all(row.fits for row in found.rows) else Exit.SOME_FAILED)
 
 
-def _known(settings: Settings) -> tuple[Rates, tuple[Cards, ...]]:
+def _model(settings: Settings, asked: str | None, *, with_fleet: bool) -> tuple[str, str]:
+    """(family of rows that name none, why it is that one): what the farm would take that the rows are handed to."""
+    if asked is not None and asked != "auto":
+        return family_named(asked).name, "asked for"
+    if asked is None and (name := farm_facts(settings).get("default_model")):
+        return str(name), "the default of the farm that runs here"
+    if asked is None and with_fleet:
+        # The cards of another place: what this machine has says nothing of them.
+        return str(FarmArgs.model_fields["default_model"].default), "a farm's default"
+    return choose_model("auto")
+
+
+def _known(settings: Settings) -> tuple[TimeEstimates, tuple[Cards, ...]]:
     """What was measured on this home, and the cards of the farm that runs there; nothing where there is no store."""
     url = sa.make_url(settings.database_url)
     if url.get_backend_name() == "sqlite" and not (url.database and Path(url.database).exists()):
-        return Rates(), ()
+        return TimeEstimates(), ()
     farm = local_farm(settings)
-    return store_rates.load(farm.desk.database), cards_of_roster(farm.desk.cards())
+    return measurements.load_times(farm.batch_store.database), cards_of_roster(farm.batch_store.cards())
 
 
 def _show(found: Forecast, cards: tuple[Cards, ...]) -> None:
     count = len(found.rows)
     fit = [row for row in found.rows if row.fits]
     fleet = ", ".join(map(str, cards))
-    console.print(f"[bold]{count} {'row' if count == 1 else 'rows'}[/] on {escape(fleet)}", soft_wrap=True)
+    console.print(f"[bold]{count} {'row' if count == 1 else 'rows'}[/] on {escape(fleet)}", soft_wrap=True, markup=True)
     if fit:
         console.print(_groups(fit))
         console.print(_uses(found))
@@ -147,18 +128,21 @@ def _show(found: Forecast, cards: tuple[Cards, ...]) -> None:
             f" no schedule takes less than {clock_text(found.bound_s)};"
             f" {clock_text(found.startup_s)} of it start the farm)",
             soft_wrap=True,
+            markup=True,
         )
-        _say_halving(found)
+        _print_halving(found)
     bad = [row for row in found.rows if not row.fits]
     for row in bad[:_SHOWN]:
-        console.print(f"[bold red]✗[/] row {row.number} {escape(row.name)}: {escape(row.why_not)}", soft_wrap=True)
+        console.print(
+            f"[bold red]✗[/] row {row.number} {escape(row.name)}: {escape(row.why_not)}", soft_wrap=True, markup=True
+        )
     if len(bad) > _SHOWN:
         console.print(f"  and {len(bad) - _SHOWN} rows more", style="dim")
     for note in found.notes:
-        console.print(f"  {escape(note)}", style="dim", soft_wrap=True)
+        console.print(f"  {note}", style="dim", soft_wrap=True)
 
 
-def _say_halving(found: Forecast) -> None:
+def _print_halving(found: Forecast) -> None:
     if not found.halving:
         console.print(
             "nothing that was tried halves it: the longest clip or the start takes more than half", soft_wrap=True
@@ -170,7 +154,7 @@ def _say_halving(found: Forecast) -> None:
         price = "" if change.extra_per_hour in (None, 0) else f", {change.extra_per_hour:.2f} $/h more"
         other = ", other clips" if change.changes_clips else ""
         words.append(f"{change.text} ({clock_text(change.finish_s)}{price}{other})")
-    console.print("to halve it: " + escape(" · ".join(words)), soft_wrap=True)
+    console.print("to halve it: " + " · ".join(words), soft_wrap=True)
 
 
 def _groups(rows: list[RowForecast]) -> Table:
@@ -186,7 +170,7 @@ def _groups(rows: list[RowForecast]) -> Table:
         first = same[0]
         for number, kind in enumerate(first.kinds):
             head = (str(len(same)), first.name, first.smallest_class or "") if number == 0 else ("", "", "")
-            table.add_row(*map(escape, head), escape(kind), f"{first.seconds[kind]:.1f}", str(first.layouts[kind]))
+            table.add_row(*head, kind, f"{first.seconds[kind]:.1f}", str(first.layouts[kind]))
     return table
 
 
@@ -196,12 +180,12 @@ def _uses(found: Forecast) -> Table:
         table.add_column(column, justify="left" if column == "kind" else "right")
     counted = Counter(use.kind for use in found.kinds)
     for use in found.kinds:
-        cost = "not known" if use.held_cost is None else f"{use.held_cost:.2f} $"
-        figures = (str(use.clips), f"{use.busy_hours:.3g}", f"{use.held_hours:.3g}", cost)
-        table.add_row(str(use.cards), escape(use.kind), *figures)
+        cost = "not known" if use.paid_cost is None else f"{use.paid_cost:.2f} $"
+        figures = (str(use.clips), f"{use.busy_hours:.3g}", f"{use.paid_hours:.3g}", cost)
+        table.add_row(str(use.cards), use.kind, *figures)
     if len(counted) > 1:
         total = "not known" if found.cost is None else f"{found.cost:.2f} $"
-        held = sum(use.held_hours for use in found.kinds)
+        held = sum(use.paid_hours for use in found.kinds)
         table.add_row(
             "", "all", str(sum(use.clips for use in found.kinds)), f"{found.gpu_hours:.3g}", f"{held:.3g}", total
         )

@@ -1,11 +1,17 @@
-"""Entry point of `clipmill`."""
+"""The command line `clipmill`: every command, in the order in which `--help` lists them."""
 
 from __future__ import annotations
 
+import platform
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
-from serve.cli import cards, farm, footprint, machine, manifests, models, store, verbs
+from serve.cli import batches, cards, commands, doctor, follow, footprint, manifests, models, store
+from serve.cli.check import check
 from serve.cli.forecast import forecast_catalog
+from serve.cli.logs import logs
 from serve.cli.render import render
 from serve.cli.suggest import suggest
 from serve.cli.watch import watch
@@ -13,23 +19,42 @@ from serve.cli.why import why
 
 app = typer.Typer(
     name="clipmill",
-    help="Turns catalog stills into short video clips on many GPUs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"clipmill {version('clipmill')} (Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Turns catalog stills into short video clips on many GPUs."""
+
+
 app.command()(render)
-app.command()(farm.up)
-app.command()(farm.submit)
-app.command()(farm.status)
-app.command()(farm.wait)
+app.command()(check)
+app.command()(batches.up)
+app.command()(batches.submit)
+app.command()(batches.status)
+app.command()(follow.wait)
+app.command()(follow.results)
 app.command()(watch)
+app.command()(logs)
 app.command()(why)
-for command in (verbs.pause, verbs.resume, verbs.cancel, verbs.retry, verbs.hold, verbs.approve, verbs.prioritize):
+for command in commands.COMMANDS:
     app.command()(command)
 app.add_typer(cards.app, name="cards")
-app.command()(machine.doctor)
+app.command()(doctor.doctor)
 app.command()(suggest)
 app.command("forecast")(forecast_catalog)
 app.add_typer(footprint.app, name="footprint")
@@ -40,7 +65,7 @@ app.add_typer(store.app, name="store")
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="clipmill")
 
 
 if __name__ == "__main__":

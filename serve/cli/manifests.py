@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from rich.markup import escape
 
 from serve.cli.common import Exit, Json, console, fail, print_json
-from serve.manifests import Document, Finding, check, serve_configs
+
+if TYPE_CHECKING:
+    from serve.deploy_check import DeployFinding, Document
 
 app = typer.Typer(help="Kubernetes manifests.", no_args_is_help=True)
 
@@ -37,7 +39,7 @@ def check_manifests(
 ) -> None:
     """Refuse keys Serve would ignore, and card classes and worker groups that do not agree."""
     given = None if config is None else _load_config(config)
-    results: dict[str, list[Finding]] = {}
+    results: dict[str, list[DeployFinding]] = {}
     for source in _sources(manifests):
         documents = _documents(source)
         results[str(source)] = _check_one(source, documents, given)
@@ -50,7 +52,10 @@ def check_manifests(
     raise typer.Exit(Exit.SOME_FAILED if failed else Exit.DONE)
 
 
-def _check_one(source: Path, documents: list[Document], given: Document | None) -> list[Finding]:
+def _check_one(source: Path, documents: list[Document], given: Document | None) -> list[DeployFinding]:
+    # Here, so that no other command loads it.
+    from serve.deploy_check import check, serve_configs
+
     if given is not None:
         return check(given, documents)
     try:
@@ -126,13 +131,13 @@ def _parse(text: str, source: Path) -> list[Document]:
     return documents
 
 
-def _print(results: dict[str, list[Finding]]) -> None:
+def _print(results: dict[str, list[DeployFinding]]) -> None:
     for source, findings in results.items():
         if not findings:
-            console.print(f"[green]✓[/] {escape(source)}")
+            console.print(f"[green]✓[/] {escape(source)}", markup=True)
             continue
-        console.print(f"[bold red]✗[/] [bold]{escape(source)}[/]")
+        console.print(f"[bold red]✗[/] [bold]{escape(source)}[/]", markup=True)
         for finding in findings:
-            console.print(f"  [bold]{escape(finding.where)}[/]", soft_wrap=True)
-            console.print(f"    {escape(finding.message)}", soft_wrap=True)
-            console.print(f"    [dim]{escape(finding.remedy)}[/]", soft_wrap=True)
+            console.print(f"  [bold]{escape(finding.where)}[/]", soft_wrap=True, markup=True)
+            console.print(f"    {finding.message}", soft_wrap=True)
+            console.print(f"    [dim]{escape(finding.remedy)}[/]", soft_wrap=True, markup=True)

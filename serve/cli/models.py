@@ -13,14 +13,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
-from cluster.cards import NOMINAL_BYTES, Fleet, promised_bytes
-from pipeline.clip import Tier
+from cluster.fleet.cards import NOMINAL_BYTES, Fleet, promised_bytes
+from pipeline.clips.clip import Tier
 from pipeline.families import FAMILIES, Family, family_named
 from pipeline.families.licences import licence_problem
-from pipeline.footprint import leanest_of, memory_model
-from pipeline.hub import pull as pull_weights
-from pipeline.weights import (
+from pipeline.memory.footprint import leanest_of, memory_model
+from pipeline.units import format_bytes
+from pipeline.weights.hub import pull as pull_weights
+from pipeline.weights.weights import (
     Here,
     OnBytes,
     WeightsError,
@@ -37,12 +39,11 @@ from serve.cli.common import (
     Json,
     accept_licenses,
     console,
+    exit_on_error,
     fail,
     print_json,
     settings_for,
-    telling_errors,
 )
-from serve.cli.show import bytes_text
 from serve.settings import Settings
 
 #: Seconds between two lines of progress where there is no terminal.
@@ -74,7 +75,7 @@ def models(ctx: typer.Context, home: Home = None, as_json: Json = False) -> None
             view["licence"],
             str(view["stride"]),
             view["frames"],
-            bytes_text(view["weights_bytes"]) if view["weights_bytes"] else "none",
+            format_bytes(view["weights_bytes"]) if view["weights_bytes"] else "none",
             view["smallest_card"] or "none is large enough",
             _here_text(view),
         )
@@ -91,7 +92,7 @@ def models(ctx: typer.Context, home: Home = None, as_json: Json = False) -> None
         if view["licence_note"]:
             console.print(f"  {view['name']}: {view['licence_note']}", style="dim", soft_wrap=True)
         if view["problem"]:
-            console.print(f"  {view['name']}: {escape(view['problem'])}", style="yellow", soft_wrap=True)
+            console.print(f"  {view['name']}: {view['problem']}", style="yellow", soft_wrap=True)
 
 
 @app.command()
@@ -103,7 +104,7 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Fetch the weights of models and check them. Run it again to go on where it was interrupted."""
-    with telling_errors():
+    with exit_on_error():
         families = [family_named(name) for name in dict.fromkeys(names)]
         settings = settings_for(home or ctx.obj)
         accept_licenses(settings, accept_license)
@@ -131,7 +132,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Read the fetched weights and compare them with the hub's checksums."""
-    with telling_errors():
+    with exit_on_error():
         families = [family_named(name) for name in names] if names else list(FAMILIES.values())
         settings = settings_for(home or ctx.obj)
         found: dict[str, str] = {}
@@ -161,16 +162,16 @@ def _pull_one(family: Family, settings: Settings, *, quiet: bool) -> bool:
         with bytes_progress(console, f"fetching {family.name}", silent=quiet) as on_bytes:
             folder = pull_weights(family, settings.home, endpoint=settings.mirror or None, on_bytes=on_bytes, tell=say)
     except WeightsError as error:
-        console.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
+        console.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, markup=True)
         return False
     except KeyboardInterrupt:
         presence = weights_presence(family, settings.home)
-        kept = f"{bytes_text(presence.bytes_here)} of {bytes_text(presence.bytes_total)} are kept. "
+        kept = f"{format_bytes(presence.bytes_here)} of {format_bytes(presence.bytes_total)} are kept. "
         again = f"Go on with: clipmill models pull {family.name}"
-        console.print(f"\n[bold]Stopped.[/] {kept if presence.bytes_total else ''}{again}", soft_wrap=True)
+        console.print(f"\n[bold]Stopped.[/] {kept if presence.bytes_total else ''}{again}", soft_wrap=True, markup=True)
         raise typer.Exit(Exit.INTERRUPTED) from None
-    size = bytes_text(weights_presence(family, settings.home).bytes_total)
-    say(f"[bold green]✓[/] {family.name}: {size}, checksums agree, in {escape(str(folder))}")
+    size = format_bytes(weights_presence(family, settings.home).bytes_total)
+    say(f"✓ {family.name}: {size}, checksums agree, in {folder}")
     return True
 
 
@@ -184,13 +185,13 @@ def _check_one(family: Family, settings: Settings, *, quiet: bool) -> str:
             manifest = verify(family, folder, settings.home, anew=True, on_bytes=on_bytes)
     except WeightsError as error:
         if not quiet:
-            console.print(f"[bold red]✗[/] {family.name}: {escape(str(error))}", soft_wrap=True)
+            console.print(f"[bold red]✗[/] {family.name}: {escape(str(error))}", soft_wrap=True, markup=True)
         return str(error)
     if not quiet and manifest is None:
         words = f"whole, but without checksums to compare with; `clipmill models pull {family.name}` fetches them"
-        console.print(f"[bold yellow]![/] {family.name}: {words}", soft_wrap=True)
+        console.print(f"[bold yellow]![/] {family.name}: {words}", soft_wrap=True, markup=True)
     elif not quiet:
-        console.print(f"[bold green]✓[/] {family.name}: checksums agree", soft_wrap=True)
+        console.print(f"[bold green]✓[/] {family.name}: checksums agree", soft_wrap=True, markup=True)
     return ""
 
 
@@ -235,19 +236,19 @@ class _Lines:
     def __init__(self, console: Console, words: str, clock: Callable[[], float]) -> None:
         self._console, self._words, self._clock = console, words, clock
         self._first: tuple[float, int] | None = None
-        self._said: tuple[float, int] | None = None
+        self._printed: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int) -> None:
         now = self._clock()
         if self._first is None:
             self._first = (now, done)
-        is_new = self._said is None or now - self._said[0] >= LINE_S or done >= total
-        if not is_new or (self._said and self._said[1] == done and done >= total):
+        is_new = self._printed is None or now - self._printed[0] >= LINE_S or done >= total
+        if not is_new or (self._printed and self._printed[1] == done and done >= total):
             return
-        self._said = (now, done)
+        self._printed = (now, done)
         seconds, gained = now - self._first[0], done - self._first[1]
-        rate = f", {bytes_text(int(gained / seconds))}/s" if gained and seconds > 0 else ""
-        self._console.print(f"{self._words}: {bytes_text(done)} of {bytes_text(total)}{rate}", soft_wrap=True)
+        rate = f", {format_bytes(int(gained / seconds))}/s" if gained and seconds > 0 else ""
+        self._console.print(f"{self._words}: {format_bytes(done)} of {format_bytes(total)}{rate}", soft_wrap=True)
 
 
 def _is_whole(family: Family, settings: Settings) -> bool:
@@ -281,10 +282,10 @@ def _view(family: Family, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _here_text(view: dict[str, Any]) -> str:
+def _here_text(view: dict[str, Any]) -> Text:
     if view["weights"] == Here.PARTIAL:
-        return f"{bytes_text(view['bytes_here'])} of {bytes_text(view['bytes_total'])}"
-    return "[red]damaged[/]" if view["weights"] == Here.DAMAGED else str(view["weights"])
+        return Text(f"{format_bytes(view['bytes_here'])} of {format_bytes(view['bytes_total'])}")
+    return Text("damaged", style="red") if view["weights"] == Here.DAMAGED else Text(str(view["weights"]))
 
 
 def _smallest_card(family: Family) -> str | None:

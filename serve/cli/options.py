@@ -1,23 +1,31 @@
-"""Options of `render` and `submit` that say how clips are made, and how they become `Defaults`."""
+"""Options that several commands have: how clips are made, when a batch is held, and what they become."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from pydantic import ValidationError
 
-from cluster.few_step import FewStep
-from cluster.resolve import STRENGTH, RowDefaults
-from cluster.times import parse_time
-from pipeline.clip import Fit, ResolutionClass, Tier, Upscale
-from pipeline.clip import Sampler as Samplers
+from cluster.catalog.few_step import FewStep
+from cluster.catalog.manifest import Manifest, ManifestError, read_manifest
+from cluster.catalog.resolve import STRENGTH, RowDefaults
+from cluster.catalog.times import parse_time
+from cluster.remote.policy import FetchPolicy
+from cluster.remote.stills import RemoteStills
+from cluster.results.ownership import twins, with_refusals
+from cluster.storage import Storage
+from pipeline.clips.clip import Fit, ResolutionClass, Tier, Upscale
+from pipeline.clips.clip import Sampler as Samplers
+from pipeline.problems import BadInputError
 from serve.cli.common import farm_facts
 from serve.few_step import read_few_step
+from serve.gateway.requests import TermFields
 from serve.settings import Settings
 
 _SPEED = "How clips are made (docs/parameters.md)"
@@ -48,18 +56,17 @@ Strength = Annotated[
     float, typer.Option(max=1, help="Share of the steps done on the enlarged clip.", rich_help_panel=_SPEED)
 ]
 Enlarge = Annotated[Upscale, typer.Option("--upscale", help="What is enlarged.", rich_help_panel=_SPEED)]
-#: Panel of options that say when a batch is held.
-TERMS = "When it is held (docs/operating.md)"
+_TERMS = "When it is held (docs/operating.md)"
 MaxFailures = Annotated[
     int | None,
-    typer.Option(min=1, help="Stop once so many rows have failed; what runs is finished.", rich_help_panel=TERMS),
+    typer.Option(min=1, help="Stop once so many rows have failed; what runs is finished.", rich_help_panel=_TERMS),
 ]
 MaxGpuHours = Annotated[
-    float | None, typer.Option(min=0, help="Stop once so many GPU hours are used.", rich_help_panel=TERMS)
+    float | None, typer.Option(min=0, help="Stop once so many GPU hours are used.", rich_help_panel=_TERMS)
 ]
 MaxCost = Annotated[
     float | None,
-    typer.Option(min=0, help="Stop once it has cost so much, by the table of rates (USD).", rich_help_panel=TERMS),
+    typer.Option(min=0, help="Stop once it has cost so much, by the table of rates (USD).", rich_help_panel=_TERMS),
 ]
 NotBefore = Annotated[
     str | None,
@@ -67,6 +74,14 @@ NotBefore = Annotated[
         "--not-before",
         metavar="TIME",
         help="Rows that say nothing of it start no sooner: 22:00, or 2026-11-21T22:00 (local time).",
+    ),
+]
+AllowPrivateHosts = Annotated[
+    str | None,
+    typer.Option(
+        "--allow-private-hosts",
+        metavar="HOST[:PORT],…",
+        help="Hosts of your own network, names or 10.1.0.0/16, that pictures are fetched from (docs/stills.md).",
     ),
 ]
 Strict = Annotated[
@@ -78,9 +93,16 @@ FewStepFile = Annotated[
 ]
 
 
+Catalog = Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file, or a folder of images.")]
+
+
+class OptionGroup:
+    """A frozen dataclass whose fields are options of every command that has a parameter of the class."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class RowOptions:
-    """What `render` and `submit` may say for rows that are silent; one option of both for each field."""
+class RowOptions(OptionGroup):
+    """Options for rows of a catalog that say nothing themselves, and which rows are read."""
 
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None
     prompt: Annotated[str | None, typer.Option(help="Prompt of rows that have none.")] = None
@@ -100,41 +122,123 @@ class RowOptions:
     upscale: Enlarge = Upscale.LATENTS
     strict: Strict = False
     not_before: NotBefore = None
+    allow_private_hosts: AllowPrivateHosts = None
+
+    def remote(self, storage: Storage | None = None) -> RemoteStills:
+        """What reads the pictures of rows that name URLs; `storage` is where unchanged ones are found again.
+
+        Raises `BadInputError` for hosts that cannot be read.
+        """
+        hosts = tuple(filter(None, map(str.strip, (self.allow_private_hosts or "").split(","))))
+        try:
+            policy = FetchPolicy(private_hosts=hosts, buckets=None)
+        except ValidationError as error:
+            what = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+            remedy = "Write HOST, HOST:PORT or a network, several with commas between them."
+            raise BadInputError("--allow-private-hosts", what, remedy) from error
+        return RemoteStills(policy, storage=storage)
 
     def defaults(self) -> RowDefaults:
-        """The same as the farm takes it. Raises `BadInputError` for a time that is none."""
-        said = {
+        """The options as the farm takes them. Raises `BadInputError` for a time that is none."""
+        values = {
             field.name: getattr(self, field.name) for field in fields(self) if field.name in RowDefaults.model_fields
         }
         if self.not_before is not None:
-            said["not_before"] = parse_time("--not-before", self.not_before)
-        return RowDefaults(**said)
+            values["not_before"] = parse_time("--not-before", self.not_before)
+        return RowDefaults(**values)
+
+    def read(self, catalog: Path, model: str | None) -> Manifest:
+        """The rows of `catalog` that are wanted; `model` is the one of rows that name none, where it is known.
+
+        Raises `ManifestError` where it cannot be read, or has no rows.
+        """
+        manifest = read_manifest(catalog, prompt=self.prompt, model=model)
+        if self.limit is not None:
+            manifest = replace(manifest, rows=manifest.rows[: self.limit])
+        if not manifest.rows:
+            raise ManifestError(catalog, "it has no rows", "Add a line per image below the header.")
+        # Before anything is rendered: two rows never share a file, wherever their clips are copied.
+        return with_refusals(manifest, twins(row.id for row in manifest.good))
 
 
-def with_row_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `RowOptions` in place of its parameter `rows`."""
-    hints, ours = get_type_hints(command, include_extras=True), get_type_hints(RowOptions, include_extras=True)
-    options = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=ours[field.name]
+@dataclass(frozen=True, kw_only=True)
+class TermOptions(OptionGroup):
+    """Options that say when a batch is held."""
+
+    hold: Annotated[
+        bool,
+        typer.Option(
+            "--hold", "--needs-approval", help="Nothing starts until `clipmill approve`.", rich_help_panel=_TERMS
+        ),
+    ] = False
+    proof: Annotated[
+        int, typer.Option(min=0, help="With --hold: the first rows start at once, as a proof.", rich_help_panel=_TERMS)
+    ] = 0
+    paused: Annotated[
+        bool, typer.Option("--paused", help="Nothing starts until `clipmill resume`.", rich_help_panel=_TERMS)
+    ] = False
+    max_failures: MaxFailures = None
+    max_gpu_hours: MaxGpuHours = None
+    max_cost: MaxCost = None
+    comment: Annotated[str, typer.Option(help="For people.", rich_help_panel=_TERMS)] = ""
+
+    def terms(self) -> dict[str, Any]:
+        """The fields of `TermFields` that are not as they would be anyway. Raises `pydantic.ValidationError`."""
+        fields_given = TermFields(
+            paused=self.paused,
+            needs_approval=self.hold or self.proof > 0,
+            proof=self.proof,
+            max_failures=self.max_failures,
+            max_gpu_hours=self.max_gpu_hours,
+            max_cost=self.max_cost,
+            comment=self.comment,
         )
-        for field in fields(RowOptions)
-    ]
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(command).parameters.items():
-        own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints.get(name))
-        parameters += options if name == "rows" else [own]
+        return fields_given.model_dump(exclude_defaults=True)
 
-    @wraps(command)
-    def run(**given: Any) -> None:
-        said = {field.name: given.pop(field.name) for field in fields(RowOptions)}
-        command(rows=RowOptions(**said), **given)
 
-    # What typer reads; without the second it would follow `__wrapped__` to the command itself.
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del run.__wrapped__
-    return run
+def with_option_groups(*, leave_out: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of its parameters that are `OptionGroup`s, each in place of the parameter.
+
+    `leave_out` names fields that are no option of this command; they keep their defaults.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        groups: dict[str, dict[str, inspect.Parameter]] = {}
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in inspect.signature(command).parameters.items():
+            if inspect.isclass(hints.get(name)) and issubclass(hints[name], OptionGroup):
+                groups[name] = _options_of(hints[name], leave_out)
+                parameters += groups[name].values()
+            else:
+                own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints.get(name))
+                parameters.append(own)
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            made = {
+                name: hints[name](**{field: given.pop(field) for field in options}) for name, options in groups.items()
+            }
+            command(**made, **given)
+
+        # What typer reads; without the second it would follow `__wrapped__` to the command itself.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del run.__wrapped__
+        return run
+
+    return decorate
+
+
+def _options_of(group: Any, leave_out: Collection[str]) -> dict[str, inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return {
+        field.name: inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(group)
+        if field.name not in leave_out
+    }
 
 
 def few_step_of(settings: Settings, file: Path | None) -> dict[str, FewStep]:

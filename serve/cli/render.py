@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -15,60 +16,66 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from cluster.few_step import FewStep
-from cluster.jobs import Batch, JobState, Outcome
-from cluster.manifest import ManifestError, read_manifest
-from cluster.resolve import Defaults
-from cluster.results import ResultsError
+from cluster.catalog.few_step import FewStep
+from cluster.catalog.resolve import Defaults
+from cluster.farm import Farm
+from cluster.jobs.model import Batch, JobState, Outcome
+from cluster.results.ownership import Inputs, with_refusals
 from pipeline.families import family_named
+from pipeline.kernels.kernels import KernelChoice
 from pipeline.problems import BadInputError
-from serve.cards import INSTALL_TORCH, find_gpus
 from serve.cli.common import (
     AcceptLicense,
     Cards,
     Exit,
     Home,
     Json,
+    KernelsOption,
     accept_licenses,
     console,
+    exit_on_error,
     fail,
     local_farm,
+    open_home,
     parse_cards,
     print_json,
     settings_for,
-    telling_errors,
 )
-from serve.cli.options import FewStepFile, RowOptions, few_step_of, with_row_options
-from serve.cli.results import ResultsWriter
-from serve.cli.session import FarmLostError, FarmStartError, RenderSession, first_rows, source_of
-from serve.cli.show import ProgressView, clock_text, notes_text, problems_table
-from serve.local import EmbeddedFarm, FarmLock, emulated_classes, gpu_classes
+from serve.cli.options import Catalog, FewStepFile, RowOptions, few_step_of, with_option_groups
+from serve.cli.results import ResultsWriter, out_folder
+from serve.cli.session import FarmLostError, FarmStartError, NoUsableCardError, RenderSession, source_of
+from serve.cli.show import ProgressView, clock_text, notes_text, problems_table, refusals_table, unknown_text
+from serve.embedded import EmbeddedFarm, FarmLock, emulated_classes, gpu_classes
+from serve.gateway.views import batch_view, job_view
+from serve.renderer.cards import INSTALL_TORCH, survey_gpus, why_none
+from serve.results_source import LocalResults
 from serve.settings import FarmArgs, Settings
-from serve.views import batch_view, job_view
 
 #: Cards of a machine without a GPU. Two, for two cores.
 DEFAULT_EMULATED = ["c8", "c24"]
-#: Seconds that clips in flight get after Ctrl-C: whoever presses it wants the terminal back.
+#: Seconds that running clips get after Ctrl-C: whoever presses it wants the terminal back.
 HASTY_S = 2.0
 
 
 def choose_model(asked: str) -> tuple[str, str]:
-    """(family, how it was chosen). `auto` is the only name that may end at `camera` unasked, and says so."""
+    """(name of the family, how it was chosen) for `--model`; only `auto` may come to `camera` unasked, and says so."""
     if asked != "auto":
         family = family_named(asked)
         if family.needs_torch and not find_spec("torch"):
             raise BadInputError("model", f"{family.name} needs torch, which is not installed", INSTALL_TORCH)
         return family.name, "asked for"
-    if not find_gpus():
-        return "camera", "auto: no GPU was found, so camera moves stand in for a diffusion model"
+    found = survey_gpus()
+    if not found.gpus:
+        why = f"no GPU was found ({why_none(found).message})"
+        return "camera", f"auto: {why}, so camera moves stand in for a diffusion model"
     if not find_spec("torch"):
         return "camera", "auto: torch is not installed, so camera moves stand in for a diffusion model"
     return "i2vgen-xl", "auto: a GPU was found"
 
 
-@with_row_options
+@with_option_groups()
 def render(
-    catalog: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file, or a folder of images.")],
+    catalog: Catalog,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where clips, posters and index.html go.")] = Path("out"),
     model: Annotated[str, typer.Option(help="Model of rows that name none; `clipmill models` lists them.")] = "auto",
     rows: RowOptions = RowOptions(),  # noqa: B008 - frozen
@@ -76,6 +83,7 @@ def render(
     cards: Cards = None,
     weights: Annotated[Path | None, typer.Option(help="Local folder of the model's weights.")] = None,
     accept_license: AcceptLicense = None,
+    kernels: KernelsOption = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -83,50 +91,96 @@ def render(
 
     Run it again to go on where it stopped; finished clips are never rendered twice.
     """
-    with telling_errors():
+    with exit_on_error():
         family, choice = choose_model(model)
-        manifest = first_rows(read_manifest(catalog, prompt=rows.prompt, model=family), rows.limit)
-        if not manifest.rows:
-            raise ManifestError(catalog, "it has no rows", "Add a line per image below the header.")
+        manifest = rows.read(catalog, family)
         settings = settings_for(home)
+        open_home(settings)
         accept_licenses(settings, accept_license)
         fast = few_step_of(settings, few_step)
-        defaults = Defaults(
-            model=family,
-            **rows.defaults().model_dump(),
-            few_step=fast,
-        )
-        args = farm_args(settings, family, cards, weights, fast)
+        defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
+        args = farm_args(settings, family, cards, weights, fast, kernels)
         farm = local_farm(settings)
+        remote = rows.remote(farm.storage)
         lock = FarmLock(settings.home)
-        _prepare_out(out)
+        asked = farm_options(cards, few_step, weights=f"{family}={weights.absolute()}" if weights else None)
+        where = _cards_of_running(lock, asked, farm) or cards_text(args)
+        inputs = Inputs.of(manifest.root, [(row.number, row.image) for row in manifest.good], [catalog, few_step])
+        folder = out_folder(out, catalog, inputs)
+        manifest = with_refusals(manifest, folder.refusals([row.id for row in manifest.good]))
         facts = {"model_choice": choice, "catalog": catalog.name}
-        writer = ResultsWriter(farm, out, facts)
+        writer = ResultsWriter(LocalResults(farm), out, facts, inputs)
         if not as_json:
-            words = f"[bold]clipmill[/] · {_rows(len(manifest.rows))} · {family} ({choice}) · cards {_cards_text(args)}"
-            console.print(words, soft_wrap=True)
+            words = f"[bold]clipmill[/] · {_rows(len(manifest.rows))} · {family} ({choice}) · cards {where}"
+            console.print(words, soft_wrap=True, markup=True)
             if note := family_named(family).licence_note:
                 console.print(f"  {family}: {note}", style="dim", soft_wrap=True)
+            _print_faults(args, family, cards)
         with ProgressView(console, silent=as_json) as show:
-            session = RenderSession(farm, lock, lambda: EmbeddedFarm(args), writer, show)
+            session = RenderSession(farm, lock, lambda: EmbeddedFarm(args), writer, show, {"options": asked}, remote)
+            notes = _Notes(farm, silent=as_json)
             batch = _run(
                 session,
-                lambda: session.run(manifest, defaults, name=catalog.name, source=source_of(catalog)),
-                lambda batch: _leave(writer, batch, _cards_text(args)),
+                lambda: session.run(
+                    manifest,
+                    defaults,
+                    name=catalog.name,
+                    source=source_of(catalog),
+                    cards=where,
+                    on_read=notes.of_rows,
+                ),
+                lambda batch: _leave(writer, batch, where),
                 show,
             )
-        sheet = writer.sheet(batch, _cards_text(args))
+        sheet = writer.sheet(batch.id, where)
         jobs = [job_view(job) for job in farm.jobs(batch.id)]
         failed = [job for job in jobs if job["state"] == JobState.FAILED]
         if as_json:
-            print_json({"batch": batch_view(batch), "jobs": jobs, "out": str(out), "sheet": str(sheet)})
+            print_json(
+                {"batch": batch_view(batch), "jobs": jobs, "out": str(out), "sheet": str(sheet)} | writer.to_json()
+            )
         else:
-            made = farm.desk.attempts_of(batch.owner, batch.id)
+            made = farm.batch_store.attempts_of(batch.owner, batch.id)
             rendered = sum(attempt.outcome is Outcome.COMPLETED for attempt in made)
-            for note in notes_text(jobs):
+            for note in [*unknown_text(manifest), *notes.new(jobs), *writer.notes_text()]:
                 console.print(f"  note: {note}", style="dim", markup=False, soft_wrap=True)
             _summary(batch, rendered, failed, sheet, writer)
-    raise typer.Exit(Exit.SOME_FAILED if batch.status != "completed" else Exit.DONE)
+    whole = batch.status == "completed" and not writer.refused
+    raise typer.Exit(Exit.DONE if whole else Exit.SOME_FAILED)
+
+
+class _Notes:
+    """Notes of a batch's rows: what is known before anything is rendered is said then, and the rest in the end."""
+
+    def __init__(self, farm: Farm, *, silent: bool) -> None:
+        self._farm, self._silent = farm, silent
+        self._said: frozenset[str] = frozenset()
+
+    def of_rows(self, batch_id: str) -> None:
+        """Say what is noted of the rows of a batch that has just been handed in."""
+        if self._silent:
+            return
+        lines = self.new([job_view(job) for job in self._farm.jobs(batch_id)])
+        self._said = frozenset(lines)
+        for line in lines:
+            console.print(f"  note: {line}", style="dim", markup=False, soft_wrap=True)
+
+    def new(self, jobs: list[dict[str, Any]]) -> list[str]:
+        """The notes of these jobs that have not been said."""
+        return [line for line in notes_text(jobs) if line not in self._said]
+
+
+def _print_faults(args: FarmArgs, family: str, cards: str | None) -> None:
+    """Say why GPUs of this machine are left out, where nobody asked for emulated cards."""
+    if cards is not None:
+        return
+    found = survey_gpus()
+    problems = [fault.problem for fault in found.faults]
+    if args.emulate and not problems and family_named(family).repo:
+        # Cards are emulated in its place, which hold small networks only.
+        problems = [why_none(found)]
+    for problem in problems:
+        console.print(f"  {problem.message}. {problem.remedy}", style="yellow", markup=False, soft_wrap=True)
 
 
 def farm_args(
@@ -135,6 +189,7 @@ def farm_args(
     cards: str | None,
     weights: Path | None,
     few_step: Mapping[str, FewStep] | None = None,
+    kernels: KernelChoice | None = None,
 ) -> FarmArgs:
     """The embedded farm: emulated cards where asked for or where there is no GPU, else this machine's GPUs."""
     classes = gpu_classes() if cards is None else {}
@@ -152,25 +207,48 @@ def farm_args(
         accept_licenses=settings.accept_licenses,
         weights={family: str(weights.absolute())} if weights else {},
         few_step=dict(few_step or {}),
+        kernels=kernels or KernelChoice.EAGER,
         gateway=False,
     )
-
-
-def _prepare_out(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResultsError(f"cannot write to {out}: {error.strerror}", "Name another folder with --out.") from error
-    # Before anything is rendered, not after the first clip.
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise ResultsError(f"{out} may not be written to", "Name another folder with --out, or change its rights.")
 
 
 def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count} rows"
 
 
-def _cards_text(args: FarmArgs) -> str:
+def farm_options(cards: str | None, few_step: Path | None, weights: str | None = None) -> dict[str, str]:
+    """The options that only the farm obeys which a command starts, as its home's lock notes them; those given."""
+    given = {
+        "--cards": cards and ",".join(sorted(parse_cards(cards))),
+        "--few-step": few_step and str(few_step.resolve()),
+        "--weights": weights,
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _cards_of_running(lock: FarmLock, asked: Mapping[str, str], farm: Farm) -> str:
+    """The cards of the farm that another process runs on this home, in words; empty where none does.
+
+    Exits 2 where that farm was started with other options than are `asked` for.
+    """
+    holder = lock.holder()
+    if holder is None:
+        return ""
+    has = holder.get("options", {})
+    if ignored := [name for name, value in asked.items() if has.get(name) != value]:
+        which = f"process {holder['pid']}" if holder.get("pid") else "another process"
+        fail(
+            Exit.USAGE,
+            f"a farm runs on this home already ({which}), and was started otherwise: it would not obey "
+            f"{' and '.join(ignored)}. Leave that out, end that farm, or give this one another --home.",
+        )
+    classes = Counter(beat.card_class for beat in farm.batch_store.cards())
+    text = ", ".join(f"{number} × {name}" for name, number in sorted(classes.items()))
+    return f"{text or 'not heard yet'}, of the farm that runs"
+
+
+def cards_text(args: FarmArgs) -> str:
+    """The cards of a farm in words, such as `2 × c24` or `1 × c8 (emulated)`."""
     text = ", ".join(f"{t.replicas} × {name}" for name, t in args.card_classes.items())
     return f"{text} (emulated)" if args.emulate else text
 
@@ -179,7 +257,7 @@ def _leave(writer: ResultsWriter, batch_id: str, cards: str) -> None:
     """Write what there is so far: a night's work that was stopped is still worth looking at."""
     with suppress(Exception):
         writer.update(batch_id)
-        writer.sheet(writer.farm.batch(batch_id), cards)
+        writer.sheet(batch_id, cards)
 
 
 def _run(session: RenderSession, work: Callable[[], Batch], leave: Callable[[str], None], show: ProgressView) -> Batch:
@@ -197,16 +275,18 @@ def _run(session: RenderSession, work: Callable[[], Batch], leave: Callable[[str
         if session.batch_id:
             leave(session.batch_id)
         batch = f" (batch {session.batch_id})" if session.batch_id else ""
-        console.print(f"\n[bold]Stopped.[/] What is finished is kept{batch}. {escape(again)}", soft_wrap=True)
+        console.print(
+            f"\n[bold]Stopped.[/] What is finished is kept{batch}. {escape(again)}", soft_wrap=True, markup=True
+        )
         raise typer.Exit(code) from None
     except FarmStartError as error:
         fail(Exit.NO_FARM, str(error))
-    except FarmLostError as error:
+    except (FarmLostError, NoUsableCardError) as error:
         code = Exit.NO_FARM
         leave(session.batch_id)
         fail(code, f"{error} {again}")
     finally:
-        # Other errors are told further up, so they wait for as long as it takes.
+        # Other errors are reported further up, so they wait for as long as it takes.
         if not session.close(grace_s, patient=code is None) and code is not None:
             # The thread that starts Ray cannot be stopped; its daemons end with this process.
             show.stop()
@@ -229,10 +309,15 @@ def _summary(batch: Batch, rendered: int, failed: list[dict[str, Any]], sheet: P
         wall = f" in {clock_text(time.time() - batch.created_at)}"
     if failed:
         console.print(problems_table(failed))
-    mark = "[bold green]✓[/]" if batch.status == "completed" else "[bold yellow]![/]"
+    if writer.refused:
+        console.print(refusals_table(writer.refused))
+    whole = batch.status == "completed" and not writer.refused
+    mark = "[bold green]✓[/]" if whole else "[bold yellow]![/]"
     parts = [f"{done} of {counts.total} clips done{wall}"]
     if failed:
         parts.append(f"{_rows(len(failed))} failed")
+    if writer.refused:
+        parts.append(f"{_rows(len(writer.refused))} not written")
     if counts[JobState.CANCELLED]:
         parts.append(f"{counts[JobState.CANCELLED]} cancelled")
     parts.append(f"{rendered} rendered now" if batch.attempts else "nothing had to be rendered")
@@ -240,5 +325,5 @@ def _summary(batch: Batch, rendered: int, failed: list[dict[str, Any]], sheet: P
         # Crashes, full cards, lost nodes: work that was begun and brought no clip.
         parts.append("1 attempt" if batch.attempts == 1 else f"{batch.attempts} attempts")
     parts.append(f"{writer.written} files written")
-    console.print(f"{mark} " + " · ".join(parts), soft_wrap=True)
-    console.print(f"  [bold]{sheet}[/]", soft_wrap=True)
+    console.print(f"{mark} " + " · ".join(parts), soft_wrap=True, markup=True)
+    console.print(f"  {sheet}", style="bold", soft_wrap=True)

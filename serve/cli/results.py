@@ -1,91 +1,169 @@
-"""From jobs and clips to the files in OUT."""
+"""Results of a batch, written into the folder that `--out` names: clips, posters, contact sheet."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.contact_sheet import BatchSummary, ResultRow
-from cluster.farm import Farm
-from cluster.jobs import Batch, Clip, Job, JobState
-from cluster.results import write_clip, write_sheet
-from pipeline.clip import NO_PROMPT
+from cluster.results.contact_sheet import BatchSummary, ResultRow
+from cluster.results.export import PAGE, RowRefusedError, write_clip, write_sheet, write_table
+from cluster.results.ownership import NO_INPUTS, Inputs, OutFolder, catalog_key, twins
+from cluster.storage import CorruptObjectError, MissingObjectError
+from pipeline.problems import Problem
+from serve.results_source import BatchFacts, ResultsSource
+
+#: Notes on files that a terminal shows.
+MAX_NOTES = 10
+#: The page is written again after so many seconds at the soonest, and after so many times what writing it took.
+PAGE_S, PAGE_SHARE = 10.0, 20
 
 
 class ResultsWriter:
-    """Writes a batch's results into a folder, each clip once as it completes."""
+    """Writes a batch's results into a folder, each clip once as it completes.
 
-    def __init__(self, farm: Farm, out: Path, facts: Mapping[str, Any]) -> None:
-        self.farm = farm
+    A row whose files cannot be written is refused alone, and the others are written.
+    """
+
+    def __init__(self, source: ResultsSource, out: Path, facts: Mapping[str, Any], inputs: Inputs = NO_INPUTS) -> None:
+        """`inputs`: files that the run reads, none of which is written to."""
+        self._source = source
         self.out = out
         self._facts = facts
+        self._inputs = inputs
         self._seen: set[str] = set()
         self._since = 0
         #: Files written by this command.
         self.written = 0
+        #: Completed rows whose files could not be written, by id.
+        self.refused: dict[str, Problem] = {}
+        #: What a person should hear of: files that are now under another name.
+        self.notes: list[str] = []
+        #: The contact sheet, once it is written.
+        self.page: Path | None = None
+        self._page_is_old = False
+        #: By `time.monotonic`; a page of thousands of rows takes its time, and is written the more seldom.
+        self._next_page_at = 0.0
 
     def update(self, batch_id: str) -> int:
-        """Write the clips that completed since the last call; returns how many rows they are."""
-        desk, owner = self.farm.desk, self.farm.owner
-        completed = desk.jobs(owner, batch_id, state=JobState.COMPLETED, updated_since=self._since)
-        new = [job for job in completed if job.id not in self._seen]
+        """Write the clips that completed since the last call; returns how many rows they are.
+
+        Raises `ResultsError` where nothing can be written any more.
+        """
+        completed = self._source.rows(batch_id, self._since)
+        new = [one for one in completed if one.job_id not in self._seen]
         if not new:
             return 0
-        clips = desk.clips(owner, {job.clip_id for job in new if job.clip_id})
         # Inclusive next time: the store's clock counts whole seconds.
-        self._since = max(job.updated_at for job in new)
-        for job in new:
-            row = result_row(job, clips)
-            self.written += len(write_clip(self.out, row, self.farm.storage, self._facts))
-            self._seen.add(job.id)
+        self._since = max(one.updated_at for one in new)
+        catalog = _key_of(self._source.batch(batch_id))
+        for one in new:
+            # Whose clip it is shows on the page; beside a clip it would change as other rows do.
+            self._write(replace(one.row, shared_with=None), catalog)
+            self._seen.add(one.job_id)
         return len(new)
 
-    def sheet(self, batch: Batch, cards: str) -> Path:
-        """Write the contact sheet of the batch as it stands."""
-        clips = self.farm.clips(batch.id)
-        jobs = self.farm.jobs(batch.id)
-        makers = {clip.attempt_id: clip.id for clip in clips.values()}
-        own = {attempt.job_id: attempt.id for attempt in self.farm.desk.attempts_of(batch.owner, batch.id)}
-        first: dict[str, str] = {}
-        for job in jobs:
-            if job.clip_id and makers.get(own.get(job.id, "")) == job.clip_id:
-                first[job.clip_id] = job.name
-        rows = [result_row(job, clips, first.get(job.clip_id or "")) for job in jobs]
+    def follow(self, batch_id: str, cards: str, *, ended: bool = False) -> None:
+        """Write clips as they complete, and the page with them: now and then, for it lists every row, and when `ended`.
+
+        `cards` in words. Raises `ResultsError` where nothing can be written any more.
+        """
+        self._page_is_old = self.update(batch_id) > 0 or self._page_is_old
+        began = time.monotonic()
+        if not ended and not (self._page_is_old and began >= self._next_page_at):
+            return
+        self.sheet(batch_id, cards)
+        self._page_is_old = False
+        now = time.monotonic()
+        self._next_page_at = now + max(PAGE_S, PAGE_SHARE * (now - began))
+
+    def refuse_twins(self, batch_id: str) -> None:
+        """Refuse rows whose ids name one file on some disks; those of the API went through no manifest's reader."""
+        self.refused |= twins(one.row.id for one in self._source.rows(batch_id))
+
+    def notes_text(self) -> list[str]:
+        """The notes for a terminal: the first ones, and how many more there are."""
+        more = len(self.notes) - MAX_NOTES
+        return self.notes if more <= 0 else [*self.notes[:MAX_NOTES], f"and {more} more (`--json` has all)"]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`: what could not be written and what lies elsewhere now; empty where all is well."""
+        refused = {name: problem.model_dump() for name, problem in self.refused.items()}
+        return {name: value for name, value in (("not_written", refused), ("notes", self.notes)) if value}
+
+    def _write(self, row: ResultRow, catalog: str) -> None:
+        if row.id in self.refused:
+            return
+        try:
+            names = write_clip(
+                self.out,
+                row,
+                self._source.objects,
+                self._facts,
+                inputs=self._inputs,
+                catalog=catalog,
+                told=self.notes.append,
+            )
+        except MissingObjectError as error:
+            self.refused[row.id] = _expired(row) or error.problem
+        except (RowRefusedError, CorruptObjectError) as error:
+            self.refused[row.id] = error.problem
+        else:
+            self.written += len(names)
+
+    def sheet(self, batch_id: str, cards: str) -> Path:
+        """Write the contact sheet of the batch as it stands, and its rows as `results.csv`; give the sheet's path."""
+        batch = self._source.batch(batch_id)
+        rows = [self._as_written(one.row) for one in self._source.rows(batch_id)]
         summary = BatchSummary(
             batch_id=batch.id, finished_at=int(time.time()), wall_s=time.time() - batch.created_at, cards=cards
         )
-        return write_sheet(self.out, batch.name, rows, summary)
+        path = write_sheet(self.out, batch.name, rows, summary, catalog=_key_of(batch), told=self.notes.append)
+        self.page = path
+        write_table(self.out, batch.name, rows, catalog=_key_of(batch), told=self.notes.append)
+        if path.name != PAGE:
+            note = f"{PAGE} there is not this catalog's: its page is {path.name}"
+            self.notes += [] if note in self.notes else [note]
+        return path
+
+    def _as_written(self, row: ResultRow) -> ResultRow:
+        problem = self.refused.get(row.id)
+        # Its clip is not beside the page.
+        return replace(row, state="failed", problem=problem, video_key=None) if problem else row
 
 
-def result_row(job: Job, clips: Mapping[str, Clip], shared_with: str | None = None) -> ResultRow:
-    """A job as the contact sheet shows it."""
-    clip = clips.get(job.clip_id) if job.clip_id else None
-    spec = job.spec
-    return ResultRow(
-        id=job.name,
-        number=int(job.row.get("number", job.number)),
-        prompt=spec.prompt if spec and spec.prompt != NO_PROMPT else str(job.row.get("prompt") or ""),
-        state=job.state.value,
-        problem=job.problems[0] if job.problems else None,
-        reason=job.reason or "",
-        model=spec.family if spec else "",
-        resolution_class=spec.resolution_class.value if spec else "",
-        width=spec.width if spec else 0,
-        height=spec.height if spec else 0,
-        frames=spec.frames if spec else 0,
-        fps=spec.fps if spec else 0,
-        seconds=spec.seconds if spec else 0.0,
-        seed=spec.seed if spec else None,
-        image=str(job.row.get("image") or ""),
-        extra=job.row.get("extra") or {},
-        adjusted=tuple(job.row.get("adjusted") or ()),
-        notes=tuple(job.row.get("notes") or ()),
-        lossy=spec.lossy if spec else (),
-        video_key=clip.objects.video if clip else None,
-        poster_key=clip.objects.poster if clip else None,
-        provenance_key=clip.objects.provenance if clip else None,
-        attempts=job.attempts,
-        shared_with=shared_with if shared_with != job.name else None,
-    )
+def inputs_of(batch: BatchFacts, rows: Iterable[ResultRow]) -> Inputs:
+    """The files that a batch was read from, as far as they lie on this machine."""
+    if not batch.source:
+        return NO_INPUTS
+    source = Path(batch.source)
+    root = source if source.is_dir() else source.parent
+    return Inputs.of(root, [(row.number, row.image) for row in rows if row.image], [source])
+
+
+def out_folder(out: Path, source: Path | None, inputs: Inputs) -> OutFolder:
+    """The folder that `--out` names, fit to be written to. `source`: the catalog, a file or a folder of pictures.
+
+    Raises `ResultsError`.
+    """
+    folder = OutFolder(out, inputs)
+    if source is not None and source.is_dir():
+        folder.refuse_as_input(source)
+    folder.make()
+    return folder
+
+
+def _expired(row: ResultRow) -> Problem | None:
+    """What became of a clip whose files the farm itself has removed."""
+    if row.expired_at is None:
+        return None
+    then = time.strftime("%d %b %Y %H:%M", time.localtime(row.expired_at))
+    message = f"its files were removed from storage on {then}, being older than what is kept"
+    remedy = "Hand its row in again: it is rendered anew."
+    return Problem(field="storage", message=message, remedy=remedy)
+
+
+def _key_of(batch: BatchFacts) -> str:
+    return catalog_key(batch.source or batch.name)

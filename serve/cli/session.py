@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from cluster.catalog.ingest import IncomingRow, gather
+from cluster.catalog.manifest import Manifest
+from cluster.catalog.resolve import Defaults
 from cluster.farm import Farm
-from cluster.ingest import IncomingRow, gather
-from cluster.jobs import Batch, Job, JobState
-from cluster.manifest import Manifest
-from cluster.resolve import Defaults
+from cluster.fleet.cards import Beat, card_faults
+from cluster.jobs.model import Batch, Job, JobState
+from cluster.remote.stills import RemoteStills
+from pipeline.memory.footprint import leanest
 from serve.cli.results import ResultsWriter
-from serve.local import FarmLock
+from serve.embedded import FarmLock
 
 #: How often the store is asked, and how often the farm's lock is tried, in seconds.
 POLL_S = 0.2
 LOCK_S = 1.0
 ATTEND_S = 4.0
+#: How long no card may be able to take what waits, until that is the end, in seconds; where a fault may be over by
+#: itself, long enough for its renderer to have tried again a few times.
+SETTLE_S = 3.0
+PASSES_S = 300.0
+_SOME = 200
 #: How long a farm may take to close while it is still starting, or after it broke, in seconds.
 CLOSE_S = 2.0
 
@@ -28,21 +36,30 @@ CLOSE_S = 2.0
 class RunningFarm(Protocol):
     """A farm this process can run."""
 
+    @property
+    def renderers(self) -> int:
+        """How many renderers it has, one a card."""
+        ...
+
     def start(self) -> None:
-        """Return once renderers answer."""
+        """Start the farm; returns once its renderers answer."""
         ...
 
     def close(self, grace_s: float | None = None) -> None:
-        """End everything, clips in flight after `grace_s`."""
+        """End the farm; clips on cards get `grace_s` seconds to finish (None: the farm's own drain time)."""
         ...
 
     def lost(self) -> str | None:
-        """What of it ended by itself, so that nothing renders any more; None while all is well."""
+        """Name of the part that ended by itself, so that nothing renders any more; None while all is well."""
         ...
 
 
 class FarmStartError(RuntimeError):
     """The embedded farm did not come up."""
+
+
+class NoUsableCardError(RuntimeError):
+    """No card of the farm can ever take what still waits: those that could have faults."""
 
 
 class FarmLostError(RuntimeError):
@@ -51,13 +68,16 @@ class FarmLostError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """What there is to show right now."""
+    """The state of a render at one moment, for the display."""
 
     batch: Batch | None
     running: list[Job]
     rows_read: int
     rows: int
-    #: `starting`, `running`, `shared` (another process runs it) or `idle`.
+    #: Cards heard of, and why those that cannot be used cannot, by card.
+    cards: int
+    faults: Mapping[str, str]
+    #: State of the farm: `starting`, `running`, `shared` (another process runs it) or `idle`.
     farm: str
 
 
@@ -71,7 +91,7 @@ class _Reading:
     done: threading.Event = field(default_factory=threading.Event)
 
 
-class _Host(threading.Thread):
+class FarmHost(threading.Thread):
     """The thread in which a farm lives from start to close.
 
     One thread for both: the kernel ends Ray's daemons with the *thread* that started them.
@@ -86,6 +106,7 @@ class _Host(threading.Thread):
         self._grace_s: float | None = None
 
     def run(self) -> None:
+        """The thread: start the farm, and close it when told to."""
         try:
             self._farm.start()
             self.up.set()
@@ -96,8 +117,13 @@ class _Host(threading.Thread):
             self._farm.close(self._grace_s)
 
     def lost(self) -> str | None:
-        """What of the farm ended by itself; None while all is well, or once it is closing."""
+        """Name of the part of the farm that ended by itself; None while all is well, or once it is closing."""
         return None if self._closing.is_set() or self.error else self._farm.lost()
+
+    @property
+    def renderers(self) -> int:
+        """How many renderers the farm has; 0 while it is not up."""
+        return self._farm.renderers if self.up.is_set() else 0
 
     def close(self, grace_s: float | None, *, patient: bool) -> bool:
         """Close the farm and wait until all of it has ended; False where that would take too long.
@@ -114,7 +140,7 @@ class _Host(threading.Thread):
 
 
 class RenderSession:
-    """Runs to the end of the batch, taking over the farm of the home whenever nobody else runs it."""
+    """Renders one batch to its end, running the farm of the home whenever no other process does."""
 
     def __init__(
         self,
@@ -123,24 +149,47 @@ class RenderSession:
         make_farm: Callable[[], RunningFarm],
         writer: ResultsWriter,
         show: Callable[[Moment], None],
+        facts: Mapping[str, Any] | None = None,
+        remote: RemoteStills | None = None,
     ) -> None:
+        """`facts` on the farm that this session may run, noted in the home's lock for other commands.
+
+        `remote` reads the pictures of rows that name URLs.
+        """
+        self._remote = remote
+        self._facts = facts or {}
         self._farm = farm
         self._lock = lock
         self._make_farm = make_farm
         self._writer = writer
         self._show = show
-        self._host: _Host | None = None
+        self._host: FarmHost | None = None
         self._reading = _Reading()
+        self._cards: list[Beat] = []
+        #: Renderers of an earlier farm, which stay on the roster for a moment.
+        self._earlier: frozenset[str] = frozenset()
+        #: Since when no card can take what waits, by `time.monotonic`; None: one may.
+        self._stuck_since: float | None = None
         self.batch_id = ""
 
-    def run(self, manifest: Manifest, defaults: Defaults, *, name: str, source: str) -> Batch:
-        """Render the manifest; returns the finished batch.
+    def run(
+        self,
+        manifest: Manifest,
+        defaults: Defaults,
+        *,
+        name: str,
+        source: str,
+        cards: str = "",
+        on_read: Callable[[str], None] = lambda _batch_id: None,
+    ) -> Batch:
+        """Render the manifest; returns the finished batch. Clips and page are written as clips complete.
 
-        Raises `FarmStartError`, `FarmLostError`, and what the store raises.
+        `cards` in words, for the page. `on_read` is called with the batch's id once, when all rows are handed in.
+        Raises `FarmStartError`, `FarmLostError`, `NoUsableCardError`, and what the store raises.
         """
         threading.Thread(target=self._read, args=(manifest, defaults, name, source), name="ingest", daemon=True).start()
         lock_at = attend_at = 0.0
-        rows = len(manifest.rows)
+        rows, told = len(manifest.rows), False
         while True:
             now = time.monotonic()
             self._raise_faults()
@@ -148,20 +197,26 @@ class RenderSession:
             if batch and now >= attend_at:
                 self._farm.attend(batch.id)
                 attend_at = now + ATTEND_S
-            if batch:
+            read = self._reading.done.is_set()
+            if batch and read and not told:
+                told = True
+                on_read(batch.id)
+            if batch and batch.done and read:
                 self._writer.update(batch.id)
-            if batch and batch.done and self._reading.done.is_set():
                 self._show(self._moment(batch, running, rows))
                 return batch
+            if batch:
+                self._writer.follow(batch.id, cards)
             # The farm is started by the first row that needs rendering: a catalog that is all done needs none.
             if batch and (batch.counts[JobState.QUEUED] or running) and now >= lock_at:
                 self._see_to_farm()
+                self._see_to_cards(batch, running, now)
                 lock_at = now + LOCK_S
             self._show(self._moment(batch, running, rows))
             time.sleep(POLL_S)
 
     def close(self, grace_s: float | None = None, *, patient: bool = True) -> bool:
-        """End the farm, if this session runs it, and let go of the home; clips in flight get `grace_s` to finish.
+        """End the farm, if this session runs it, and let go of the home; running clips get `grace_s` to finish.
 
         False where that would have taken patience: then the process must end, which ends the farm.
         """
@@ -175,7 +230,7 @@ class RenderSession:
 
         def counted() -> Any:
             row: IncomingRow
-            for row in gather(manifest, self._farm.put_still):
+            for row in gather(manifest, self._farm.put_still, self._remote):
                 reading.rows_read += 1
                 yield row
 
@@ -194,14 +249,49 @@ class RenderSession:
     def _look(self) -> tuple[Batch | None, list[Job]]:
         if not self.batch_id:
             return None, []
-        running = self._farm.desk.jobs(self._farm.owner, self.batch_id, state=JobState.RUNNING)
+        running = self._farm.batch_store.jobs(self._farm.owner, self.batch_id, state=JobState.RUNNING)
         return self._farm.batch(self.batch_id), running
 
     def _see_to_farm(self) -> None:
         if self._host or not self._lock.try_acquire():
             return
-        self._host = _Host(self._make_farm())
+        self._lock.note(**self._facts)
+        self._earlier = frozenset(beat.renderer for beat in self._farm.batch_store.cards())
+        self._host = FarmHost(self._make_farm())
         self._host.start()
+
+    def _see_to_cards(self, batch: Batch, running: list[Job], now: float) -> None:
+        """Look at the cards. Raises `NoUsableCardError` where none can take what waits, now or later."""
+        cards = self._cards = [b for b in self._farm.batch_store.cards() if b.renderer not in self._earlier]
+        faults = [beat for beat in cards if beat.fault]
+        # Another terminal's farm may get cards that this one knows nothing of.
+        complete = self._host is not None and 0 < self._host.renderers <= len(cards)
+        if not (faults and complete and self._reading.done.is_set() and not running and self._is_stuck(batch, cards)):
+            self._stuck_since = None
+            return
+        self._stuck_since = now if self._stuck_since is None else self._stuck_since
+        if now - self._stuck_since < (PASSES_S if any(beat.fault_passes for beat in faults) else SETTLE_S):
+            return
+        first, more = faults[0], len(faults) - 1
+        others = f" (and {more} more cards, see `clipmill cards`)" if more else ""
+        raise NoUsableCardError(
+            f"no card can take {_rows(batch.counts[JobState.QUEUED])}: {first.card} cannot be used: "
+            f"{first.fault}{'' if first.fault.endswith('.') else '.'}{others} Rows with `--model camera` need no GPU. "
+            "What is finished is kept."
+        )
+
+    def _is_stuck(self, batch: Batch, cards: list[Beat]) -> bool:
+        """Whether every waiting row needs more than any card has that can be used, in its leanest layout too."""
+        most = max((beat.usable_bytes for beat in cards), default=0)
+        after, seen = -1, False
+        # A few at a time: the first that fits tells.
+        while some := self._farm.batch_store.jobs(
+            self._farm.owner, batch.id, state=JobState.QUEUED, after_number=after, limit=_SOME
+        ):
+            if not all(job.spec is not None and leanest(job.spec)[1].peak_bytes > most for job in some):
+                return False
+            after, seen = some[-1].number, True
+        return seen
 
     def _raise_faults(self) -> None:
         if self._reading.error:
@@ -213,8 +303,7 @@ class RenderSession:
             ) from error
         if self._host and (what := self._host.lost()):
             raise FarmLostError(
-                f"the embedded farm broke: Ray's {what} was killed (out of memory? `dmesg` says). "
-                "What is finished is kept."
+                f"the embedded farm broke: Ray's {what}. `clipmill logs` has its last words. What is finished is kept."
             )
 
     def _moment(self, batch: Batch | None, running: list[Job], rows: int) -> Moment:
@@ -223,14 +312,21 @@ class RenderSession:
             state = "running" if self._host.up.is_set() or running else "starting"
         else:
             state = "shared" if batch and not batch.done else "idle"
-        return Moment(batch=batch, running=running, rows_read=self._reading.rows_read, rows=rows, farm=state)
+        return Moment(
+            batch=batch,
+            running=running,
+            rows_read=self._reading.rows_read,
+            rows=rows,
+            cards=len(self._cards),
+            faults=card_faults(self._cards),
+            farm=state,
+        )
 
 
-def first_rows(manifest: Manifest, limit: int | None) -> Manifest:
-    """The manifest with its first `limit` rows only."""
-    return manifest if limit is None else replace(manifest, rows=manifest.rows[:limit])
+def _rows(count: int) -> str:
+    return "the row that waits" if count == 1 else f"the {count} rows that wait"
 
 
 def source_of(catalog: Path) -> str:
-    """What makes two runs the same command: the catalog's real path."""
+    """The catalog's real path, by which two runs of one command are known as such."""
     return str(catalog.resolve())

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from cluster.retention import Keep, Sweeper, Swept
+from cluster.maintenance.audit import Broken, check, finding_lines
+from cluster.maintenance.keep import Keep
+from cluster.maintenance.retention import Sweeper, Swept
 from cluster.storage import Storage
 from cluster.store import Database
-from cluster.store.audit import Broken, check, told
-from serve.cli.common import Exit, Home, Json, console, fail, print_json, settings_for, telling_errors
+from pipeline.units import format_bytes
+from serve.cli.common import Exit, Home, Json, console, exit_on_error, fail, open_store, print_json, settings_for
 
 app = typer.Typer(help="Look after the store and its objects.", no_args_is_help=True)
 
@@ -27,7 +29,7 @@ def check_store(
     as_json: Json = False,
 ) -> None:
     """Test the store's invariants; exits 1 where one does not hold. A farm may run meanwhile."""
-    with telling_errors():
+    with exit_on_error():
         settings = settings_for(home)
         database = _open(settings.database_url)
         storage = Storage(settings.storage_url) if objects else None
@@ -42,7 +44,7 @@ def check_store(
                 "says": one.says,
                 "remedy": one.remedy,
                 "count": len(one.findings),
-                "findings": told(one.findings),
+                "findings": finding_lines(one.findings),
                 "repaired": one.repaired,
             }
             for one in broken
@@ -80,7 +82,7 @@ def sweep_store(
         cache_days=keep_cache_days,
         grace_s=grace_hours * 3600,
     )
-    with telling_errors():
+    with exit_on_error():
         settings = settings_for(home)
         database = _open(settings.database_url)
         swept = Sweeper(database, Storage(settings.storage_url), keep, dry_run=dry_run).run()
@@ -88,40 +90,49 @@ def sweep_store(
     if as_json:
         print_json({"dry_run": dry_run, **asdict(swept)})
     else:
-        _print_swept(swept, dry_run=dry_run)
+        _print_swept(swept, grace_hours, dry_run=dry_run)
     raise typer.Exit(Exit.SOME_FAILED if swept.failed else Exit.DONE)
 
 
 def _open(url: str) -> Database:
-    database = Database(url)
+    database = Database.shared(url)
     if database.is_missing():
         fail(Exit.USAGE, f"there is no store at {url}. Give --home, or CLIPMILL_DATABASE_URL.")
-    database.migrate()
-    return database
+    database.close()
+    return open_store(url)
 
 
 def _print(broken: list[Broken], left: list[Broken], *, repair: bool) -> None:
     for one in broken:
         mark = "[yellow]repaired[/]" if one.repaired else "[bold red]✗[/]"
-        console.print(f"{mark} {one.number}. not so: {escape(one.says)}", soft_wrap=True)
-        for line in told(one.findings):
-            console.print(f"    {escape(line)}", soft_wrap=True)
-        console.print(f"    [dim]{escape(one.remedy)}[/]", soft_wrap=True)
+        console.print(f"{mark} {one.number}. not so: {escape(one.says)}", soft_wrap=True, markup=True)
+        for line in finding_lines(one.findings):
+            console.print(f"    {line}", soft_wrap=True)
+        console.print(f"    [dim]{escape(one.remedy)}[/]", soft_wrap=True, markup=True)
     if not left:
-        console.print("[green]✓[/] the store is whole")
+        console.print("[green]✓[/] the store is whole", markup=True)
     elif repair:
-        console.print(f"[bold red]left broken:[/] {', '.join(str(one.number) for one in left)}")
+        console.print(f"[bold red]left broken:[/] {', '.join(str(one.number) for one in left)}", markup=True)
     elif any(one.repairable for one in left):
         console.print("`clipmill store check --repair` puts right what can be.")
 
 
-def _print_swept(swept: Swept, *, dry_run: bool) -> None:
+def _print_swept(swept: Swept, grace_hours: float, *, dry_run: bool) -> None:
     facts: dict[str, Any] = asdict(swept)
     console.print("would delete" if dry_run else "deleted")
     for name in ("clips", "checkpoints", "stills", "cached", "unreferenced"):
         console.print(f"  {name}: {facts[name]}")
-    console.print(f"  of which listed: {swept.freed_bytes / 2**20:.1f} MiB")
+    verb = "would free" if dry_run else "freed"
+    what = "of stills, cached and unreferenced objects; sizes of clips and checkpoints are not looked up"
+    console.print(f"  {verb}: {format_bytes(swept.freed_bytes)} {what}", soft_wrap=True)
+    if swept.spared_clips:
+        clips = "1 clip" if swept.spared_clips == 1 else f"{swept.spared_clips} clips"
+        console.print(
+            f"left alone: {clips} younger than the grace of {grace_hours:g} h, within which nothing goes whatever "
+            "--keep-outputs-days says; --grace-hours shortens it",
+            soft_wrap=True,
+        )
     if swept.foreign:
-        console.print(f"left alone: {swept.foreign} objects of jobs that this store does not know")
+        console.print(f"left alone: {swept.foreign} objects that this store knows nothing of")
     for error in swept.errors[:10]:
-        console.print(f"[bold red]error[/] {escape(error)}", soft_wrap=True)
+        console.print(f"[bold red]error[/] {escape(error)}", soft_wrap=True, markup=True)

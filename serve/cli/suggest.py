@@ -9,20 +9,20 @@ import typer
 from rich import box
 from rich.table import Table
 
-from cluster.rates import rate_table, tflops_of
-from cluster.suggest import EFFICIENCY, Option, largest_worth, usable_of
-from cluster.suggest import suggest as options_for
-from pipeline.clip import ResolutionClass
+from cluster.catalog.files import read_beside
+from cluster.estimates.published import rate_table, tflops_of
+from cluster.forecast.suggest import EFFICIENCY, Option, largest_worth, usable_of
+from cluster.forecast.suggest import suggest as options_for
+from pipeline.clips.clip import ResolutionClass
+from pipeline.clips.still_check import check_still
 from pipeline.families import FAMILIES, family_named
-from pipeline.footprint import cuda_share
+from pipeline.memory.footprint import cuda_share
+from pipeline.memory.slowdown import BUS_GB_S, FasterLayout
 from pipeline.problems import BadInputError
-from pipeline.slowdown import BUS_GB_S, FasterLayout
-from pipeline.stills import open_still
-from serve.cards import find_gpus
-from serve.cli.common import Json, console, print_json, telling_errors
-from serve.cli.show import bytes_text, clock_text
-
-_GIB = 2**30
+from pipeline.units import GIB, format_bytes
+from serve.cli.common import Json, console, exit_on_error, print_json
+from serve.cli.show import clock_text
+from serve.renderer.cards import find_gpus
 
 
 def suggest(
@@ -42,12 +42,12 @@ def suggest(
     as_json: Json = False,
 ) -> None:
     """Say which classes, frames and layouts fit a card, without GPU or weights."""
-    with telling_errors():
+    with exit_on_error():
         if vram is None:
             gpu = next(iter(find_gpus()), None)
             if gpu is None:
                 raise BadInputError("vram", "this machine has no NVIDIA GPU", "Name the memory: --vram 12.")
-            vram, card = gpu.total_bytes / _GIB, card or gpu.name
+            vram, card = gpu.total_bytes / GIB, card or gpu.name
         tflops = tflops_of(card) if card else None
         if card and tflops is None:
             raise BadInputError(
@@ -58,7 +58,7 @@ def suggest(
         families = [family_named(model)] if model else [f for f in FAMILIES.values() if f.repo]
         aspect, largest, still = 1.0, ResolutionClass.P1024, None
         if image is not None:
-            still = open_still(image.read_bytes()).size
+            still = check_still(read_beside(image.parent.resolve(), image.name))
             aspect, largest = still[0] / still[1], largest_worth(*still)
         usable = usable_of(vram)
         found = options_for(families, usable, aspect=aspect, largest=largest, tflops=tflops, within_s=within)
@@ -77,7 +77,7 @@ def suggest(
                 }
             )
             return
-        console.print(f"A card of {vram:.3g} GB: clips may use {bytes_text(usable)} of it")
+        console.print(f"A card of {vram:.3g} GB: clips may use {format_bytes(usable)} of it")
         if found:
             console.print(_table(found))
         else:
@@ -98,6 +98,7 @@ def _view(option: Option) -> dict[str, Any]:
         "steps": option.steps,
         "layout": str(option.layout),
         "switches": option.layout.model_dump(mode="json"),
+        "lossy": list(option.layout.lossy),
         "stage_bytes": dict(option.predicted.stages),
         "total_bytes": _total(option),
         "faster": [
@@ -134,12 +135,12 @@ def _why(option: Option) -> str:
     """What the fastest layout lacks, and the last that was passed over, where that is another."""
     if not option.faster:
         return "(nothing is faster)"
-    told = []
+    lacks = []
     for faster in dict.fromkeys((option.faster[0], option.faster[-1])):
         saved = _saved(option, faster)
         saves = f" (saves {clock_text(saved)})" if saved and saved >= 1 else ""
-        told.append(f"{faster.layout.brief}: {faster.stage} lacks {bytes_text(faster.missing_bytes)}{saves}")
-    return "; ".join(told)
+        lacks.append(f"{faster.layout.brief}: {faster.stage} lacks {format_bytes(faster.missing_bytes)}{saves}")
+    return "; ".join(lacks)
 
 
 def _table(options: list[Option]) -> Table:
@@ -159,10 +160,10 @@ def _table(options: list[Option]) -> Table:
             option.tier.value,
             str(option.frames),
             str(option.max_frames),
-            bytes_text(_total(option)),
+            format_bytes(_total(option)),
             f"{option.guidance:g}",
             "" if option.seconds is None else clock_text(option.seconds),
-            str(option.layout),
+            str(option.layout) + (" (lossy)" if option.layout.lossy else ""),
             _why(option),
         )
     return table
@@ -177,16 +178,20 @@ def _notes(
         else [
             "* is the class to start with: the model's own, or the nearest below it that fits.",
             "needs: tensors at their peak with CUDA's own share, an estimate. The layout is the fastest that fits; "
-            "tiles come last, for they are not exact. Named besides are the fastest of all and the next one, and what "
-            "they lack; `--json` has all of them.",
+            "lossy ones, which are not exact, come last. Named besides are the fastest of all and the next one, and "
+            "what they lack; `--json` has all of them.",
             "guidance: its value costs nothing in memory or time; above the model's own, pictures get harsh. "
             "Guidance 1 is none at all, and halves the arithmetic of a step.",
         ]
     )
     if any(option.layout.stream_weights for option in found):
         notes.append("weights=streamed: they are copied to the card for every evaluation.")
+    if any(option.layout.decode_half for option in found):
+        notes.append("decoder=half: lossy. Frames are decoded in half precision, which rounds their colours slightly.")
     if any(option.layout.decode_tile for option in found):
-        notes.append("tiles: frames are decoded in parts and blended, which is not exactly the whole frame's picture.")
+        notes.append(
+            "tiles: lossy. Frames are decoded in parts and blended, which is not exactly the whole frame's picture."
+        )
     if found and tflops is not None:
         notes.append(
             f"about: an estimate, good to a factor of two: the steps' arithmetic at {EFFICIENCY:.0%} of the "

@@ -1,1 +1,1 @@
-"""The farm's HTTP face."""
+"""The farm's HTTP API: routes, request bodies, views, errors, live events and metrics."""

@@ -8,24 +8,28 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.farm import Farm
+from cluster.remote.stills import RemoteStills
 from cluster.storage import Storage
-from cluster.store import Database, Desk
-from cluster.store.figures import Figures
-from serve.gateway.api import create_api
-from serve.metrics import store_registry
+from cluster.store import BatchStore, Database
+from cluster.store.gauges import Figures
+from serve.gateway.api import create_api, protect
+from serve.gateway.metrics import store_registry
+from serve.loopback import replica_on_loopback
 from serve.settings import STORE_PATIENCE_S, FarmArgs
 
 
 @ray_serve.ingress()
 class Gateway:
-    """Answers from the store, so any replica can answer for any other, before and after any restart."""
+    """The HTTP API as a Serve deployment; it keeps nothing, so any replica answers for any other."""
 
     def __init__(self, args: dict[str, Any], dispatcher: DeploymentHandle) -> None:
         self._args = FarmArgs.model_validate(args)
+        self._args.set_umask()
+        replica_on_loopback()
         settings = self._args.settings()
-        database = Database(settings.database_url)
+        database = Database.shared(settings.database_url)
         database.migrate(patience_s=STORE_PATIENCE_S)
-        self._farm = Farm(Desk(database), Storage(settings.storage_url), accepted=settings.accepted)
+        self._farm = Farm(BatchStore(database), Storage(settings.storage_url), accepted=settings.accepted)
         self._registry = store_registry(Figures(database, self._args.fleet()))
         self._dispatcher = dispatcher
 
@@ -33,11 +37,14 @@ class Gateway:
         async def nudge() -> None:
             await self._dispatcher.nudge.remote()
 
-        return create_api(
+        api = create_api(
             self._farm,
             default_model=self._args.default_model,
             nudge=nudge,
             registry=self._registry,
             few_step=self._args.few_step,
             rules=self._args.rules(),
+            keep_days=self._args.keep_outputs_days,
+            remote=RemoteStills(self._args.fetch, storage=self._farm.storage),
         )
+        return protect(api, allowed_hosts=self._args.allowed_hosts)

@@ -24,7 +24,7 @@ BAD = {
     "empty": ({"image": "empty.png"}, "image", "empty"),
     "text": ({"image": "text.png"}, "image", "not a picture"),
     "bomb": ({"image": "bomb.png"}, "image", "megapixels"),
-    "animated": ({"image": "animated.gif"}, "image", "frames"),
+    "video": ({"image": "video.png"}, "image", "video"),
     "vector": ({"image": "vector.svg"}, "image", "SVG"),
     "outside": ({"image": "../outside.png"}, "image", "folder"),
     "absolute": ({"image": "/etc/hostname"}, "image", "folder"),
@@ -61,8 +61,7 @@ def write_shop(shop: Path) -> Path:
     (shop / "empty.png").write_bytes(b"")
     (shop / "text.png").write_text("hello")
     (shop / "bomb.png").write_bytes(png_header(50_000, 50_000))
-    frames = [Image.new("RGB", (64, 64), c) for c in ("red", "green", "blue")]
-    frames[0].save(shop / "animated.gif", save_all=True, append_images=frames[1:])
+    (shop / "video.png").write_bytes(b"\0\0\0\x18ftypisom\0\0\2\0isomavc1" + bytes(400))
     (shop / "vector.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/></svg>')
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)

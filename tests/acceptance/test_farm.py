@@ -85,13 +85,23 @@ def test_batches_by_command_line_and_http(up: Up) -> None:
 
 
 def test_a_farm_never_swaps_a_diffusion_job_for_camera_moves(up: Up) -> None:
-    catalog = write_catalog(up.terminal.folder / "plain", [{"prompt": "zoom in", "resolution_class": "1024p"}])
+    large = {"prompt": "zoom in", "resolution_class": "1024p"}
+    catalog = write_catalog(up.terminal.folder / "plain", [large, {"prompt": "zoom in", "model": "camera"}])
     result = up.terminal.run("submit", str(catalog), "--wait", "--json")
     assert result.code == 1
-    [job] = result.json["jobs"]
-    assert job["model"] == "i2vgen-xl"
-    assert job["reason"] == "no_card_fits"
-    assert "GiB" in job["problems"][0]["message"]
+    jobs = {job["model"]: job for job in result.json["jobs"]}
+    assert jobs["i2vgen-xl"]["reason"] == "no_card_fits"
+    assert "GiB" in jobs["i2vgen-xl"]["problems"][0]["message"]
+    assert jobs["camera"]["state"] == "completed"
+
+
+def test_what_no_card_of_the_farm_holds_is_refused_at_once(up: Up) -> None:
+    catalog = write_catalog(up.terminal.folder / "large", [{"prompt": "zoom in", "resolution_class": "1024p"}])
+    before = up.terminal.rows("SELECT count(*) FROM batches")
+    result = up.terminal.run("submit", str(catalog), "--wait", "--json")
+    assert result.code == 2
+    assert "no card of this farm can hold i2vgen-xl" in result.err
+    assert up.terminal.rows("SELECT count(*) FROM batches") == before
 
 
 def test_a_large_clip_lands_only_on_the_card_that_holds_it(up: Up) -> None:

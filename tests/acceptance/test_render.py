@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.encode import decode_mp4, probe_mp4
 from tests.acceptance.conftest import Terminal, write_catalog
+from tests.acceptance.test_farm import free_port
+from tests.videos import decode_mp4, probe_mp4
 
 pytestmark = pytest.mark.acceptance
 
@@ -163,6 +164,23 @@ def test_a_killed_ray_daemon_ends_the_command_with_an_error_and_the_next_one_goe
     assert f"clipmill render {catalog}" in broken.err
     assert terminal.run("render", str(catalog), "--out", "out").code == 0
     assert terminal.rows("SELECT count(*) FROM attempts WHERE outcome = 'completed'") == [(10,)]
+
+
+def test_a_ray_daemon_killed_while_a_farm_starts_ends_it_with_an_error(terminal: Terminal) -> None:
+    """Ray's own start then waits for ever."""
+    process = terminal.start("up", "--cards", "c8", "--port", str(free_port()))
+
+    def deploys() -> bool:
+        names = [p.name() for p in psutil.Process(process.pid).children(recursive=True)]
+        return any(name.startswith("ray::ServeCont") for name in names)
+
+    terminal.until(deploys, process)
+    (raylet,) = [p.pid for p in psutil.Process(process.pid).children() if p.name() == "raylet"]
+    os.kill(raylet, signal.SIGKILL)
+    broken = terminal.finish(process)
+    assert "the farm is up" not in broken.err, "it was up before the daemon was killed: this shows nothing"
+    assert broken.code == 3, broken.err
+    assert "Ray's raylet was ended by SIGKILL" in " ".join(broken.err.split())
 
 
 def test_every_diffusion_model_gives_equal_frames_twice(terminal: Terminal) -> None:

@@ -11,7 +11,7 @@ import logging
 import sys
 from typing import Any
 
-from serve.local import APP_NAME, EmbeddedFarm
+from serve.embedded import APP_NAME, EmbeddedFarm
 from serve.settings import FarmArgs
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from cluster.catalog.ingest import gather
+from cluster.catalog.manifest import read_manifest
+from cluster.catalog.resolve import Defaults
 from cluster.farm import Farm
-from cluster.ingest import gather
-from cluster.jobs import Batch
-from cluster.manifest import read_manifest
-from cluster.resolve import Defaults
+from cluster.jobs.model import Batch
 from cluster.storage import Storage
-from cluster.store import Database, Desk
+from cluster.store import BatchStore, Database
 from tests.acceptance.conftest import write_catalog
 
 LIMIT_S = 150
@@ -32,7 +32,7 @@ class FakeCluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.database = Database.in_folder(folder / "home")
-        self.farm = Farm(Desk(self.database), Storage(folder / "home" / "storage"))
+        self.farm = Farm(BatchStore(self.database), Storage(folder / "home" / "storage"))
         classes = {
             name: {
                 "replicas": 0,
@@ -130,7 +130,7 @@ def test_classes_grow_from_nothing_land_clips_where_they_fit_and_go_back(cluster
     cluster.until(lambda: cluster.replicas("c8") == 1 and cluster.replicas("c24") == 1, "growing with the backlog")
     assert cluster.done(batch).status == "completed"
     names = {job.id: job.name for job in cluster.farm.jobs(batch)}
-    attempts = cluster.farm.desk.attempts_of("local", batch)
+    attempts = cluster.farm.batch_store.attempts_of("local", batch)
     assert {a.card_class for a in attempts if names[a.job_id] == "row-2"} == {"c24"}
     cluster.until(lambda: cluster.replicas("c8") == 0 and cluster.replicas("c24") == 0, "going back to nothing")
 
@@ -140,7 +140,7 @@ def test_a_busy_renderer_is_not_taken_and_its_class_goes_down_after_it(cluster: 
     batch = cluster.submit([SMALL | {"steps": 150, "prompt": "fire flickering"}], "long")
     cluster.until(lambda: cluster.replicas("c8") == 1, "growing again")
     assert cluster.done(batch).status == "completed"
-    [attempt] = cluster.farm.desk.attempts_of("local", batch)
+    [attempt] = cluster.farm.batch_store.attempts_of("local", batch)
     assert attempt.outcome == "completed"
     cluster.until(lambda: cluster.replicas("c8") == 0, "going back again")
 
@@ -154,9 +154,11 @@ def test_a_node_killed_in_the_middle_of_a_clip_costs_no_clip(cluster: FakeCluste
     cluster.until(lambda: steps() >= 1, "the first step")
     cluster.tell("kill c8")
     # Its class has no node any more; a new one comes, as the autoscaler would bring it.
-    cluster.until(lambda: cluster.farm.desk.attempts_of("local", batch)[0].outcome is not None, "noticing the loss")
+    cluster.until(
+        lambda: cluster.farm.batch_store.attempts_of("local", batch)[0].outcome is not None, "noticing the loss"
+    )
     cluster.tell("add c8")
     assert cluster.done(batch).status == "completed"
-    outcomes = [a.outcome for a in cluster.farm.desk.attempts_of("local", batch)]
+    outcomes = [a.outcome for a in cluster.farm.batch_store.attempts_of("local", batch)]
     assert outcomes[-1] == "completed"
     assert len(outcomes) == 2, outcomes

@@ -10,19 +10,17 @@ from dataclasses import dataclass
 
 import pytest
 
-from cluster.cards import Beat, CardState, Fleet
-from cluster.dispatcher import Dispatcher, Timing
-from cluster.fleet_file import Cards
-from cluster.forecast import Forecast, Wanted, forecast
-from cluster.jobs import Ended, Outcome
-from cluster.lessons import Peak
-from cluster.rates import Rates
-from cluster.renderers import Assignment, CardFree, Event, StepDone
+from cluster.dispatch.dispatcher import Dispatcher, Timing
+from cluster.dispatch.protocol import Assignment, CardFree, Event, StepDone
+from cluster.estimates.times import TimeEstimates
+from cluster.fleet.cards import Beat, CardState, Fleet
+from cluster.fleet.fleet_file import Cards
+from cluster.forecast.forecast import Forecast, Wanted, forecast
+from cluster.jobs.outcomes import Completed, Peak
 from cluster.simulation.clock import Inline, VirtualLoop, run_virtually
-from cluster.store import Database, Desk, Ledger
-from cluster.store import rates as store_rates
-from pipeline.clip import ClipSpec, ResolutionClass, Sampler
-from pipeline.footprint import footprint, plan
+from cluster.store import BatchStore, Database, DispatchStore, measurements
+from pipeline.clips.clip import ClipSpec, ResolutionClass, Sampler
+from pipeline.memory.footprint import footprint, plan
 from tests.building import draft, objects, spec
 
 GIB = 2**30
@@ -45,7 +43,7 @@ class Truth:
         """Of one step of one clip; families and sizes reach other parts of what is published."""
         by_family = 1.35 if of.family == "svd-xt" else 0.9
         by_size = (of.width * of.height / 512**2) ** 0.1
-        return Rates().step_seconds(of, kind) * slower * by_family * by_size * self.noisy()
+        return TimeEstimates().cost(of, kind).phases[-1][1] * slower * by_family * by_size * self.noisy()
 
     def noisy(self) -> float:
         return self.rng.lognormvariate(0.0, self.noise)
@@ -97,7 +95,7 @@ class Pool:
                 yield CardFree()
                 await asyncio.sleep(PUBLISH_S * truth.noisy())
             peak = Peak(layout=layout, predicted_bytes=predicted.peak_bytes, measured_bytes=predicted.peak_bytes)
-            yield Ended(outcome=Outcome.COMPLETED, objects=objects(attempt), peaks=(peak,))
+            yield Completed(objects=objects(attempt), peaks=(peak,))
         finally:
             self.busy[name].pop(attempt, None)
 
@@ -117,28 +115,34 @@ def catalog(rng: random.Random, count: int) -> list[ClipSpec]:
 
 async def rendered(database: Database, loop: VirtualLoop, pool: Pool, name: str, specs: list[ClipSpec]) -> float:
     """Virtual seconds from handing in `specs` to the end of the last."""
-    desk = Desk(database)
-    batch_id, _ = desk.open_batch("local", name=name)
+    batch_store = BatchStore(database)
+    batch_id, _ = batch_store.open_batch("local", name=name)
     rows = [
         draft(n, spec=of, needs_bytes=footprint(of).peak_bytes, key=f"{name} {n}")
         for n, of in enumerate(specs, start=1)
     ]
-    desk.add("local", batch_id, rows)
-    desk.seal("local", batch_id)
+    batch_store.add("local", batch_id, rows)
+    batch_store.seal("local", batch_id)
     began = loop.time()
     fleet = Fleet(usable_bytes={"c16": 14 * GIB, "c24": 21 * GIB, "c40": 36 * GIB})
     dispatcher = Dispatcher(
-        Ledger(database), pool, fleet, holder=name, clock=loop.time, timing=Timing(poll_s=BEAT_S), executor=Inline()
+        DispatchStore(database),
+        pool,
+        fleet,
+        holder=name,
+        clock=loop.time,
+        timing=Timing(poll_s=BEAT_S),
+        executor=Inline(),
     )
     running = loop.create_task(dispatcher.run())
-    while not desk.batch("local", batch_id).done:
+    while not batch_store.batch("local", batch_id).done:
         for beat in pool.beats():
             dispatcher.beat(beat)
         await asyncio.sleep(BEAT_S)
     took = loop.time() - began
     await dispatcher.stop(0)
     await running
-    assert desk.batch("local", batch_id).status == "completed"
+    assert batch_store.batch("local", batch_id).status == "completed"
     return took
 
 
@@ -155,20 +159,20 @@ def world(seed: int, noise: float) -> tuple[Forecast, Forecast, float]:
     first, others = catalog(rng, 12), catalog(rng, 24)
     wanted = [Wanted(name=str(n), number=n, spec=of) for n, of in enumerate(others, start=1)]
 
-    async def go(loop: VirtualLoop) -> tuple[Rates, float]:
+    async def go(loop: VirtualLoop) -> tuple[TimeEstimates, float]:
         database = Database("sqlite://", clock=loop.time)
         database.migrate()
         try:
             pool = Pool(Truth(rng, noise))
             await rendered(database, loop, pool, "first", first)
-            known = store_rates.load(database)
+            known = measurements.load_times(database)
             # A new farm: nothing is loaded.
             return known, await rendered(database, loop, Pool(Truth(rng, noise)), "others", others)
         finally:
             database.close()
 
     known, took = run_virtually(go)
-    before = forecast(wanted, fleet_of_cards(), Rates(), changes=False)
+    before = forecast(wanted, fleet_of_cards(), TimeEstimates(), changes=False)
     return before, forecast(wanted, fleet_of_cards(), known, seed=seed, changes=False), took
 
 

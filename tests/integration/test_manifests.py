@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from serve.manifests import check, serve_configs
+from serve.deploy_check import check, serve_configs
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"
@@ -212,7 +212,7 @@ def _copy(tmp_path: Path, file: str, old: str, new: str) -> Path:
         ("base/raycluster.yaml", "clipmill.io/role: control", "clipmill.io/role: contorl", "control_label_selector"),
         (
             "base/raycluster.yaml",
-            'limits: {cpu: "4", memory: 24Gi, nvidia.com/gpu: 1}',
+            'limits: {cpu: "4", memory: 30Gi, nvidia.com/gpu: 1}',
             'limits: {cpu: "4"}',
             "too small",
         ),

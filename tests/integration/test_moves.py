@@ -8,17 +8,18 @@ from itertools import pairwise
 
 import sqlalchemy as sa
 
-from cluster.cards import Beat, CardState, Fleet
-from cluster.dispatcher import Dispatcher, Timing
-from cluster.jobs import Checkpoint, Ended, JobState, Outcome, checkpoint_key
-from cluster.planning.planner import Planner
-from cluster.rates import Rates
-from cluster.renderers import Assignment, CardFree, Event, StepDone, Verdict
+from cluster.dispatch.dispatcher import Dispatcher, Timing
+from cluster.dispatch.protocol import Assignment, CardFree, Event, Fate, StepDone, Verdict
+from cluster.estimates.times import TimeEstimates
+from cluster.fleet.cards import Beat, CardState, Fleet
+from cluster.jobs.model import JobState, StoredCheckpoint, checkpoint_key
+from cluster.jobs.outcomes import Completed, Stopped
+from cluster.scheduling.tail.planner import Planner
 from cluster.simulation.clock import Inline, VirtualLoop, run_virtually
-from cluster.store import Database, Desk, Ledger
+from cluster.store import BatchStore, Database, DispatchStore
 from cluster.store.schema import attempts
-from pipeline.clip import ClipSpec, ResolutionClass
-from pipeline.footprint import footprint
+from pipeline.clips.clip import ClipSpec, ResolutionClass
+from pipeline.memory.footprint import footprint
 from tests.building import draft, objects, spec
 
 GIB = 2**30
@@ -33,15 +34,15 @@ FLEET = Fleet(usable_bytes={"c24": 21 * GIB, "c80": 71 * GIB})
 
 
 class Pool:
-    """Cards that take as long as expected, and do as they are told."""
+    """Cards that take as long as expected, and do as the verdicts say."""
 
     def __init__(self) -> None:
         self.steps: dict[str, tuple[int, int]] = {}
         self.at: dict[str, str] = {}
-        self.told: dict[str, Verdict] = {}
+        self.verdicts: dict[str, Verdict] = {}
         #: (job, card, steps) of every piece that was rendered.
         self.pieces: list[tuple[str, str, int, int]] = []
-        self.rates = Rates()
+        self.estimates = TimeEstimates()
 
     def beats(self) -> list[Beat]:
         return [
@@ -53,20 +54,23 @@ class Pool:
             for name, (kind, card_class, usable) in CARDS.items()
         ]  # fmt: skip
 
+    async def fate(self, renderer: str) -> Fate | None:
+        return None
+
     async def render(self, assignment: Assignment) -> AsyncIterator[Event]:
         kind, _, usable = CARDS[assignment.renderer]
         of, attempt, total = assignment.spec, assignment.attempt_id, assignment.spec.total_steps
         first = assignment.resume.step if assignment.resume else 0
-        decode_s = self.rates.clip_seconds(of, kind, usable_bytes=usable, from_step=total)
-        step_s = (self.rates.clip_seconds(of, kind, usable_bytes=usable, from_step=1) - decode_s) / (total - 1)
+        decode_s = self.estimates.clip_seconds(of, kind, usable_bytes=usable, from_step=total)
+        step_s = (self.estimates.clip_seconds(of, kind, usable_bytes=usable, from_step=1) - decode_s) / (total - 1)
         self.at[attempt], self.steps[attempt] = assignment.renderer, (first, total)
         done = first
         try:
             yield StepDone(step=first, steps=total)
             while done < total:
-                if self.told.get(attempt) is Verdict.CHECKPOINT:
-                    saved = Checkpoint(checkpoint_key(assignment.job_id, attempt, done), done)
-                    yield Ended(outcome=Outcome.STOPPED, checkpoint=saved, resumed_step=first)
+                if self.verdicts.get(attempt) is Verdict.CHECKPOINT:
+                    saved = StoredCheckpoint(checkpoint_key(assignment.job_id, attempt, done), done)
+                    yield Stopped(checkpoint=saved, resumed_step=first)
                     return
                 await asyncio.sleep(step_s)
                 done += 1
@@ -74,7 +78,7 @@ class Pool:
                 yield StepDone(step=done, steps=total)
             await asyncio.sleep(decode_s)
             yield CardFree()
-            yield Ended(outcome=Outcome.COMPLETED, objects=objects(attempt), resumed_step=first)
+            yield Completed(objects=objects(attempt), resumed_step=first)
         finally:
             self.pieces.append((assignment.job_id, assignment.renderer, first, done))
             self.at.pop(attempt, None)
@@ -82,7 +86,7 @@ class Pool:
 
 def clip() -> ClipSpec:
     return spec(
-        "i2vgen-xl", resolution_class=ResolutionClass.P1024, width=1024, height=1024, frames=24, steps=80, guidance=9.0
+        "i2vgen-xl", resolution_class=ResolutionClass.P1024, width=1024, height=1024, frames=16, steps=80, guidance=9.0
     )
 
 
@@ -93,28 +97,30 @@ def rendered(*, planned: bool) -> tuple[float, Pool, list[sa.Row]]:
         database, pool = Database("sqlite://", clock=loop.time), Pool()
         database.migrate()
         try:
-            desk = Desk(database)
-            batch_id, _ = desk.open_batch("local", name="finals")
+            batch_store = BatchStore(database)
+            batch_id, _ = batch_store.open_batch("local", name="finals")
             of = clip()
-            desk.add("local", batch_id, [draft(n, spec=of, needs_bytes=footprint(of).peak_bytes) for n in (1, 2, 3)])
-            desk.seal("local", batch_id)
+            batch_store.add(
+                "local", batch_id, [draft(n, spec=of, needs_bytes=footprint(of).peak_bytes) for n in (1, 2, 3)]
+            )
+            batch_store.seal("local", batch_id)
             began = loop.time()
             dispatcher = Dispatcher(
-                Ledger(database), pool, FLEET, holder="test", clock=loop.time, wall=loop.time,
+                DispatchStore(database), pool, FLEET, holder="test", clock=loop.time, wall=loop.time,
                 timing=Timing(poll_s=BEAT_S), executor=Inline(),
-                planner=Planner(Rates(), variants=2) if planned else None,
+                planner=Planner(TimeEstimates(), variants=2) if planned else None,
             )  # fmt: skip
             for beat in pool.beats():
                 dispatcher.beat(beat)
             running = loop.create_task(dispatcher.run())
-            while not desk.batch("local", batch_id).done:
+            while not batch_store.batch("local", batch_id).done:
                 for beat in pool.beats():
-                    pool.told |= dispatcher.beat(beat)
+                    pool.verdicts |= dispatcher.beat(beat)
                 await asyncio.sleep(BEAT_S)
             took = loop.time() - began
             await dispatcher.stop(0)
             await running
-            assert desk.batch("local", batch_id).counts[JobState.COMPLETED] == 3
+            assert batch_store.batch("local", batch_id).counts[JobState.COMPLETED] == 3
             with database.read() as c:
                 return took, pool, list(c.execute(sa.select(attempts).order_by(attempts.c.started_at)))
         finally:

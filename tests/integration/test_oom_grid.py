@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.clip import ResolutionClass
+from pipeline.clips.clip import ResolutionClass
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHAPES = [(ResolutionClass.P256, 8), (ResolutionClass.P256, 16), (ResolutionClass.P512, 8)]

@@ -1,4 +1,4 @@
-"""Measures of likeness, on clips whose likeness is known."""
+"""The benchmarks' measures of likeness, on clips whose likeness is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.similarity import motion_correlation, psnr
+from benchmarks.similarity import motion_correlation, psnr
 
 
 def moving(width: int = 32, height: int = 24, frames: int = 9, speed: float = 1.0, phase: float = 0.0) -> np.ndarray:

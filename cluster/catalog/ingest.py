@@ -1,0 +1,164 @@
+"""From manifest rows to jobs: stills into storage on the submitting side, specs and drafts on the farm's side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.catalog.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
+from cluster.catalog.resolve import Defaults, RowProblems, resolve
+from cluster.jobs.model import Draft
+from cluster.remote.stills import ReadAhead, RemoteStills
+from cluster.remote.urls import is_remote, shown
+from pipeline.clips.clip import content_key
+from pipeline.families import family_named
+from pipeline.families.licences import licence_problem
+from pipeline.memory.footprint import footprint
+from pipeline.notes import as_json, distinct
+from pipeline.problems import BadInputError, Problem
+
+#: Rows committed in one transaction: small enough that the first clips start while the rest is still read.
+CHUNK_ROWS = 64
+
+
+class IncomingRow(BaseModel):
+    """A row on its way to the farm: its still handed in already, or what is wrong with it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, frozen=True, extra="forbid")
+
+    position: int = Field(ge=1, lt=2**31)
+    """Place in the batch, from 1."""
+    name: str
+    """The row's id: a file name for its results."""
+    row: Row | None = None
+    """What the row asks for; None where it could not be read."""
+    still: str | None = None
+    """SHA-256 (hex) of its still, as `PUT /v1/stills` answers it."""
+    number: int
+    """Number of the manifest's row, for messages."""
+    line: int | None = None
+    """Line of the manifest on which it begins, for messages."""
+    problems: tuple[Problem, ...] = ()
+    """Why it cannot be rendered; it is then kept as failed."""
+
+
+#: Hands a still to the farm and returns its SHA-256. Raises `BadInputError` for one that cannot be used.
+PutStill = Callable[[bytes], str]
+
+
+def gather(manifest: Manifest, put_still: PutStill, remote: RemoteStills | None = None) -> Iterator[IncomingRow]:
+    """The manifest's rows with their stills handed in, one by one; a bad still becomes that row's problem.
+
+    Pictures that lie elsewhere are read by `remote`, each URL once, several ahead of the rows and in threads: so
+    `put_still` has to be safe to call from them. Without `remote` they are refused.
+    """
+    if remote is None:
+        yield from _gather(manifest, lambda row: put_still(read_image_bytes(manifest, row)))
+        return
+    urls = [row.image for row in manifest.good if is_remote(row.image)]
+    with ReadAhead(remote.read, put_still, urls) as ahead:
+        yield from _gather(
+            manifest,
+            lambda row: ahead.result(row.image) if is_remote(row.image) else put_still(read_image_bytes(manifest, row)),
+        )
+
+
+def _gather(manifest: Manifest, hand_in: Callable[[Row], str]) -> Iterator[IncomingRow]:
+    known: dict[str, str | Problem] = {}
+    for position, entry in enumerate(manifest.rows, start=1):
+        if isinstance(entry, BadRow):
+            yield IncomingRow(
+                position=position, name=entry.id, number=entry.number, line=entry.line, problems=entry.problems
+            )
+            continue
+        if entry.image not in known:
+            known[entry.image] = _handed_in(entry, hand_in)
+        found = known[entry.image]
+        problem = found if isinstance(found, Problem) else None
+        yield IncomingRow(
+            position=position,
+            name=entry.id,
+            row=entry,
+            still=None if problem else str(found),
+            number=entry.number,
+            line=entry.line,
+            problems=(problem,) if problem else (),
+        )
+
+
+def _handed_in(row: Row, hand_in: Callable[[Row], str]) -> str | Problem:
+    try:
+        return hand_in(row)
+    except BadInputError as error:
+        return error.problem
+
+
+def draft(
+    incoming: IncomingRow,
+    defaults: Defaults,
+    still_size: Callable[[str], tuple[int, int] | None],
+    accepted: Collection[str] = (),
+) -> Draft:
+    """The job a row becomes. `still_size` gives the upright size of a still handed in before, by its SHA-256.
+
+    `accepted`: families whose licence is accepted, of those that ask for it.
+    """
+    if incoming.problems or incoming.row is None or incoming.still is None:
+        return _failed(incoming, incoming.problems)
+    # Rows of the API have not been through a manifest's reader.
+    if fault := id_fault(incoming.name):
+        remedy = "Give an id that can be a file name, such as SKU-001."
+        return _failed(incoming, (Problem(field="id", message=f"{incoming.name!r} {fault}", remedy=remedy),))
+    if incoming.row.after is not None and (fault := id_fault(incoming.row.after)):
+        remedy = "Give the id of another row of the manifest, or leave it empty."
+        message = f"{incoming.row.after[:60]!r} {fault}"
+        return _failed(incoming, (Problem(field="after", message=message, remedy=remedy),))
+    size = still_size(incoming.still)
+    if size is None:
+        missing = Problem(
+            field="image", message=f"still {incoming.still[:12]} was never handed in", remedy="Upload it first."
+        )
+        return _failed(incoming, (missing,))
+    try:
+        resolved = resolve(incoming.row, size, defaults, incoming.still)
+    except RowProblems as error:
+        return _failed(incoming, error.problems)
+    spec = resolved.spec
+    if problem := licence_problem(family_named(spec.family), accepted):
+        return _failed(incoming, (problem,))
+    noted = distinct([*incoming.row.notes, *resolved.noted])
+    # The typed ones, and their sentences apart as renderers and readers of before know them.
+    changes = {
+        "adjusted": [note.message for note in noted if note.adjusted],
+        "notes": [note.message for note in noted if not note.adjusted],
+        "noted": as_json(noted),
+    }
+    return Draft(
+        number=incoming.position,
+        name=incoming.name,
+        row=_facts(incoming) | {name: values for name, values in changes.items() if values},
+        still=incoming.still,
+        spec=spec,
+        content_key=content_key(incoming.still, spec),
+        needs_bytes=footprint(spec).peak_bytes,
+        priority=incoming.row.priority or 0,
+        not_before=incoming.row.not_before if incoming.row.not_before is not None else defaults.not_before,
+        after=incoming.row.after,
+    )
+
+
+def _failed(incoming: IncomingRow, problems: tuple[Problem, ...]) -> Draft:
+    return Draft(number=incoming.position, name=incoming.name, row=_facts(incoming), problems=problems)
+
+
+def _facts(incoming: IncomingRow) -> dict[str, Any]:
+    """What the person wrote, for results and provenance; `draft` adds what became of it."""
+    row = incoming.row
+    facts: dict[str, Any] = {"number": incoming.number, "line": incoming.line}
+    if row is not None:
+        # A signed URL would let whoever sees the results read what it was signed for.
+        facts |= {"image": shown(row.image), "prompt": row.prompt, "extra": row.extra}
+        facts |= {"after": row.after} if row.after is not None else {}
+    return facts

@@ -1,0 +1,53 @@
+"""Opaque identifiers: a prefix and a UUID of version 7, so that ids sort by time."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+#: Draws for so many ids: milliseconds since the epoch, and random bits for each.
+_Source = Callable[[int], tuple[int, list[int]]]
+
+
+def _system(number: int) -> tuple[int, list[int]]:
+    # At once: a call of the system takes longer than all the rest of an id.
+    drawn = os.urandom(10 * number)
+    return time.time_ns() // 1_000_000, [int.from_bytes(drawn[n : n + 10], "big") for n in range(0, 10 * number, 10)]
+
+
+#: Bits of an id that are neither time, version nor variant.
+_RANDOM = (1 << 80) - 1 - (0xF << 76) - (0x3 << 62)
+
+_SOURCE: ContextVar[_Source] = ContextVar("source of ids", default=_system)
+
+
+@contextmanager
+def ids_from(clock: Callable[[], float], rng: random.Random) -> Iterator[None]:
+    """Within this context (and the tasks made in it) draw ids from a clock in seconds and a seeded generator."""
+    token = _SOURCE.set(lambda number: (int(clock() * 1000), [rng.getrandbits(80) for _ in range(number)]))
+    try:
+        yield
+    finally:
+        _SOURCE.reset(token)
+
+
+def new_id(prefix: str) -> str:
+    """`<prefix>_<32 hex digits>`, a UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then random bits."""
+    return new_ids(prefix, 1)[0]
+
+
+def new_ids(prefix: str, number: int) -> list[str]:
+    """`number` ids of this prefix, as `new_id` makes them, in their order."""
+    milliseconds, drawn = _SOURCE.get()(number)
+    fixed = (milliseconds << 80) | (0x7 << 76) | (0x2 << 62)
+    return [f"{prefix}_{fixed | (value & _RANDOM):032x}" for value in drawn]
+
+
+def is_batch_id(text: str) -> bool:
+    """Whether `text` is a whole id of a batch, not the beginning of one."""
+    return re.fullmatch(r"batch_[0-9a-f]{32}", text) is not None

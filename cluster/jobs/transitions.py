@@ -1,0 +1,409 @@
+"""Commands to a job, what may happen to it, and what becomes of it then: one table. Pure.
+
+`step` takes one event to the next state and to instructions for whoever runs things. The store does that to many jobs
+at once by statements made of this table (`cluster.store.transitions`), so the two cannot differ. Commands to batches
+and cards are in `cluster.jobs.commands`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Protocol
+
+from cluster.jobs.model import HoldReason, JobState, Reason
+from cluster.jobs.outcomes import Transition
+
+
+class Verb(StrEnum):
+    """A command of an operator to a job or a batch."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
+    RETRY = "retry"
+    PRIORITIZE = "prioritize"
+    HOLD = "hold"
+    APPROVE = "approve"
+
+
+class Happening(StrEnum):
+    """What happens to a job by itself."""
+
+    #: A card took it.
+    STARTED = "started"
+    #: The job's clip is published, by its own attempt or by that of an equal job.
+    PUBLISHED = "published"
+    #: The attempt ended without a clip, and the job may be tried again.
+    REQUEUED = "requeued"
+    #: The attempt ended without a clip, and the job may not be tried again.
+    FAILED = "failed"
+    #: The job fits no card that the farm can ever have.
+    REFUSED = "refused"
+    #: The objects of its clip were lost.
+    CLIP_LOST = "clip_lost"
+    #: The job it waits for completed; failed or was cancelled; was put back after that.
+    BEFORE_DONE = "before_done"
+    BEFORE_LOST = "before_lost"
+    BEFORE_REVIVED = "before_revived"
+    #: What the job waits for is not there, or waits for it in turn: its batch was sealed, so none will come.
+    BEFORE_UNKNOWN = "before_unknown"
+
+
+Event = Verb | Happening
+
+
+class Before(StrEnum):
+    """What has become of the job that a job waits for."""
+
+    NONE = "none"
+    #: Not completed yet, or not known yet: its batch is not sealed.
+    COMING = "coming"
+    DONE = "done"
+    #: Failed or cancelled.
+    LOST = "lost"
+
+
+class Instruction(StrEnum):
+    """What has to be done besides writing the new state."""
+
+    #: The running attempt saves a checkpoint and stops.
+    PREEMPT = "preempt"
+    #: The running attempt is not preempted after all.
+    GO_ON = "go_on"
+    #: The running attempt stops within a step.
+    STOP = "stop"
+    #: Attempts and releases count from zero; earlier problems are forgotten.
+    FRESH = "fresh"
+    #: Jobs that wait for it are released.
+    RELEASE_AFTER = "release_after"
+    #: Jobs that wait for it fail.
+    FAIL_AFTER = "fail_after"
+    #: Jobs that failed because it did wait for it again.
+    REVIVE_AFTER = "revive_after"
+
+
+class Guard(StrEnum):
+    """A condition of a rule beside state and reason."""
+
+    #: A clip of its content is published.
+    HAS_CLIP = "has_clip"
+    #: The row never became a clip's specification: nothing can be rendered.
+    UNRENDERABLE = "unrenderable"
+    BEFORE_COMING = "before_coming"
+    BEFORE_LOST = "before_lost"
+    CANCELLING = "cancelling"
+    PAUSING = "pausing"
+    #: The job is to be preempted, and to wait for an approval then.
+    HOLDING = "holding"
+    BATCH_HELD = "batch_held"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFacts:
+    """All that the table looks at."""
+
+    state: JobState
+    #: A `HoldReason` for a held job, a `Reason` for a failed one.
+    reason: str | None = None
+    cancel_requested: bool = False
+    hold_requested: HoldReason | None = None
+    before: Before = Before.NONE
+    renderable: bool = True
+    has_clip: bool = False
+    batch_held: bool = False
+
+    @property
+    def legal(self) -> bool:
+        """Whether a job may be so."""
+        # Earlier versions queued a job again although a request had come while its attempt ended: the next one obeys.
+        if (self.cancel_requested or self.hold_requested) and self.state not in (JobState.RUNNING, JobState.QUEUED):
+            return False
+        # What has no content has no clip of its content.
+        if self.has_clip and not self.renderable:
+            return False
+        match self.state:
+            case JobState.HELD:
+                return self.reason in _HELD_ROW and (self.reason != HoldReason.AFTER or self.before is Before.COMING)
+            case JobState.FAILED:
+                return self.reason in set(Reason)
+            case _:
+                return self.reason is None
+
+
+#: Why a single job can be held; the other reasons are a batch's.
+_HELD_ROW = (HoldReason.APPROVAL, HoldReason.PAUSED, HoldReason.AFTER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One line of the table: in this state, for this reason, under this condition, that is what comes of it."""
+
+    state: JobState
+    reason: str | None = None
+    when: Guard | None = None
+    #: None: refused.
+    to: JobState | None = None
+    #: Reason of the new state, held or failed.
+    because: HoldReason | Reason | None = None
+    #: What a job that goes on running is asked.
+    ask: HoldReason | None = None
+    #: What was asked of the job and not obeyed yet is asked of it in its new state too; else that is forgotten.
+    keeps_requests: bool = False
+    does: tuple[Instruction, ...] = ()
+    #: What a refusal says: what is the matter, and what to do.
+    refusal: str = ""
+    #: Nothing changes, not even the time of the last change.
+    keeps: bool = False
+
+
+def _to(state: JobState, to: JobState, *does: Instruction, **more: object) -> Rule:
+    return Rule(state=state, to=to, does=does, **more)  # type: ignore[arg-type]
+
+
+def _same(state: JobState, **more: object) -> Rule:
+    return Rule(state=state, to=state, keeps=True, **more)  # type: ignore[arg-type]
+
+
+def _no(state: JobState, refusal: str, **more: object) -> Rule:
+    return Rule(state=state, refusal=refusal, **more)  # type: ignore[arg-type]
+
+
+_Q, _R, _H = JobState.QUEUED, JobState.RUNNING, JobState.HELD
+_DONE, _FAILED, _GONE = JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED
+_APPROVAL, _PAUSED, _AFTER = HoldReason.APPROVAL, HoldReason.PAUSED, HoldReason.AFTER
+
+_ENDED = (
+    _no(_DONE, "it has completed, and its clip is there"),
+    _no(_FAILED, "it has failed: put it back with `clipmill retry`"),
+    _no(_GONE, "it was cancelled: put it back with `clipmill retry --cancelled`"),
+)
+_CANCELLING = _no(_R, "it is being cancelled: put it back with `clipmill retry --cancelled`", when=Guard.CANCELLING)
+
+
+def _back(state: JobState, *does: Instruction, reason: str | None = None) -> tuple[Rule, ...]:
+    """Into the queue, or to wait for the job before it."""
+    return (
+        _to(state, _H, *does, reason=reason, because=_AFTER, when=Guard.BEFORE_COMING),
+        _to(state, _Q, *does, reason=reason),
+    )
+
+
+def _again(state: JobState) -> tuple[Rule, ...]:
+    return (
+        _to(state, _DONE, Instruction.RELEASE_AFTER, when=Guard.HAS_CLIP),
+        _no(state, "its row is at fault: correct it and hand it in again", when=Guard.UNRENDERABLE),
+        _no(state, "the row it waits for has failed or was cancelled: retry that one", when=Guard.BEFORE_LOST),
+        *_back(state, Instruction.FRESH, Instruction.REVIVE_AFTER),
+    )
+
+
+#: What each event does; of an event's rules the first that matches counts, and an event with none is refused.
+RULES: Mapping[Event, tuple[Rule, ...]] = {
+    Verb.PAUSE: (
+        _to(_Q, _H, because=_PAUSED),
+        _same(_H, reason=_PAUSED),
+        _to(_H, _H, reason=_AFTER, because=_PAUSED),
+        _no(_H, "it waits for an approval, so it does not start anyway", reason=_APPROVAL),
+        _CANCELLING,
+        _no(_R, "it is being held for an approval already", when=Guard.HOLDING),
+        _to(_R, _R, Instruction.PREEMPT, ask=_PAUSED),
+        *_ENDED,
+    ),
+    Verb.HOLD: (
+        _to(_Q, _H, because=_APPROVAL),
+        _same(_H, reason=_APPROVAL),
+        _to(_H, _H, because=_APPROVAL),
+        _CANCELLING,
+        _to(_R, _R, Instruction.PREEMPT, ask=_APPROVAL),
+        *_ENDED,
+    ),
+    Verb.RESUME: (
+        *_back(_H, reason=_PAUSED),
+        _no(_H, "it waits for an approval: give it with `clipmill approve`", reason=_APPROVAL),
+        _no(_H, "it waits for another row, and starts by itself once that has completed", reason=_AFTER),
+        _no(_Q, "not the row but its batch is held: resume the batch", when=Guard.BATCH_HELD),
+        _to(_Q, _Q, Instruction.GO_ON, when=Guard.PAUSING),
+        _same(_Q),
+        _CANCELLING,
+        _to(_R, _R, Instruction.GO_ON, when=Guard.PAUSING),
+        _same(_R),
+        *_ENDED,
+    ),
+    Verb.APPROVE: (
+        *_back(_H, reason=_APPROVAL),
+        _no(_H, "it is paused: let it go with `clipmill resume`", reason=_PAUSED),
+        _same(_H, reason=_AFTER),
+        _to(_Q, _Q, Instruction.GO_ON, when=Guard.HOLDING),
+        _same(_Q),
+        _CANCELLING,
+        _to(_R, _R, Instruction.GO_ON, when=Guard.HOLDING),
+        _same(_R),
+        *_ENDED,
+    ),
+    Verb.CANCEL: (
+        _to(_Q, _GONE, Instruction.FAIL_AFTER),
+        _to(_H, _GONE, Instruction.FAIL_AFTER),
+        _to(_R, _R, Instruction.STOP),
+        _same(_GONE),
+        _no(_DONE, "it has completed: there is nothing to cancel"),
+        _no(_FAILED, "it has failed: there is nothing to cancel"),
+    ),
+    Verb.RETRY: (
+        *_again(_FAILED),
+        *_again(_GONE),
+        _no(_Q, "it waits for a card: there is nothing to retry"),
+        _no(_H, "it is held and has not failed: `clipmill resume` or `clipmill approve` lets it go"),
+        _no(_R, "it is being rendered: there is nothing to retry"),
+        _no(_DONE, "it has completed: for another clip hand it in with another seed"),
+    ),
+    Verb.PRIORITIZE: (_to(_Q, _Q), _to(_H, _H), _to(_R, _R), *_ENDED),
+    Happening.STARTED: (
+        _no(_Q, "its batch is held: nothing of it starts", when=Guard.BATCH_HELD),
+        _to(_Q, _R, keeps_requests=True),
+    ),
+    Happening.PUBLISHED: tuple(_to(state, _DONE, Instruction.RELEASE_AFTER) for state in (_Q, _H, _R)),
+    Happening.REQUEUED: (
+        _to(_R, _GONE, Instruction.FAIL_AFTER, when=Guard.CANCELLING),
+        _to(_R, _H, because=_PAUSED, when=Guard.PAUSING),
+        _to(_R, _H, because=_APPROVAL, when=Guard.HOLDING),
+        _to(_R, _Q),
+    ),
+    Happening.FAILED: (
+        _to(_R, _GONE, Instruction.FAIL_AFTER, when=Guard.CANCELLING),
+        _to(_R, _FAILED, Instruction.FAIL_AFTER),
+    ),
+    Happening.REFUSED: (_to(_Q, _FAILED, Instruction.FAIL_AFTER),),
+    Happening.CLIP_LOST: (_to(_DONE, _Q, Instruction.FRESH),),
+    Happening.BEFORE_DONE: (_to(_H, _Q, reason=_AFTER), *(_same(state) for state in JobState)),
+    Happening.BEFORE_LOST: (
+        _to(_H, _FAILED, Instruction.FAIL_AFTER, because=Reason.AFTER_FAILED),
+        *(_same(state) for state in JobState if state is not _H),
+    ),
+    Happening.BEFORE_REVIVED: (
+        _to(
+            _FAILED, _H, Instruction.FRESH, Instruction.REVIVE_AFTER, reason=Reason.AFTER_FAILED, because=_AFTER
+        ),
+        *(_same(state) for state in JobState),
+    ),
+    Happening.BEFORE_UNKNOWN: (
+        _to(_H, _FAILED, Instruction.FAIL_AFTER, because=Reason.INVALID),
+        *(_same(state) for state in JobState if state is not _H),
+    ),
+}  # fmt: skip
+
+
+class RefusedError(ValueError):
+    """A verb that cannot be obeyed; says why, and what to do."""
+
+    def __init__(self, verb: str, what: str, why: str) -> None:
+        self.verb, self.what, self.why = verb, what, why
+        super().__init__(f"cannot {verb} {what}: {why}" if what else why)
+
+    @classmethod
+    def told(cls, message: str) -> RefusedError:
+        """A refusal by a farm elsewhere, in its words."""
+        return cls("", "", message)
+
+
+def is_met(guard: Guard, facts: JobFacts) -> bool:
+    """Whether a job of these facts meets the condition."""
+    match guard:
+        case Guard.HAS_CLIP:
+            return facts.has_clip
+        case Guard.UNRENDERABLE:
+            return not facts.renderable
+        case Guard.BEFORE_COMING:
+            return facts.before is Before.COMING
+        case Guard.BEFORE_LOST:
+            return facts.before is Before.LOST
+        case Guard.CANCELLING:
+            return facts.cancel_requested
+        case Guard.PAUSING:
+            return facts.hold_requested is _PAUSED
+        case Guard.HOLDING:
+            return facts.hold_requested is _APPROVAL
+        case Guard.BATCH_HELD:
+            return facts.batch_held
+
+
+def rule_for(facts: JobFacts, event: Event) -> Rule | None:
+    """The line of the table that counts, if there is one."""
+    for rule in RULES[event]:
+        if rule.state is not facts.state or (rule.reason is not None and rule.reason != facts.reason):
+            continue
+        if rule.when is None or is_met(rule.when, facts):
+            return rule
+    return None
+
+
+def step(facts: JobFacts, event: Event, what: str = "the job") -> tuple[JobFacts, tuple[Instruction, ...]]:
+    """What becomes of a job, and what is to be done. Raises `RefusedError`; `what` names the job in its message.
+
+    The reason of a job that failed by itself is not the table's: whoever knows it puts it in.
+    """
+    rule = rule_for(facts, event)
+    if rule is None or rule.to is None:
+        raise RefusedError(event, what, rule.refusal if rule else f"it is {facts.state}")
+    if rule.keeps:
+        return facts, rule.does
+    # Requests are obeyed by a change of state; a job that stays where it is keeps them.
+    stays = rule.to is facts.state
+    asked = stays or rule.keeps_requests
+    after = replace(
+        facts,
+        state=rule.to,
+        reason=rule.because or (facts.reason if stays else None),
+        cancel_requested=asked and facts.cancel_requested,
+        hold_requested=facts.hold_requested if asked else None,
+    )
+    if rule.ask is not None:
+        after = replace(after, hold_requested=rule.ask)
+    if Instruction.GO_ON in rule.does:
+        after = replace(after, hold_requested=None)
+    if Instruction.STOP in rule.does:
+        after = replace(after, cancel_requested=True)
+    return after, rule.does
+
+
+class Asked(Protocol):
+    """A running job, as far as `obey` looks at it: a `Job`, or `JobFacts`."""
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody cancelled it."""
+
+    @property
+    def hold_requested(self) -> HoldReason | None:
+        """Why it is to be held once its attempt has ended."""
+
+
+def ended_by(state: JobState) -> Happening:
+    """What an attempt's end is to a job that is in `state` after it: `PUBLISHED`, `FAILED`, or else `REQUEUED`."""
+    return _ENDED_BY.get(state, Happening.REQUEUED)
+
+
+_ENDED_BY = {_DONE: Happening.PUBLISHED, _FAILED: Happening.FAILED}
+
+
+def obey(job: Asked, wanted: Transition) -> Transition:
+    """What becomes of a job whose attempt has ended, given what it would become if nobody had asked for anything.
+
+    A clip that is there is published although it was to be stopped. One that was to be tried again is held or
+    cancelled instead where that was asked meanwhile, and one that failed under a cancel was cancelled. What was decided
+    by this may be decided once more: a pause that was taken back in between holds nothing.
+    """
+    if wanted.state in (_DONE, _GONE):
+        return wanted
+    facts = JobFacts(state=_R, cancel_requested=job.cancel_requested, hold_requested=job.hold_requested)
+    after, _ = step(facts, ended_by(wanted.state))
+    match after.state:
+        case JobState.CANCELLED:
+            return Transition(state=_GONE)
+        case JobState.HELD:
+            return replace(wanted, state=_H, reason=HoldReason(str(after.reason)))
+        case JobState.QUEUED:
+            return replace(wanted, state=_Q, reason=None)
+        case _:
+            return wanted

@@ -1,0 +1,1 @@
+"""What keeps a farm whole: the audit of its store, and the sweep of what nobody needs."""

@@ -1,0 +1,112 @@
+"""The rows of a batch as results show them, and as JSON for who takes them home from another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from cluster.jobs.model import Clip, Job, JobState
+from cluster.results.contact_sheet import STATES, ResultRow
+from cluster.store import BatchStore
+from pipeline.clips.clip import NO_PROMPT
+from pipeline.notes import as_json, notes_from
+from pipeline.problems import Problem
+
+_FIELDS = {field.name for field in fields(ResultRow)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """A job and its row of the results."""
+
+    job_id: str
+    #: Place in the batch.
+    number: int
+    #: When the job last changed, in UTC epoch seconds.
+    updated_at: int
+    row: ResultRow
+
+    def to_json(self) -> dict[str, Any]:
+        """For the API."""
+        row = asdict(self.row) | {
+            "extra": dict(self.row.extra),
+            "noted": as_json(self.row.noted),
+            "problem": self.row.problem.model_dump() if self.row.problem else None,
+        }
+        facts = {"job": self.job_id, "place": self.number, "updated_at": self.updated_at}
+        return {"object": "result", **facts, "row": row}
+
+
+def result_from(value: Mapping[str, Any]) -> JobResult:
+    """What `JobResult.to_json` wrote; fields that a later version has besides are passed over.
+
+    Raises `KeyError`, `TypeError` and `ValueError` for what none wrote.
+    """
+    told = {name: one for name, one in dict(value["row"]).items() if name in _FIELDS}
+    told["noted"] = notes_from(told.get("noted"))
+    told["problem"] = Problem.model_validate(told["problem"]) if told.get("problem") else None
+    told["lossy"] = tuple(told.get("lossy") or ())
+    if told["state"] not in STATES:
+        raise ValueError(f"{told['state']!r} is no state of a row")
+    row = ResultRow(**told)
+    return JobResult(job_id=str(value["job"]), number=int(value["place"]), updated_at=int(value["updated_at"]), row=row)
+
+
+def results_of(
+    batch_store: BatchStore,
+    owner: str,
+    batch_id: str,
+    *,
+    completed_since: int | None = None,
+    after: int = -1,
+    limit: int | None = None,
+) -> list[JobResult]:
+    """A batch's rows in its order, those behind the place `after`. Raises `NoSuchBatchError`.
+
+    `completed_since`: only those that completed at or after this time, in UTC epoch seconds.
+    """
+    state = None if completed_since is None else JobState.COMPLETED
+    jobs = batch_store.jobs(
+        owner, batch_id, state=state, updated_since=completed_since, after_number=after, limit=limit
+    )
+    clips = batch_store.clips(owner, {job.clip_id for job in jobs if job.clip_id})
+    makers = batch_store.makers(owner, batch_id, [clip.attempt_id for clip in clips.values()])
+    found = []
+    for job in jobs:
+        clip = clips.get(job.clip_id) if job.clip_id else None
+        row = result_row(job, clip, makers.get(clip.attempt_id) if clip else None)
+        found.append(JobResult(job_id=job.id, number=job.number, updated_at=job.updated_at, row=row))
+    return found
+
+
+def result_row(job: Job, clip: Clip | None, made_by: str | None = None) -> ResultRow:
+    """A job with its clip as the contact sheet shows it. `made_by`: the row of its batch that the clip was made for."""
+    spec = job.spec
+    notes = replace(job, clip_notes=clip.notes).notes if clip else job.notes
+    return ResultRow(
+        id=job.name,
+        number=int(job.row.get("number", job.number)),
+        prompt=spec.prompt if spec and spec.prompt != NO_PROMPT else str(job.row.get("prompt") or ""),
+        state=job.state.value,
+        problem=job.problems[0] if job.problems else None,
+        reason=job.reason or "",
+        model=spec.family if spec else "",
+        resolution_class=spec.resolution_class.value if spec else "",
+        width=spec.width if spec else 0,
+        height=spec.height if spec else 0,
+        frames=spec.frames if spec else 0,
+        fps=spec.fps if spec else 0,
+        seconds=spec.seconds if spec else 0.0,
+        seed=spec.seed if spec else None,
+        image=str(job.row.get("image") or ""),
+        extra=job.row.get("extra") or {},
+        noted=notes,
+        lossy=spec.lossy if spec else (),
+        video_key=clip.objects.video if clip else None,
+        poster_key=clip.objects.poster if clip else None,
+        provenance_key=clip.objects.provenance if clip else None,
+        attempts=job.attempts,
+        shared_with=made_by if made_by != job.name else None,
+        expired_at=clip.expired_at if clip else None,
+    )

@@ -1,0 +1,57 @@
+"""The rows of a batch as a table for spreadsheets and programs: state, notes and what the clip is."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from cluster.catalog.names import file_stem
+from cluster.results.contact_sheet import ResultRow
+
+#: What a spreadsheet takes for the begin of a formula (OWASP, "CSV Injection").
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def table_of(rows: Sequence[ResultRow]) -> bytes:
+    """The rows as CSV, in UTF-8 with the mark by which spreadsheets know it; no text can be taken for a formula."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    for number, row in enumerate(rows):
+        cells = _cells(row)
+        if number == 0:
+            writer.writerow(cells)
+        writer.writerow([_safe(cell) for cell in cells.values()])
+    return text.getvalue().encode("utf-8-sig", "replace")
+
+
+def _cells(row: ResultRow) -> dict[str, object]:
+    problem = row.problem
+    return {
+        "id": row.id,
+        "row": row.number,
+        "state": row.state,
+        "file": f"{file_stem(row.id)}.mp4" if row.state == "completed" and row.video_key else "",
+        "worth_a_look": "; ".join(dict.fromkeys(note.title for note in row.noted if note.worth_a_look)),
+        "notes": "; ".join(note.message for note in row.noted),
+        "note_codes": " ".join(dict.fromkeys(note.code for note in row.noted)),
+        "field": problem.field if problem else "",
+        "problem": problem.message if problem else "",
+        "remedy": problem.remedy if problem else "",
+        "image": row.image,
+        "prompt": row.prompt,
+        "model": row.model,
+        "resolution_class": row.resolution_class,
+        "width": row.width or "",
+        "height": row.height or "",
+        "frames": row.frames or "",
+        "fps": row.fps or "",
+        "seconds": round(row.seconds, 3) if row.seconds else "",
+        "seed": "" if row.seed is None else row.seed,
+        "lossy": "; ".join(row.lossy),
+        "shared_with": row.shared_with or "",
+    }
+
+
+def _safe(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

@@ -1,0 +1,13 @@
+"""The priority that a waiting job has now. Pure."""
+
+from __future__ import annotations
+
+from cluster.jobs.model import Job
+
+#: A waiting job rises by one priority each time it has waited so long, in seconds: nobody waits for ever.
+AGEING_S = 1800
+
+
+def effective_priority(job: Job, now: float) -> int:
+    """The job's priority, risen with its waiting; `now` in seconds, on the clock of `Job.created_at`."""
+    return job.priority + max(0, int(now - job.created_at)) // AGEING_S

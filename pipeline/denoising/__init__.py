@@ -1,0 +1,1 @@
+"""The denoising loop of all families: samplers, noise, checkpoints, caches between clips."""

@@ -1,0 +1,112 @@
+"""What was assumed, dropped, cut, rounded or judged of a row and its clip without refusing it.
+
+Every such thing is a `Note`, wherever it was seen: when the catalog was read, when the clip was specified, when the
+still was decoded, or when the frames were reviewed. A fault that refuses the row is a `pipeline.problems.Problem`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+#: Codes of notes that need no look at the clip: what was asked for is there, or never had a meaning. Beside them all
+#: that end in `_adjusted`: values that the model cannot take, and what was taken instead.
+QUIET = frozenset(
+    {
+        *("note", "unused", "prompt_unused", "negative_prompt_unused", "candidates_equal", "fps_of_draft"),
+        *("size_rounded", "number_read", "time_read", "id_made", "id_not_portable", "column_cut", "encoding_guessed"),
+        *("alpha_flattened", "cmyk_converted", "colours_converted", "move_shortened"),
+    }
+)
+ADJUSTED = "_adjusted"
+#: Titles that are not the code's own words.
+_TITLES = {"enlarged": "still enlarged", "cut": "prompt cut"}
+
+
+class Note(BaseModel):
+    """One thing that a person should know of a row or its clip."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, frozen=True, extra="forbid")
+
+    code: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    """Machine name such as `no_motion`: stable, for counting and filtering."""
+    message: str
+    """A sentence with the values, and what to do where there is something to do."""
+
+    @property
+    def title(self) -> str:
+        """What it is about, in a few words, where several rows are counted."""
+        return title_of(self.code)
+
+    @property
+    def worth_a_look(self) -> bool:
+        """Whether a person should look at the clip because of it; so of every code that is not known to be quiet."""
+        return self.code not in QUIET and not self.adjusted
+
+    @property
+    def adjusted(self) -> bool:
+        """Whether the row asked for something else than it gets, because its model cannot take it."""
+        return self.code.endswith(ADJUSTED)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def title_of(code: str) -> str:
+    """A code in the words that people read."""
+    return _TITLES.get(code, code.replace("_", " "))
+
+
+def distinct(notes: Iterable[Note]) -> tuple[Note, ...]:
+    """The notes in their order, none twice."""
+    return tuple(dict.fromkeys(notes))
+
+
+def notes_from(values: object) -> tuple[Note, ...]:
+    """Notes of JSON as it was stored or sent; what another version wrote besides, or in another form, is left out."""
+    found = []
+    for value in values if isinstance(values, Sequence) and not isinstance(values, str) else ():
+        known = {name: value[name] for name in Note.model_fields if name in value} if isinstance(value, dict) else value
+        try:
+            found.append(Note.model_validate(known))
+        except ValidationError:
+            continue
+    return distinct(found)
+
+
+def counted(rows: Iterable[tuple[str, Iterable[Note]]], names: int = 2) -> list[str]:
+    """Each kind of note of the rows, (id, notes), once, the most frequent first: how many rows have it, and which.
+
+    The sentence is there where all of them share it, else what it is about and the first one's: `12 rows (SKU-1, SKU-2
+    and 10 more): still enlarged, such as: …`. `names`: ids shown.
+    """
+    ids: dict[str, list[str]] = {}
+    sentences: dict[str, list[str]] = {}
+    for name, notes in rows:
+        kinds: dict[str, list[str]] = {}
+        for note in distinct(notes):
+            kinds.setdefault(note.code, []).append(note.message)
+        for code, messages in kinds.items():
+            ids.setdefault(code, []).append(name)
+            sentences.setdefault(code, []).append("; ".join(messages))
+    told = []
+    for code in sorted(ids, key=lambda code: -len(ids[code])):
+        first, *others = dict.fromkeys(sentences[code])
+        what = f"{title_of(code)}, such as: {first}" if others else first
+        told.append(f"{rows_text(ids[code], names)}: {what}")
+    return told
+
+
+def rows_text(ids: Sequence[str], names: int = 2) -> str:
+    """How many rows, and which: `12 rows (SKU-1, SKU-2 and 10 more)`. `names`: ids shown."""
+    shown, more = ", ".join(ids[:names]), len(ids) - names
+    if len(ids) == 1:
+        return f"1 row ({shown})"
+    return f"{len(ids)} rows ({shown}{f' and {more} more' if more > 0 else ''})"
+
+
+def as_json(notes: Iterable[Note]) -> list[dict[str, Any]]:
+    """The notes as JSON has them."""
+    return [note.model_dump() for note in notes]

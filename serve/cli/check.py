@@ -1,0 +1,73 @@
+"""`check`: what is wrong with a catalog and what would be assumed of it, before anything is rendered."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cluster.catalog.ingest import draft, gather
+from cluster.catalog.resolve import Defaults
+from cluster.jobs.after import judged
+from pipeline.families import FAMILIES, family_named
+from pipeline.notes import as_json as notes_as_json
+from pipeline.notes import notes_from
+from serve.cli.common import Exit, Home, Json, console, exit_on_error, knows_job, print_json, settings_for
+from serve.cli.options import Catalog, FewStepFile, RowOptions, few_step_of, with_option_groups
+from serve.cli.render import choose_model
+from serve.cli.show import notes_text, problems_table, unknown_text, waits_text
+from serve.gateway.forecasting import Sizes
+
+
+@with_option_groups()
+def check(
+    catalog: Catalog,
+    model: Annotated[str, typer.Option(help="Model of rows that name none; `clipmill models` lists them.")] = "auto",
+    rows: RowOptions = RowOptions(),  # noqa: B008 - frozen
+    few_step: FewStepFile = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with a catalog's rows and what would be assumed of them; nothing is rendered or handed in.
+
+    Exit 1 where some rows cannot be rendered.
+    """
+    with exit_on_error():
+        family = choose_model(model)[0] if model == "auto" else family_named(model).name
+        manifest = rows.read(catalog, family)
+        settings = settings_for(home)
+        fast = few_step_of(settings, few_step)
+        defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
+        sizes = Sizes()
+        # Whether a licence is accepted is no matter of the rows.
+        drafts = judged(
+            [draft(one, defaults, sizes.get, accepted=FAMILIES) for one in gather(manifest, sizes.put, rows.remote())],
+            knows_job(settings),
+        )
+        found: list[dict[str, Any]] = [
+            {
+                "number": one.number,
+                "name": one.name,
+                "row": {name: one.row.get(name) for name in ("number", "line")},
+                "not_before": one.not_before,
+                "after": one.after,
+                "problems": [problem.model_dump() for problem in one.problems],
+                "noted": notes_as_json(notes_from(one.row.get("noted"))),
+            }
+            for one in drafts
+        ]
+        bad = [row for row in found if row["problems"]]
+        if as_json:
+            print_json({"rows": found, "unknown_columns": manifest.unknown, "model": family})
+        else:
+            for note in [*unknown_text(manifest), *notes_text(found)]:
+                console.print(f"  note: {note}", style="dim", markup=False, soft_wrap=True)
+            for words in waits_text([row for row in found if not row["problems"]]):
+                console.print(f"  starts: {words}", markup=False, soft_wrap=True)
+            if bad:
+                console.print(problems_table(bad))
+            good = len(found) - len(bad)
+            mark = "[bold yellow]![/]" if bad else "[bold green]✓[/]"
+            words = f"{mark} {good} of {len(found)} clips can be rendered with {family}"
+            console.print(words, soft_wrap=True, markup=True)
+    raise typer.Exit(Exit.SOME_FAILED if bad else Exit.DONE)

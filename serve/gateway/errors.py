@@ -1,0 +1,105 @@
+"""Errors of the API: exception, HTTP status and code in one table, which gateway and client both read.
+
+Errors are `{"error": {message, type, param, code}}`, as OpenAI's clients expect them; a problem that says what to do
+next is under `clipmill`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy.exc
+
+from cluster.jobs.transitions import RefusedError
+from cluster.storage import StorageError
+from cluster.store.batches import IdempotencyConflictError
+from cluster.store.lookup import AmbiguousIdError, NoSuchBatchError, NoSuchCardError, NoSuchJobError
+from pipeline.problems import BadInputError, Problem
+
+
+class NoSuchFileError(LookupError):
+    """The owner has no still of this id."""
+
+
+class NoSuchModelError(LookupError):
+    """The farm has no model of this name."""
+
+
+#: Code of the answer to a path that no route has: what answers there is no farm, or one of another version.
+NO_SUCH_ROUTE = "no_such_route"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorKind:
+    """One kind of exception, and the answer to it."""
+
+    raised: type[Exception]
+    status: int
+    code: str
+    #: The field at fault, where it is always the same.
+    param: str | None = None
+    #: The field at fault, by the exception.
+    param_of: Callable[[Any], str | None] | None = None
+    #: What a person reads; None: the exception's own text.
+    message_of: Callable[[Any], str] | None = None
+    #: Makes the exception from the message of an answer; None: `raised` is called with it.
+    again: Callable[[str], Exception] | None = None
+
+
+#: The kinds of errors that a farm raises; the first that an exception is an instance of counts.
+ERRORS: tuple[ErrorKind, ...] = (
+    ErrorKind(raised=BadInputError, status=400, code="bad_input", param_of=lambda error: error.problem.field),
+    ErrorKind(raised=NoSuchBatchError, status=404, code="not_found", param="batch_id"),
+    ErrorKind(raised=NoSuchJobError, status=404, code="not_found", param="job_id"),
+    ErrorKind(raised=NoSuchCardError, status=404, code="not_found", param="card"),
+    ErrorKind(raised=NoSuchFileError, status=404, code="not_found", param="file_id"),
+    ErrorKind(raised=NoSuchModelError, status=404, code="model_not_found", param="model"),
+    ErrorKind(raised=AmbiguousIdError, status=400, code="ambiguous_id", param="id"),
+    ErrorKind(
+        raised=RefusedError, status=409, code="refused", param_of=lambda error: error.verb, again=RefusedError.told
+    ),
+    ErrorKind(raised=IdempotencyConflictError, status=422, code="idempotency_conflict", param="Idempotency-Key"),
+    ErrorKind(
+        raised=sqlalchemy.exc.OperationalError,
+        status=503,
+        code="store_unreachable",
+        message_of=lambda error: f"the store cannot be used: {error.orig}",
+    ),
+    ErrorKind(raised=StorageError, status=503, code="storage", param="storage"),
+)
+
+
+def answer_of(kind: ErrorKind, error: Exception) -> dict[str, Any]:
+    """The body of the answer to an exception of this kind."""
+    param = kind.param_of(error) if kind.param_of else kind.param
+    message = kind.message_of(error) if kind.message_of else str(error)
+    return error_body(kind.status, message, kind.code, param, getattr(error, "problem", None))
+
+
+def error_body(
+    status: int, message: str, code: str, param: str | None = None, problem: Problem | None = None
+) -> dict[str, Any]:
+    """The body of an answer that is an error."""
+    answer: dict[str, Any] = {
+        "message": message,
+        "type": "invalid_request_error" if status < 500 else "server_error",
+        "param": param,
+        "code": code,
+    }
+    if problem:
+        answer["clipmill"] = problem.model_dump()
+    return {"error": answer}
+
+
+def error_from(answer: Mapping[str, Any]) -> Exception:
+    """The exception that a farm raised, from the `error` of its answer to a request that was at fault (a 4xx)."""
+    code, message, param = answer["code"], str(answer["message"]), answer.get("param")
+    if problem := answer.get("clipmill"):
+        return BadInputError(**problem)
+    of_code = [kind for kind in ERRORS if kind.code == code and kind.raised is not BadInputError]
+    if of_code:
+        kind = next((kind for kind in of_code if kind.param == param), of_code[0])
+        return kind.again(message) if kind.again else kind.raised(message)
+    return BadInputError(param or "request", message, "Correct the request.")

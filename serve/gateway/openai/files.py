@@ -1,0 +1,129 @@
+"""Routes of stills as files, and of the models that make videos of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Query, Request, Response
+
+from cluster.farm import Farm
+from cluster.storage import MissingObjectError, Storage
+from pipeline.families import FAMILIES, family_named
+from pipeline.problems import BadInputError
+from serve.gateway.door import CheckedRoute
+from serve.gateway.errors import NoSuchFileError, NoSuchModelError
+from serve.gateway.openai.body import FILE_ID, read_body, sha256_of
+from serve.gateway.openai.schema import FILE_BODY
+from serve.gateway.openai.views import file_view, model_view, page_view
+
+#: What a file may be for: all of it is a picture here.
+_PURPOSES = ("vision", "user_data")
+_STILLS_AT_ONCE = 4
+
+
+def file_routes(farm: Farm) -> APIRouter:
+    """The routes of files: stills that were handed in, by `file-` and their SHA-256."""
+    routes = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["files"])
+    threads = CapacityLimiter(_STILLS_AT_ONCE)
+    batch_store = farm.batch_store
+
+    @routes.post("/files", openapi_extra=FILE_BODY)
+    async def create_file(request: Request) -> dict[str, Any]:
+        """Hand in a picture that several requests name by its `file_id`."""
+        values = await read_body(request)
+        data = values.pop("file", None)
+        purpose = values.pop("purpose", "vision")
+        if purpose not in _PURPOSES:
+            remedy = f"Send one of: {', '.join(_PURPOSES)}."
+            raise BadInputError("purpose", f"{str(purpose)[:60]!r} is nothing that a picture is for", remedy)
+        if not isinstance(data, bytes):
+            raise BadInputError("file", "no file was sent", "Send the picture as the file of a form.")
+        sha256 = await run_sync(_put, farm, data, limiter=threads)
+        return await run_sync(view, sha256)
+
+    @routes.get("/files")
+    def list_files(
+        after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20, purpose: str | None = None
+    ) -> dict[str, Any]:
+        """A page of the pictures that were handed in; `after` is the id of the last one of the page before."""
+        behind = None if after is None else sha256_of(after, "after")
+        found = batch_store.stills(farm.owner, after=behind, limit=limit + 1) if purpose in (None, *_PURPOSES) else []
+        return page_view((_view(farm, sha256, at) for sha256, at in found[:limit]), len(found) > limit)
+
+    @routes.get("/files/{file_id}")
+    def get_file(file_id: str) -> dict[str, Any]:
+        """One picture that was handed in: when, and how large."""
+        return view(_known(file_id))
+
+    @routes.get("/files/{file_id}/content", response_class=Response)
+    def get_file_content(file_id: str) -> Response:
+        """A picture as it was handed in."""
+        try:
+            data = farm.storage.get_still(require(file_id)[0])
+        except MissingObjectError as error:
+            raise NoSuchFileError(f"the picture of {file_id!r} is gone: hand it in again") from error
+        # Never as what it says of itself: a browser would run an SVG.
+        headers = {"X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment"}
+        return Response(data, media_type="application/octet-stream", headers=headers)
+
+    @routes.delete("/files/{file_id}")
+    def delete_file(file_id: str) -> dict[str, Any]:
+        """Forget a picture. Clips made of it stay."""
+        batch_store.forget_still(farm.owner, require(file_id)[0])
+        return {"id": file_id, "object": "file", "deleted": True}
+
+    def require(file_id: str) -> tuple[str, int]:
+        sha256 = _known(file_id)
+        at = batch_store.still_at(farm.owner, sha256)
+        if at is None:
+            raise NoSuchFileError(f"there is no file {file_id!r}; `GET /v1/files` lists those there are")
+        return sha256, at
+
+    def view(sha256: str) -> dict[str, Any]:
+        return _view(farm, *require(FILE_ID + sha256))
+
+    return routes
+
+
+def model_routes() -> APIRouter:
+    """The routes of models."""
+    routes = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["models"])
+
+    @routes.get("/models")
+    def list_models() -> dict[str, Any]:
+        """The models that can be named, with their classes and tiers."""
+        return page_view((model_view(family) for family in FAMILIES.values()), False)
+
+    @routes.get("/models/{name}")
+    def get_model(name: str) -> dict[str, Any]:
+        """One model, with its classes and tiers."""
+        try:
+            return model_view(family_named(name))
+        except BadInputError as error:
+            raise NoSuchModelError(str(error)) from error
+
+    return routes
+
+
+def _known(file_id: str) -> str:
+    try:
+        return sha256_of(file_id, "file_id")
+    except BadInputError as error:
+        raise NoSuchFileError(str(error)) from error
+
+
+def _put(farm: Farm, data: bytes) -> str:
+    try:
+        return farm.put_still(data)
+    except BadInputError as error:
+        raise BadInputError("file", error.problem.message, error.problem.remedy) from error
+
+
+def _view(farm: Farm, sha256: str, at: int) -> dict[str, Any]:
+    try:
+        size = farm.storage.size(Storage.still_key(sha256))
+    except MissingObjectError:
+        size = 0
+    return file_view(sha256, size, at)

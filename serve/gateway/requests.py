@@ -1,0 +1,120 @@
+"""Bodies of requests that command a batch, a job or a card, and the fields that say when a batch is held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.catalog.manifest import MAX_PRIORITY
+from cluster.jobs.model import Limits
+from cluster.jobs.transitions import Verb
+from cluster.store.batches import Terms
+from pipeline.problems import BadInputError
+
+#: The largest number that a row can have, and so the most failures of a batch.
+MAX_ROW_NUMBER = 2**31 - 1
+
+
+class LimitFields(BaseModel):
+    """Where a batch stops by itself."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    max_failures: int | None = Field(default=None, ge=1)
+    """It stops once so many rows have failed."""
+    max_gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """It stops once so many GPU hours are used."""
+    max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """It stops once it has cost so much, in US dollars by the table of rates."""
+
+    def limits(self) -> Limits:
+        """The limits in the units that the store counts: seconds of GPU time, and cost."""
+        seconds = None if self.max_gpu_hours is None else self.max_gpu_hours * 3600
+        # More than a batch can have rows is no limit at all.
+        failures = None if self.max_failures is None else min(self.max_failures, MAX_ROW_NUMBER)
+        return Limits(failures=failures, gpu_seconds=seconds, cost=self.max_cost)
+
+
+class BatchCommand(LimitFields):
+    """Body of `POST /v1/batches/{id}/{verb}`; all of it may be left out."""
+
+    priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    """For `prioritize`: the new priority."""
+    cancelled: bool = False
+    """For `retry`: whether cancelled rows are put back too."""
+
+
+class JobCommand(BaseModel):
+    """Body of `POST /v1/jobs/{id}/{verb}`; all of it may be left out."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    """For `prioritize`: the new priority."""
+
+
+class CardCommand(BaseModel):
+    """Body of `POST /v1/cards/{id}/{verb}`; all of it may be left out."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+    reason: str = Field(default="", max_length=500)
+    """For people."""
+    for_s: int | None = Field(default=None, ge=1, le=10**9)
+    """Seconds after which the order ends by itself; None: it stands until it is released."""
+
+
+class TermFields(LimitFields):
+    """The fields of a new batch that say when it is held."""
+
+    paused: bool = False
+    """The batch is held until somebody resumes it."""
+    needs_approval: bool = False
+    """The batch's rows wait for an approval, all but the first `proof`."""
+    proof: int = Field(default=0, ge=0, lt=2**31)
+    """With `needs_approval`: so many rows start at once, as a proof."""
+    comment: str = Field(default="", max_length=2000)
+    """A note for people."""
+
+    def terms(self) -> Terms:
+        """The fields as the store takes them."""
+        return Terms(
+            paused=self.paused,
+            needs_approval=self.needs_approval,
+            proof=self.proof,
+            limits=self.limits(),
+            comment=self.comment,
+        )
+
+
+def priority_of(verb: Verb, given: int | None) -> int:
+    """The priority that goes with a verb: only `prioritize` needs one. Raises `BadInputError` where it has none."""
+    if verb is Verb.PRIORITIZE and given is None:
+        raise BadInputError(
+            "priority", "no priority was given", f"Give a number from -{MAX_PRIORITY} to {MAX_PRIORITY}."
+        )
+    return given or 0
+
+
+#: Fields of a row on its way; all others are columns of its manifest row.
+_OF_INCOMING = frozenset({"position", "name", "still", "number", "line"})
+
+
+def filled_rows(rows: list[Any]) -> list[Any]:
+    """Rows of a new batch: those that are written flat (`{"still": …, "prompt": …}`) as `IncomingRow` has them.
+
+    A flat row is called as its `name` or `id`, else by its place. Rows with a `row` or with `problems`, and what is no
+    object, are left as they are.
+    """
+    return [_filled(place, row) if isinstance(row, dict) else row for place, row in enumerate(rows, start=1)]
+
+
+def _filled(place: int, given: dict[str, Any]) -> dict[str, Any]:
+    if "row" in given or "problems" in given:
+        return given
+    row = {name: value for name, value in given.items() if name in _OF_INCOMING}
+    columns = {name: value for name, value in given.items() if name not in _OF_INCOMING}
+    name = row.setdefault("name", columns.get("id") or f"row-{place}")
+    number = row.setdefault("number", row.setdefault("position", place))
+    return row | {"row": {"number": number, "id": name, "image": row.get("still") or name} | columns}

@@ -1,0 +1,1 @@
+"""Real faults to a real farm: processes killed, storage full, databases locked, and what has to hold afterwards."""

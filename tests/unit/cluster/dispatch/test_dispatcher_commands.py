@@ -1,0 +1,166 @@
+"""What people say of batches, jobs and cards reaches the renderers: a dispatcher, a store, and no engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.dispatch.protocol import RendererDiedError, Verdict
+from cluster.fleet.cards import CardState
+from cluster.fleet.quarantine import FAULTS, REST_S
+from cluster.jobs.commands import FARM, CardVerb
+from cluster.jobs.model import JobState, Limits, StoredCheckpoint, checkpoint_key
+from cluster.jobs.outcomes import Invalid, Stopped
+from cluster.jobs.transitions import Verb
+from cluster.store.batches import Terms
+from cluster.store.commands import CommandStore
+from pipeline.clips.clip import ResolutionClass
+from tests.building import Clock, beat, draft, spec
+from tests.unit.cluster.dispatch.test_dispatcher import Call, Farm
+
+ME = "local"
+
+
+@pytest.fixture
+def clock(sqlite_database):
+    return Clock().set_on(sqlite_database)
+
+
+@pytest.fixture
+async def farm(sqlite_database, clock):
+    farm = Farm(sqlite_database, clock).open()
+    yield farm
+    await farm.close()
+
+
+@pytest.fixture
+def verbs(sqlite_database) -> CommandStore:
+    return CommandStore(sqlite_database)
+
+
+def resumable(number: int = 1):
+    return draft(number, spec=spec("i2vgen-xl-tiny", steps=50))
+
+
+def leave(call: Call, step: int) -> StoredCheckpoint:
+    """What a renderer does when its clip is preempted."""
+    saved = StoredCheckpoint(checkpoint_key(call.assignment.job_id, call.assignment.attempt_id, step), step)
+    call.report(Stopped(checkpoint=saved))
+    return saved
+
+
+async def test_a_paused_batch_leaves_its_cards_and_comes_back_where_it_was(farm, verbs):
+    batch_id = farm.submit(resumable(), resumable(2))
+    farm.dispatcher.beat(beat("gpu0"))
+    first = await farm.called()
+    attempt = first.assignment.attempt_id
+    busy = beat("gpu0", state=CardState.BUSY, steps={attempt: (20, 50)})
+    verbs.batch(ME, batch_id, Verb.PAUSE)
+    assert (await farm.goes_on(2, busy))[attempt] is Verdict.CHECKPOINT
+    saved = leave(first, 21)
+    await farm.reaches(batch_id, JobState.HELD)
+    await farm.goes_on(3, beat("gpu0"))
+    assert len(farm.pool.calls) == 1, "the card is idle and stays so"
+    assert (farm.job(batch_id).reason, farm.job(batch_id).attempts, farm.job(batch_id).releases) == ("paused", 0, 0)
+    verbs.batch(ME, batch_id, Verb.RESUME)
+    second = await farm.called(2)
+    assert second.assignment.resume == saved
+
+
+async def test_one_paused_job_gives_its_card_to_the_next(farm, verbs):
+    batch_id = farm.submit(resumable(), resumable(2))
+    farm.dispatcher.beat(beat("gpu0"))
+    first = await farm.called()
+    verbs.job(ME, first.assignment.job_id, Verb.PAUSE)
+    await farm.goes_on(2, beat("gpu0"))
+    leave(first, 5)
+    second = await farm.called(2)
+    assert second.job == "2"
+    assert farm.job(batch_id, 1).state is JobState.HELD
+
+
+async def test_a_clip_that_cannot_be_saved_is_finished(farm, verbs):
+    batch_id = farm.submit(draft(1), draft(2))
+    farm.dispatcher.beat(beat("gpu0"))
+    call = await farm.called()
+    attempt = call.assignment.attempt_id
+    verbs.batch(ME, batch_id, Verb.PAUSE)
+    verdicts = await farm.goes_on(2, beat("gpu0", steps={attempt: (0, 1)}))
+    assert verdicts[attempt] is Verdict.GO_ON
+    call.complete()
+    await farm.reaches(batch_id, JobState.COMPLETED)
+    assert farm.job(batch_id, 2).state is JobState.HELD
+
+
+async def test_a_locked_card_finishes_its_clip_and_gets_no_other(farm, verbs):
+    batch_id = farm.submit(resumable(), resumable(2))
+    farm.dispatcher.beat(beat("gpu0"))
+    call = await farm.called()
+    attempt = call.assignment.attempt_id
+    verbs.order("gpu0", CardVerb.LOCK, by="ann")
+    verdicts = await farm.goes_on(2, beat("gpu0", state=CardState.BUSY, steps={attempt: (1, 50)}))
+    assert verdicts[attempt] is Verdict.GO_ON
+    call.complete()
+    await farm.reaches(batch_id, JobState.COMPLETED)
+    await farm.goes_on(3, beat("gpu0"))
+    assert len(farm.pool.calls) == 1
+    verbs.order("gpu0", CardVerb.RELEASE)
+    await farm.goes_on(2, beat("gpu0"))
+    assert (await farm.called(2)).job == "2"
+
+
+async def test_a_drained_card_s_clip_goes_on_elsewhere(farm, verbs):
+    farm.submit(resumable())
+    farm.dispatcher.beat(beat("gpu0"))
+    first = await farm.called()
+    attempt = first.assignment.attempt_id
+    verbs.order("gpu0", CardVerb.DRAIN, by="ann")
+    busy = beat("gpu0", state=CardState.BUSY, steps={attempt: (9, 50)})
+    assert (await farm.goes_on(2, busy))[attempt] is Verdict.CHECKPOINT
+    saved = leave(first, 10)
+    farm.dispatcher.beat(beat("gpu1"))
+    second = await farm.called(2)
+    assert (second.assignment.renderer, second.assignment.resume) == ("renderer-gpu1", saved)
+    assert farm.truth.tally("preemptions", outcome="drain") == 1
+
+
+async def test_a_batch_stops_at_its_failures(farm):
+    batch_id = farm.submit(*(draft(n) for n in range(1, 5)), terms=Terms(limits=Limits(failures=1)))
+    farm.dispatcher.beat(beat("gpu0"))
+    (await farm.called()).report(Invalid(detail="no picture"))
+    await farm.called(2)
+    await farm.goes_on(2, beat("gpu0"))
+    assert farm.batch_store.batch(ME, batch_id).status == "held"
+    farm.pool.calls[1].complete()
+    await farm.reaches(batch_id, JobState.COMPLETED, 2)
+    await farm.goes_on(3, beat("gpu0"))
+    assert len(farm.pool.calls) == 2
+
+
+@pytest.mark.parametrize("others", [True, False])
+async def test_a_card_that_breaks_its_renderers_is_set_aside_unless_it_is_the_last(farm, verbs, clock, others):
+    # Of several kinds: a breaker keeps those of one kind away before the card is to blame.
+    sizes = [size for size in ResolutionClass for _ in range(2)]
+    if others:
+        farm.dispatcher.beat(beat("gpu1"))
+        farm.submit(draft(99))
+        await farm.called()
+    farm.submit(*(draft(n, spec=spec(resolution_class=size)) for n, size in enumerate(sizes, start=1)))
+    broken: set[str] = set()
+    for turn in range(60):
+        await farm.goes_on(1, beat("gpu0", renderer=f"r{turn}"), *([beat("gpu1", state=CardState.BUSY)] * others))
+        for call in [call for call in farm.pool.open if call.assignment.renderer.startswith("r") and call.job != "99"]:
+            call.report(RendererDiedError("Xid 79"))
+            await farm.until(lambda call=call: call.closed)
+            broken.add(call.job)
+        if len(broken) >= FAULTS:
+            break
+    await farm.until(lambda: farm.dispatcher.running_count() <= others)
+    if not others:
+        assert verbs.orders() == {}, "the farm has no other card"
+        return
+    order = verbs.orders()["gpu0"]
+    assert (order.kind, order.given_by, order.until) == (CardVerb.QUARANTINE, FARM, int(clock.now) + REST_S)
+    assert "Xid 79" in order.reason
+    calls = len(farm.pool.calls)
+    await farm.goes_on(3, beat("gpu0", renderer="fresh"), beat("gpu1", state=CardState.BUSY))
+    assert len(farm.pool.calls) == calls

@@ -1,0 +1,314 @@
+"""One `render` without Ray: a farm that breaks, and one whose start never returns."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cluster.catalog.manifest import read_manifest
+from cluster.catalog.resolve import Defaults
+from cluster.dispatch.retry import after_attempt
+from cluster.farm import Farm
+from cluster.jobs.outcomes import Completed
+from cluster.results.export import ResultsError
+from cluster.storage import Storage
+from cluster.store import BatchStore, Database, DispatchStore
+from pipeline.units import GIB
+from serve.cli import render as render_module
+from serve.cli import session as session_module
+from serve.cli.results import ResultsWriter
+from serve.cli.session import FarmLostError, Moment, NoUsableCardError, RenderSession
+from serve.cli.show import ProgressView
+from serve.embedded import FarmLock
+from serve.results_source import LocalResults
+from tests.building import FLEET, beat, card, objects, still_png
+
+PATIENCE_S = 30
+
+
+class FakeFarm:
+    """A farm that renders nothing."""
+
+    renderers = 1
+
+    def __init__(self, *, lost: str | None = None) -> None:
+        self.may_start = threading.Event()
+        self.closed = threading.Event()
+        self._lost = lost
+
+    def start(self) -> None:
+        self.may_start.wait(PATIENCE_S)
+
+    def close(self, grace_s: float | None = None) -> None:
+        self.closed.set()
+
+    def lost(self) -> str | None:
+        return self._lost
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    (tmp_path / "still.png").write_bytes(still_png())
+    catalog = tmp_path / "catalog.csv"
+    catalog.write_text("image,prompt\nstill.png,zoom in\n")
+    database = Database(f"sqlite:///{tmp_path / 'clipmill.db'}")
+    database.migrate()
+    farm = Farm(BatchStore(database), Storage(tmp_path / "storage"))
+
+    def make(fake, show, model: str = "camera", **how: Any) -> tuple[RenderSession, object]:
+        # A farm, or what makes one of the store that its dispatcher writes.
+        fake = fake if isinstance(fake, FakeFarm) else fake(DispatchStore(database))
+        writer = ResultsWriter(LocalResults(farm), tmp_path / "out", {})
+        session = RenderSession(farm, FarmLock(tmp_path), lambda: fake, writer, show)
+        defaults = Defaults(model=model)
+        return session, lambda: session.run(read_manifest(catalog), defaults, name="catalog.csv", source="here", **how)
+
+    return make
+
+
+@pytest.mark.timeout(PATIENCE_S)
+def test_a_farm_that_loses_a_daemon_ends_the_command_instead_of_hanging(run) -> None:
+    fake = FakeFarm(lost="raylet")
+    fake.may_start.set()
+    session, work = run(fake, lambda _moment: None)
+    with pytest.raises(FarmLostError, match="raylet"):
+        work()
+    assert session.close()
+    assert fake.closed.is_set()
+
+
+@pytest.mark.timeout(PATIENCE_S)
+def test_a_start_that_does_not_return_is_not_waited_for(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "CLOSE_S", 0.01)
+    fake = FakeFarm()
+
+    def interrupt(moment) -> None:
+        if moment.farm == "starting":
+            raise KeyboardInterrupt
+
+    session, work = run(fake, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert not session.close(0, patient=False), "said to be closed while it still starts"
+    fake.may_start.set()
+    assert fake.closed.wait(PATIENCE_S)
+
+
+@pytest.mark.timeout(PATIENCE_S)
+def test_an_error_while_the_farm_starts_is_still_told(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending the process at once, as for Ctrl-C, would swallow the message."""
+    monkeypatch.setattr(session_module, "CLOSE_S", 0.01)
+    monkeypatch.setattr(render_module.os, "_exit", lambda _code: pytest.fail("the process was ended"))
+    fake = FakeFarm()
+
+    def full(moment) -> None:
+        if moment.farm == "starting":
+            threading.Timer(0.1, fake.may_start.set).start()
+            raise ResultsError("the disk is full", "Make room.")
+
+    session, work = run(fake, full)
+    with pytest.raises(ResultsError, match="disk is full"):
+        render_module._run(session, work, lambda _batch: None, ProgressView(Console(), silent=True))
+    assert fake.closed.is_set()
+
+
+@pytest.mark.timeout(PATIENCE_S)
+def test_a_batch_that_is_done_before_the_farm_says_it_is_up_ends_well(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renderers may start before Serve reports the whole application healthy."""
+    monkeypatch.setattr(session_module, "CLOSE_S", 0.01)
+    monkeypatch.setattr(render_module.os, "_exit", lambda _code: pytest.fail("the process was ended"))
+    fake = FakeFarm()
+
+    class DoneError(Exception):
+        pass
+
+    def done(moment) -> None:
+        if moment.farm == "starting":
+            threading.Timer(0.1, fake.may_start.set).start()
+            raise DoneError
+
+    session, work = run(fake, done)
+
+    def work_to_the_end() -> str:
+        with pytest.raises(DoneError):
+            work()
+        return "the batch"
+
+    show = ProgressView(Console(), silent=True)
+    assert render_module._run(session, work_to_the_end, lambda _batch: None, show) == "the batch"
+    assert fake.closed.is_set()
+
+
+FAULT = "card: the NVIDIA driver 550.54.15 is too old. Update the driver."
+
+
+class BrokenCard(FakeFarm):
+    """A farm whose cards cannot be used, as they say once it is up."""
+
+    def __init__(self, store: DispatchStore, **changes: Any) -> None:
+        super().__init__()
+        self._store, self._changes = store, changes
+
+    def start(self) -> None:
+        self._store.take_office("embedded")
+        self._store.record_cards([beat("gpu0", renderer="new", usable_bytes=0, fault=FAULT, **self._changes)])
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCK_S", "POLL_S", "SETTLE_S"):
+        monkeypatch.setattr(session_module, name, 0.0)
+
+
+@pytest.mark.timeout(PATIENCE_S)
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("passes", [False, True])
+def test_rows_that_no_card_can_ever_take_end_the_command_with_the_fault(run, monkeypatch, passes) -> None:
+    # One that may be over by itself is waited for longer.
+    monkeypatch.setattr(session_module, "SETTLE_S" if passes else "PASSES_S", 1e9)
+    monkeypatch.setattr(session_module, "PASSES_S" if passes else "SETTLE_S", 0.0)
+    fake = lambda store: BrokenCard(store, fault_passes=passes)  # noqa: E731
+    session, work = run(fake, lambda _moment: None, model="i2vgen-xl")
+    with pytest.raises(NoUsableCardError) as raised:
+        work()
+    assert FAULT in str(raised.value)
+    assert "the row that waits" in str(raised.value)
+    assert session.close()
+
+
+@pytest.mark.timeout(PATIENCE_S)
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("model", "changes", "others"),
+    [
+        # Needs no GPU; may have the other card; waits for a card that tries again; was said by an earlier farm.
+        ("camera", {}, []),
+        ("i2vgen-xl", {}, [beat("gpu1", usable_bytes=20 * GIB)]),
+        ("i2vgen-xl", {"fault_passes": True}, []),
+    ],
+)
+def test_rows_that_a_card_may_take_are_waited_for(run, model, changes, others) -> None:
+    looks = 0
+
+    class EnoughError(Exception):
+        pass
+
+    def show(moment) -> None:
+        nonlocal looks
+        looks += bool(moment.faults)
+        if looks == 20:
+            raise EnoughError
+
+    class Mixed(BrokenCard):
+        def start(self) -> None:
+            super().start()
+            self._store.record_cards(others)
+
+    session, work = run(lambda store: Mixed(store, **changes), show, model=model)
+    with pytest.raises(EnoughError):
+        work()
+    assert session.close()
+
+
+@pytest.mark.timeout(PATIENCE_S)
+@pytest.mark.usefixtures("at_once")
+def test_what_an_earlier_farm_said_of_its_cards_is_not_believed(run, monkeypatch) -> None:
+    class StillSilent(BrokenCard):
+        def start(self) -> None:
+            pass
+
+    looks = []
+
+    class EnoughError(Exception):
+        pass
+
+    def show(moment) -> None:
+        looks.append(moment.faults)
+        if looks.count({}) > 20 and moment.farm == "running":
+            raise EnoughError
+
+    def before(store: DispatchStore) -> StillSilent:
+        BrokenCard(store).start()
+        return StillSilent(store)
+
+    session, work = run(before, show, model="i2vgen-xl")
+    with pytest.raises(EnoughError):
+        work()
+    assert session.close()
+    assert {"gpu0": FAULT} not in looks
+
+
+def test_the_fault_is_told_at_once_and_once() -> None:
+    out = io.StringIO()
+    show = ProgressView(Console(file=out, width=200))
+    moment = Moment(batch=None, running=[], rows_read=0, rows=1, farm="running", cards=1, faults={"gpu0": FAULT})
+    show(moment)
+    show(moment)
+    assert out.getvalue().count(f"gpu0: {FAULT}") == 1
+    assert "no card of this farm can be used" in out.getvalue()
+
+
+@pytest.mark.timeout(PATIENCE_S)
+@pytest.mark.usefixtures("at_once")
+def test_notes_of_rows_are_there_once_before_anything_is_rendered(run, tmp_path: Path) -> None:
+    read: list[str] = []
+    looks: list[int] = []
+
+    class EnoughError(Exception):
+        pass
+
+    def show(_moment: Moment) -> None:
+        looks.append(len(read))
+        if looks.count(1) == 20:
+            raise EnoughError
+
+    session, work = run(FakeFarm(), show, on_read=read.append)
+    with pytest.raises(EnoughError):
+        work()
+    assert read == [session.batch_id]
+    assert not session.close(0, patient=False)
+
+
+@pytest.mark.timeout(PATIENCE_S)
+@pytest.mark.usefixtures("at_once")
+def test_the_page_is_there_while_other_rows_are_rendered(run, tmp_path: Path) -> None:
+    (tmp_path / "other.png").write_bytes(still_png(seed=2))
+    with (tmp_path / "catalog.csv").open("a") as catalog:
+        catalog.write("other.png,pan left\n")
+    page = tmp_path / "out" / "index.html"
+    stores: list[DispatchStore] = []
+
+    class OneClip(FakeFarm):
+        def start(self) -> None:
+            (office,) = stores
+            office.take_office("embedded")
+            job = office.waiting(1)[0]
+            (claim,) = office.start([(job, card(job.id))], 10)
+            ended = Completed(objects=objects(claim.attempt_id))
+            for key in (ended.objects.video, ended.objects.poster, ended.objects.provenance):
+                Storage(tmp_path / "storage").put_bytes(key, b"{}")
+            office.finish(claim, ended, after_attempt(job, ended, FLEET))
+
+    def fake(store: DispatchStore) -> OneClip:
+        stores.append(store)
+        return OneClip()
+
+    class EnoughError(Exception):
+        pass
+
+    def show(moment: Moment) -> None:
+        if page.exists():
+            assert moment.batch is not None
+            assert not moment.batch.done
+            raise EnoughError
+
+    session, work = run(fake, show, cards="1 × c8")
+    with pytest.raises(EnoughError):
+        work()
+    assert "1 × c8" in page.read_text()
+    assert session.close()
