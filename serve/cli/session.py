@@ -164,6 +164,8 @@ class RenderSession:
         self._writer = writer
         self._show = show
         self._host: FarmHost | None = None
+        #: Whether another process held the home's lock when this one last tried it.
+        self._shared = False
         self._reading = _Reading()
         self._cards: list[Beat] = []
         #: Renderers of an earlier farm, which stay on the roster for a moment.
@@ -253,7 +255,10 @@ class RenderSession:
         return self._farm.batch(self.batch_id), running
 
     def _see_to_farm(self) -> None:
-        if self._host or not self._lock.try_acquire():
+        if self._host:
+            return
+        self._shared = not self._lock.try_acquire()
+        if self._shared:
             return
         self._lock.note(**self._facts)
         self._earlier = frozenset(beat.renderer for beat in self._farm.batch_store.cards())
@@ -311,7 +316,7 @@ class RenderSession:
             # Serve's last word on its start comes after the first clips.
             state = "running" if self._host.up.is_set() or running else "starting"
         else:
-            state = "shared" if batch and not batch.done else "idle"
+            state = "shared" if self._shared and batch and not batch.done else "idle"
         return Moment(
             batch=batch,
             running=running,

@@ -83,6 +83,48 @@ def test_a_farm_that_loses_a_daemon_ends_the_command_instead_of_hanging(run) -> 
 
 
 @pytest.mark.timeout(PATIENCE_S)
+def test_a_farm_of_another_process_is_named_only_where_there_is_one(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the batch's start and its first row, before anything needs a farm, it was said that one runs already."""
+
+    class DoneError(Exception):
+        pass
+
+    said: list[str] = []
+    seen = threading.Event()
+
+    def show(moment: Moment) -> None:
+        if moment.batch is not None:
+            said.append(moment.farm)
+            seen.set()
+        if moment.farm in ("starting", "shared"):
+            raise DoneError
+
+    put_still = Farm.put_still
+
+    def put_late(*args: Any) -> Any:
+        assert seen.wait(PATIENCE_S)
+        return put_still(*args)
+
+    monkeypatch.setattr(Farm, "put_still", put_late)
+
+    def look() -> list[str]:
+        said.clear()
+        seen.clear()
+        _session, work = run(FakeFarm(), show)
+        with pytest.raises(DoneError):
+            work()
+        return list(dict.fromkeys(said))
+
+    assert look() == ["idle", "starting"]
+    other = FarmLock(tmp_path)
+    assert other.try_acquire()
+    assert look() == ["idle", "shared"]
+    other.release()
+
+
+@pytest.mark.timeout(PATIENCE_S)
 def test_a_start_that_does_not_return_is_not_waited_for(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "CLOSE_S", 0.01)
     fake = FakeFarm()
