@@ -53,12 +53,16 @@ def watch(pipe: IO[bytes], mark: str) -> None:
 
 
 def end_marked(mark: str) -> None:
-    """End all processes whose environment holds `mark` from their start, first by SIGTERM, after a while by SIGKILL."""
+    """End all processes whose environment holds `mark` from their start, first by SIGTERM, after a while by SIGKILL.
+
+    Whoever has a parent among them is left to it while that lives: a renderer whose ffmpeg ends before it would call
+    that the clip's fault.
+    """
     began, asked = time.monotonic(), set[int]()
     while found := marked(mark):
         late = time.monotonic() - began > _GRACE_S
         for pid in found:
-            if late or pid not in asked:
+            if late or not (pid in asked or _parent(pid) in found):
                 asked.add(pid)
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
@@ -77,6 +81,15 @@ def marked(mark: str) -> list[int]:
                 if wanted in (folder / "environ").read_bytes().split(b"\0"):
                     found.append(int(folder.name))
     return found
+
+
+def _parent(pid: int) -> int | None:
+    """Id of the parent of `pid`; None where either is gone."""
+    try:
+        # The name before it, in brackets, may hold anything.
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return None
 
 
 if __name__ == "__main__":

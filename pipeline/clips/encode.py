@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
 import subprocess
 import threading
 import uuid
@@ -35,9 +36,16 @@ _TO_YUV = (
     "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 )
 
+#: Signals that ask a process to end, unlike those by which the kernel ends one for what it did.
+_ASKED_TO_END = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
 
 class EncodeError(RuntimeError):
     """A file could not be written; the message says which, why, and what to do."""
+
+
+class EncoderEndedError(EncodeError):
+    """Somebody told ffmpeg to end: the machine is shut down, or the farm. Nothing is wrong with the clip."""
 
 
 def encode_mp4(frames: Frames, fps: float, path: Path, *, threads: int = 2) -> None:
@@ -175,7 +183,7 @@ def _beside(path: Path) -> Iterator[Path]:
 def _ffmpeg(arguments: list[str], what: str) -> Iterator[subprocess.Popen[bytes]]:
     """Inside, ffmpeg runs and reads its `stdin`; on leaving, it comes to its end, or is killed by an error.
 
-    Raises `EncodeError`, which begins with "cannot `what`".
+    Raises `EncodeError`, which begins with "cannot `what`", and `EncoderEndedError` where a signal asked ffmpeg to end.
     """
     try:
         process = subprocess.Popen(
@@ -201,6 +209,9 @@ def _ffmpeg(arguments: list[str], what: str) -> Iterator[subprocess.Popen[bytes]
             process.kill()
             process.wait()
         text = log.join().decode(errors="replace")
+    # Asked to end, ffmpeg does so in order, without a word: 255, which with words is "operation not permitted".
+    if -code in _ASKED_TO_END or (code == 255 and not text.strip()):
+        raise EncoderEndedError(f"cannot {what}: ffmpeg was told to end ({code}). It is tried again.")
     if code != 0:
         last = " | ".join(line.strip() for line in text.splitlines()[-_LAST_LINES:] if line.strip())
         remedy = "Free some space or choose another folder." if "No space left" in text else "See ffmpeg's words above."

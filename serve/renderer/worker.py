@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from cluster.dispatch.protocol import CardFree
 from cluster.jobs.outcomes import Completed, Ended, Errored, Invalid, Lost, Stopped
 from cluster.storage import CorruptObjectError, MissingObjectError, Storage, StorageError
+from pipeline.clips.encode import EncoderEndedError
 from pipeline.devices.protocol import Device
 from pipeline.families import family_named
 from pipeline.kernels.kernels import KernelChoice
@@ -178,6 +179,9 @@ class Worker:
         except (MissingObjectError, WeightsError) as error:
             # Neither gets better by trying again on this farm; both say what to do.
             return Invalid(detail=str(error), problem=_problem_of(error))
+        except EncoderEndedError as error:
+            # Whoever ends all of a farm's processes meets ffmpeg before the renderer, which has time to say so.
+            return Lost(detail=str(error))
         except Exception as error:
             log.exception("attempt %s failed", clip.attempt_id)
             last = traceback.extract_tb(error.__traceback__)[-1]

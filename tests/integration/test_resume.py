@@ -23,7 +23,9 @@ from pipeline.memory.footprint import footprint
 from tests.building import draft, spec, still_png
 
 LIMIT_S = 150
-STEPS = 50
+#: Many: a clip must still be under way when a test that saw it at `SEEN` has made itself heard.
+STEPS = 150
+SEEN = 30
 EVERY = 5
 CARDS = ("emulated-c8-0", "emulated-c8-1")
 
@@ -152,7 +154,7 @@ def check_resumed(farm: ResumeFarm, batch_id: str, outcome: Outcome) -> None:
     assert second.outcome is Outcome.COMPLETED
     assert first.renderer != second.renderer
     assert second.resumed_from == first.id
-    assert STEPS - second.resumed_step <= 20 + EVERY
+    assert second.resumed_step >= SEEN - EVERY
     objects = farm.clip(batch_id).objects
     provenance = json.loads(farm.storage.get_bytes(objects.provenance))
     [stretch] = provenance["resumed"]
@@ -172,14 +174,14 @@ def test_a_clip_that_is_preempted_goes_on_where_it_stopped(farm: ResumeFarm) -> 
     assert first.card == CARDS[1]
     farm.batch_store.cancel("local", blocker)
     farm.until(lambda: farm.job(blocker).state.final, "the end of the first clip")
-    farm.reaches(batch_id, 30)
+    farm.reaches(batch_id, SEEN)
     assert farm.tell(f"preempt {farm.job(batch_id).id}") == {"told": True}
     farm.until(lambda: len(farm.attempts(batch_id)) == 2, "the second attempt")
     reference = farm.submit("reference")
     clip = farm.clip(batch_id)
     check_resumed(farm, batch_id, Outcome.STOPPED)
     # It was saved at the very step it stopped at.
-    assert farm.attempts(batch_id)[1].resumed_step >= 30
+    assert farm.attempts(batch_id)[1].resumed_step >= SEEN
     job = farm.job(batch_id)
     assert (job.attempts, job.releases) == (1, 1)
     assert clip.objects.frames_sha256 == farm.clip(reference, "reference").objects.frames_sha256
@@ -190,7 +192,7 @@ def test_a_clip_whose_renderer_is_killed_goes_on_with_another(farm: ResumeFarm) 
     batch_id = farm.submit(seed=2)
     first = farm.reaches(batch_id, EVERY)
     pid = farm.tell(f"pid c8 {first.renderer}")["pid"]
-    farm.reaches(batch_id, 30)
+    farm.reaches(batch_id, SEEN)
     os.kill(pid, signal.SIGKILL)
     clip = farm.clip(batch_id)
     check_resumed(farm, batch_id, Outcome.CRASHED)

@@ -11,6 +11,8 @@ import uuid
 
 import pytest
 
+from serve.farm_watch import end_marked
+
 #: A farm of two processes: the one that is killed, and one that it started, which lives on.
 FARM = """
 import os, subprocess, sys, time
@@ -71,3 +73,34 @@ def test_a_farm_that_ends_in_order_has_nothing_ended(mark: str) -> None:
         assert not is_gone(agent, within_s=0)
     finally:
         os.kill(agent, signal.SIGKILL)
+
+
+#: A renderer with its ffmpeg, which it ends unless somebody else did.
+RENDERER = """
+import signal, subprocess, sys
+ffmpeg = subprocess.Popen(["sleep", "600"])
+def end(*_):
+    try:
+        ffmpeg.wait(timeout=1)
+        print("too late", flush=True)
+    except subprocess.TimeoutExpired:
+        ffmpeg.kill()
+        print("ended", flush=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+print("up", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_what_has_a_parent_is_left_to_it(mark: str) -> None:
+    """An ffmpeg that ended before its renderer cost the clip an attempt."""
+    name, value = mark.split("=")
+    process = subprocess.Popen(
+        [sys.executable, "-c", RENDERER], stdout=subprocess.PIPE, text=True, env={**os.environ, name: value}
+    )
+    assert process.stdout
+    assert process.stdout.readline().strip() == "up"
+    end_marked(mark)
+    assert process.communicate()[0].split() == ["ended"]

@@ -1,6 +1,8 @@
 import io
 import json
+import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -14,10 +16,12 @@ from PIL import Image, ImageCms
 
 from pipeline.clips.encode import (
     EncodeError,
+    EncoderEndedError,
     encode_mp4,
     encode_poster,
     encode_spritesheet,
     frames_sha256,
+    mp4_encoder,
 )
 from tests.videos import decode_mp4, probe_mp4
 
@@ -157,6 +161,32 @@ def test_a_failing_ffmpeg_leaves_the_old_file_and_its_words(tmp_path: Path, monk
     with pytest.raises(EncodeError, match=r"clip\.mp4.*228.*No space left.*Free some space"):
         encode_mp4(moving(60), 24, out / "clip.mp4")
     assert {p.name: p.read_bytes() for p in out.iterdir()} == {"clip.mp4": b"before"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_an_ffmpeg_that_is_told_to_end_is_told_from_one_that_fails(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first two ask whoever runs, for a reason of its own; the kernel ends by the third what takes all memory."""
+    pid = tmp_path / "pid"
+    body = (
+        f"import os, sys\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\n"
+        f"os.execv({imageio_ffmpeg.get_ffmpeg_exe()!r}, sys.argv)"
+    )
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", script(tmp_path / "ffmpeg", body))
+    frames = moving(2)
+
+    def encode() -> None:
+        with mp4_encoder(frames.shape[2], frames.shape[1], 24, tmp_path / "clip.mp4") as encoder:
+            # ffmpeg has its own handlers in place once it has read of its input more than a pipe holds.
+            for _ in range(1 + 4 * 65536 // frames[0].nbytes):
+                encoder.write(frames[0])
+            os.kill(int(pid.read_text()), number)
+
+    with pytest.raises(EncodeError, match=r"clip\.mp4") as raised:
+        encode()
+    assert isinstance(raised.value, EncoderEndedError) == (number is not signal.SIGKILL)
+    assert not (tmp_path / "clip.mp4").exists()
 
 
 def test_a_missing_ffmpeg_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

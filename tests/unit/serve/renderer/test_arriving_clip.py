@@ -317,6 +317,19 @@ def test_an_encoder_that_fails_fails_the_clip_and_not_the_next(
     assert worker.run(Clip(storage, CLIPS["camera"], "attempt_2")).outcome is Outcome.COMPLETED
 
 
+def test_an_encoder_that_is_told_to_end_costs_the_clip_nothing(
+    worker: Worker, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the whole farm is ended: its ffmpeg may hear of it first."""
+    path = tmp_path / "ffmpeg"
+    path.write_text(f"#!{sys.executable}\nimport os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(path))
+    ended = worker.run(Clip(storage, CLIPS["camera"]))
+    assert (ended.outcome, ended.sticky) == (Outcome.LOST, False)
+    assert "told to end" in ended.detail
+
+
 def test_a_base_that_is_enlarged_is_no_part_of_the_clip(home: Path) -> None:
     """Frames of a smaller rendering are decoded on the way; whoever takes the clip's frames hears of those alone."""
     made = spec(
