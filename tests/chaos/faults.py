@@ -307,7 +307,13 @@ def _delete_card_locks(farm: FarmUnderFire, _: random.Random) -> bool:
 def _second_up(farm: FarmUnderFire, _: random.Random) -> bool:
     """A second `clipmill up` on the same home is refused."""
     second = UpProcess(farm.home, farm.config(CARDS, free_port()), farm.folder / "second.log", farm.database_url, {})
-    farm.until(second.ended, "the end of a second farm")
+    try:
+        farm.until(lambda: second.ended() or farm.ended(), "the end of a second farm")
+        if farm.ended():
+            # Of an earlier fault: the home was free, and the second may have come up.
+            return True
+    finally:
+        second.close()
     if second.process.returncode != 3 or not second.says("a farm runs on"):
         farm.broken.append(f"a second farm of one home ended with {second.process.returncode}: see {second.log}")
     return True
