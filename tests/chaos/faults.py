@@ -215,7 +215,12 @@ def _take_all(file: int) -> None:
 
 
 def _burned(farm: FarmUnderFire) -> set[str]:
-    return {one.id for one in farm.innocent_attempts() if one.outcome is Outcome.ERROR}
+    # On a busy machine a clip whose ffmpeg an earlier fault killed ends only now.
+    return {
+        one.id
+        for one in farm.innocent_attempts()
+        if one.outcome is Outcome.ERROR and "ffmpeg ended with -9" not in one.detail
+    }
 
 
 def _nothing_is_saved(farm: FarmUnderFire) -> None:
