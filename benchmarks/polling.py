@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
 import os
 import random
@@ -193,10 +194,9 @@ def hostile_inputs(url: str, folder: Path, port: int, seed: int, count: int) -> 
     from cluster.farm import Farm
     from cluster.storage import Storage
     from cluster.store import BatchStore, Database
-    from tests.corpus.make import hostile
-    from tests.corpus.run import Doors
 
-    inputs = hostile(seed)
+    corpus = {name: importlib.import_module(f"tests.corpus.{name}") for name in ("make", "run")}
+    inputs = corpus["make"].hostile(seed)
     if count < len(inputs):
         inputs = random.Random(seed).sample(inputs, count)
     context = multiprocessing.get_context("spawn")
@@ -206,7 +206,7 @@ def hostile_inputs(url: str, folder: Path, port: int, seed: int, count: int) -> 
     farm = Farm(BatchStore(database), Storage(folder / "storage"))
     asking.start()
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
-        doors = Doors(folder, farm, http)
+        doors = corpus["run"].Doors(folder, farm, http)
         held = [doors.take(one) for one in inputs]
     mine.send("stop")
     health = sorted(mine.recv())

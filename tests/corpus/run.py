@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -58,8 +59,8 @@ async def _nobody() -> None:
 class Doors:
     """A farm and its API, in this process or in one that it started, and what is measured of both."""
 
-    def __init__(self, folder: Path, farm: Farm, http: httpx.Client) -> None:
-        """`folder`: where catalogs are written."""
+    def __init__(self, folder: Path, farm: Farm, http: Any) -> None:
+        """`folder`: where catalogs are written; `http`: a client such as `httpx.Client`."""
         self._folder = folder
         self._farm = farm
         self._http = http
