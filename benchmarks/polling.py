@@ -3,14 +3,18 @@
 `--rows` are batches of a store of their own (SQLite in a temporary folder; PostgreSQL by `--database URL` of an empty
 one), looked at by turns as `GET /v1/batches/{id}` does. Then a gateway of its own process answers `--polls` of the
 largest, while 100 event streams are open that nobody reads and 110 uploads have stalled: what it has resident is taken
-after a tenth of the polls and at the end, and `/healthz` is asked all the while.
+after a tenth of the polls and at the end, and `/healthz` is asked all the while. Last, `--hostile` inputs of
+`make corpus` are handed in to a gateway, `/healthz` being asked all the while by another process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
+import os
+import random
 import socket
 import statistics
 import sys
@@ -28,6 +32,9 @@ from report import Aim, Report, parser
 #: polls; the 99th of 100 answers of `/healthz`.
 RATIO_AIM, RSS_AIM, HEALTH_AIM_MS = 2.0, 1.05, 250.0
 STREAMS, UPLOADS, CLIENTS = 100, 110, 4
+#: CPU seconds of all processes after which a hostile input hangs, on however busy a machine, and the most memory that
+#: one process may have, in MB.
+HANG_S, MOST_MB = 5.0, 1500.0
 
 
 def fill(url: str, sizes: list[int]) -> dict[int, str]:
@@ -82,8 +89,10 @@ def look_ms(url: str, batches: dict[int, str], seconds: float, rounds: int) -> d
     return {size: statistics.median(found) for size, found in means.items()}
 
 
-def serve_gateway(url: str, storage: str, port: Connection) -> None:
+def serve_gateway(url: str, storage: str, log: str, port: Connection) -> None:
     """Run the gateway's application behind uvicorn, which is what Serve's proxy is, and tell its port."""
+    with Path(log).open("ab") as file:
+        os.dup2(file.fileno(), 2)
     import uvicorn
 
     from cluster.farm import Farm
@@ -97,7 +106,7 @@ def serve_gateway(url: str, storage: str, port: Connection) -> None:
     api = protect(create_api(Farm(BatchStore(Database(url)), Storage(storage)), default_model="camera", nudge=nobody))
     listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port.send(listening.getsockname()[1])
-    config = uvicorn.Config(api, log_level="critical", lifespan="off")
+    config = uvicorn.Config(api, log_level="error", lifespan="off")
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -106,7 +115,9 @@ def gateway(url: str, folder: Path) -> Iterator[tuple[int, int]]:
     """(process, port) of a gateway."""
     context = multiprocessing.get_context("spawn")
     mine, other = context.Pipe()
-    process = context.Process(target=serve_gateway, args=(url, str(folder / "storage"), other), daemon=True)
+    arguments = (url, str(folder / "storage"), str(folder / "gateway.log"), other)
+    # Not a daemon: it starts processes of its own, which open stills.
+    process = context.Process(target=serve_gateway, args=arguments)
     process.start()
     try:
         if not mine.poll(120):
@@ -167,14 +178,84 @@ async def crowd(pid: int, port: int, batch_id: str, polls: int) -> dict[str, flo
     }
 
 
+def ask_health(port: int, told: Connection) -> None:
+    """Ask `/healthz` until told to stop; answers with the milliseconds of each."""
+    took: list[float] = []
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        while not told.poll(0.05):
+            began = time.perf_counter()
+            http.get("/healthz").raise_for_status()
+            took.append((time.perf_counter() - began) * 1000)
+    told.send(took)
+
+
+def hostile_inputs(url: str, folder: Path, port: int, seed: int, count: int) -> dict[str, float | int]:
+    """Figures of a gateway that `count` hostile inputs of a seed are handed in to."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from cluster.farm import Farm
+    from cluster.storage import Storage
+    from cluster.store import BatchStore, Database
+
+    corpus = {name: importlib.import_module(f"tests.corpus.{name}") for name in ("make", "run")}
+    inputs = corpus["make"].hostile(seed)
+    if count < len(inputs):
+        inputs = random.Random(seed).sample(inputs, count)
+    context = multiprocessing.get_context("spawn")
+    mine, other = context.Pipe()
+    asking = context.Process(target=ask_health, args=(port, other), daemon=True)
+    database = Database(url)
+    farm = Farm(BatchStore(database), Storage(folder / "storage"))
+    asking.start()
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
+        doors = corpus["run"].Doors(folder, farm, http)
+        held = [doors.take(one) for one in inputs]
+    mine.send("stop")
+    health = sorted(mine.recv())
+    asking.join()
+    database.close()
+    for one in held:
+        if one.cpu_s > HANG_S or one.fault:
+            print(f"  {one.name}: {one.cpu_s:.1f} CPU s, {one.wall_s:.1f} s, {one.answer} {one.fault}", flush=True)
+    log = (folder / "gateway.log").read_text(encoding="utf-8", errors="replace")
+    return {
+        "hostile_inputs": len(held),
+        "hostile_hangs": sum(one.cpu_s > HANG_S for one in held),
+        "hostile_most_cpu_s": max(one.cpu_s for one in held),
+        "hostile_slowest_s": max(one.wall_s for one in held),
+        "hostile_500s": sum(one.answer.startswith("5") and one.answer[3:4] == " " for one in held),
+        "hostile_tracebacks": log.count("Traceback") + sum("Traceback" in one.answer for one in held),
+        "hostile_largest_process_mb": max(one.bytes for one in held) / 1e6,
+        "hostile_healthz_p50_ms": statistics.median(health),
+        "hostile_healthz_p99_ms": health[min(len(health) - 1, int(len(health) * 0.99))],
+    }
+
+
+def hostile_aims(found: dict[str, float | int]) -> list[Aim]:
+    """The bounds on `hostile_inputs`."""
+    return [
+        Aim(name=f"hostile inputs that take more than {HANG_S:g} CPU s", value=found["hostile_hangs"], at_most=0),
+        Aim(name="answers that are a 500", value=found["hostile_500s"], at_most=0),
+        Aim(name="tracebacks", value=found["hostile_tracebacks"], at_most=0),
+        Aim(name="largest process", value=found["hostile_largest_process_mb"], at_most=MOST_MB, unit="MB"),
+        Aim(
+            name="healthz beside hostile inputs, 99 of 100",
+            value=found["hostile_healthz_p99_ms"],
+            at_most=HEALTH_AIM_MS,
+            unit="ms",
+        ),
+    ]
+
+
 def main() -> int:
-    """Measure both and report."""
+    """Measure all three and report."""
     arguments = parser(__doc__)
     arguments.add_argument("--rows", type=int, nargs="+", default=[100, 10_000, 100_000])
     arguments.add_argument("--database", default="", help="URL of an empty store (default: SQLite, temporary)")
     arguments.add_argument("--seconds", type=float, default=2.0, help="of looks at each batch in a round")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--polls", type=int, default=10_000, help="of a gateway beside streams and uploads; 0: none")
+    arguments.add_argument("--hostile", type=int, default=10_000, help="inputs at most that are handed in; 0: none")
+    arguments.add_argument("--seed", type=int, default=0, help="of the hostile inputs")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory(prefix="clipmill-polling-") as temporary:
         folder = Path(temporary)
@@ -194,6 +275,12 @@ def main() -> int:
                 Aim(name="healthz, 99 of 100", value=found["healthz_p99_ms"], at_most=HEALTH_AIM_MS, unit="ms"),
                 Aim(name="polls that were refused", value=found["refused"], at_most=0),
             ]
+        if options.hostile:
+            # One that nothing has been asked of yet.
+            with gateway(url, folder) as (_, port):
+                attacked = hostile_inputs(url, folder, port, options.seed, options.hostile)
+            figures |= attacked
+            aims += hostile_aims(attacked)
     return Report(name="polling", figures=figures, aims=aims).finish(options)
 
 

@@ -7,11 +7,11 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from cluster.catalog.ingest import CHUNK_ROWS, IncomingRow, draft
+from cluster.catalog.ingest import CHUNK_ROWS, CutTexts, IncomingRow, draft
 from cluster.catalog.resolve import Defaults
 from cluster.chunks import chunks
 from cluster.jobs.commands import CardOrder, CardVerb
-from cluster.jobs.model import Batch, Clip, Job, Limits
+from cluster.jobs.model import Batch, Clip, Draft, Job, Limits
 from cluster.jobs.transitions import Verb
 from cluster.maintenance import deletion
 from cluster.maintenance.deletion import Deletion
@@ -46,6 +46,8 @@ class Farm:
     owner: str = "local"
     #: Families whose licence is accepted, asked at every submission.
     accepted: Callable[[], Collection[str]] = frozenset
+    #: What of strict rows' texts will be cut; None: renderers find out.
+    cut_texts: CutTexts | None = None
 
     def put_still(self, data: bytes) -> str:
         """Check a still, store it under its SHA-256 and return that. Raises `BadInputError`."""
@@ -61,7 +63,7 @@ class Farm:
 
     def check(self, row: IncomingRow, defaults: Defaults) -> tuple[Problem, ...]:
         """What is wrong with a row whose still was handed in, before anything is made of it; () where nothing is."""
-        return draft(row, defaults, self._still_size, self.accepted()).problems
+        return self._draft(row, defaults, self.accepted()).problems
 
     def submit(
         self,
@@ -113,11 +115,16 @@ class Farm:
     def _add(self, batch_id: str, rows: Iterable[IncomingRow], defaults: Defaults, *, attended: bool) -> None:
         accepted = self.accepted()
         for chunk in chunks(rows, CHUNK_ROWS):
-            drafts = [draft(row, defaults, self._still_size, accepted) for row in chunk]
+            drafts = [self._draft(row, defaults, accepted) for row in chunk]
             self._forget_lost_clips([d.content_key for d in drafts if d.content_key])
             self.batch_store.add(self.owner, batch_id, drafts)
             if attended:
                 self.attend(batch_id)
+
+    def _draft(self, row: IncomingRow, defaults: Defaults, accepted: Collection[str]) -> Draft:
+        # A tokenizer takes seconds to load: for a note alone renderers count soon enough.
+        cut_texts = self.cut_texts if defaults.strict else None
+        return draft(row, defaults, self._still_size, accepted, cut_texts)
 
     def attend(self, batch_id: str) -> None:
         """Renew an attended batch for `ATTENDED_SECONDS`: somebody still waits for it."""

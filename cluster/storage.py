@@ -21,6 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.problems import BadInputError, Problem
+from pipeline.units import MIB, format_bytes
 
 log = logging.getLogger("clipmill.storage")
 
@@ -29,7 +30,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: What `Storage._explained` is told of a write.
 _WRITTEN = "written"
 #: A probe object has so many bytes: about what a clip takes.
-PROBE_BYTES = 4 * 2**20
+PROBE_BYTES = 4 * MIB
+#: The largest file that a still may be; larger ones are neither taken nor read.
+MAX_STILL_BYTES = 200 * MIB
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 #: The limit of AWS and of Google on the length of an object's name, in bytes.
 _MAX_KEY_BYTES = 1024
@@ -228,12 +231,20 @@ class Storage:
         return sha256
 
     def get_still(self, sha256: str) -> bytes:
-        """The bytes of the still with this SHA-256, checked against it.
+        """The bytes of the still with this SHA-256, checked against it; of no more than `MAX_STILL_BYTES`.
 
         Raises `MissingObjectError`, `CorruptObjectError` or `StorageError`.
         """
         key = self.still_key(sha256)
-        data = self.get_bytes(key)
+        if (size := self.size(key)) > MAX_STILL_BYTES:
+            # Whoever can write to storage must not fill the memory of who reads.
+            what = f"it has {format_bytes(size)}, and no still more than {format_bytes(MAX_STILL_BYTES)}"
+            message = f"the still {key!r} in {self.url} is not what was stored: {what}"
+            raise CorruptObjectError(key, message, "Delete that object and submit the manifest again.")
+        path = self._path(key)
+        with self._explained(key, "read"):
+            # Not beyond that size either, should it grow meanwhile.
+            data: bytes = self._fs.cat_file(path, start=0, end=size) if size else b""
         if hashlib.sha256(data).hexdigest() != sha256:
             message = f"the still {key!r} in {self.url} is damaged: its {len(data)} bytes have another SHA-256"
             raise CorruptObjectError(key, message, "Delete that object and submit the manifest again.")

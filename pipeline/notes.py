@@ -6,7 +6,7 @@ still was decoded, or when the frames were reviewed. A fault that refuses the ro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,11 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 QUIET = frozenset(
     {
         *("note", "unused", "prompt_unused", "negative_prompt_unused", "candidates_equal", "fps_of_draft"),
-        *("size_rounded", "number_read", "time_read", "id_made", "id_not_portable", "column_cut", "encoding_guessed"),
+        *("size_rounded", "seconds_rounded", "column_cut", "encoding_guessed"),
+        *("number_read", "time_read", "id_made", "id_not_portable"),
         *("alpha_flattened", "cmyk_converted", "colours_converted", "move_shortened"),
     }
 )
 ADJUSTED = "_adjusted"
+#: Codes of notes, beside those of adjusted values, on what a row asks for and does not get: refused where it is strict.
+#: Not among them: what a model has no use for, roundings to whole frames and pixels, and what is judged.
+REDUCED = frozenset({"prompt_cut", "negative_prompt_cut", "column_unknown"})
 #: Titles that are not the code's own words.
 _TITLES = {"enlarged": "still enlarged", "cut": "prompt cut"}
 
@@ -50,6 +54,11 @@ class Note(BaseModel):
         """Whether the row asked for something else than it gets, because its model cannot take it."""
         return self.code.endswith(ADJUSTED)
 
+    @property
+    def reduces(self) -> bool:
+        """Whether the clip lacks something that the row asks for, so that a strict row is refused."""
+        return self.adjusted or self.code in REDUCED
+
     def __str__(self) -> str:
         return self.message
 
@@ -74,6 +83,22 @@ def notes_from(values: object) -> tuple[Note, ...]:
         except ValidationError:
             continue
     return distinct(found)
+
+
+def reading_notes(facts: Mapping[str, Any]) -> list[Note]:
+    """Notes on what a model tells of how it read a clip (`Model.notes`): texts that were cut, moves without room."""
+    found = []
+    for name in ("prompt", "negative_prompt"):
+        if tokens := facts.get(f"{name}_tokens_cut"):
+            words = str(facts.get(f"{name}_cut") or "")
+            lost = f": {words[:200]!r}{'…' if len(words) > 200 else ''}" if words else ""
+            count = f"at least {tokens}" if facts.get(f"{name}_at_least") else str(tokens)
+            what = f"the {name} is {count} tokens longer than its encoder reads"
+            found.append(Note(code=f"{name}_cut", message=f"{what}, and its end is cut{lost}. Shorten it"))
+    if (share := facts.get("move_share")) is not None:
+        text = f"the camera's move is {share:.0%} of its usual length, so that the product stays whole in the picture"
+        found.append(Note(code="move_shortened", message=text))
+    return found
 
 
 def counted(rows: Iterable[tuple[str, Iterable[Note]]], names: int = 2) -> list[str]:

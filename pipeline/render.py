@@ -118,23 +118,6 @@ def write_clip(
     return files
 
 
-def reading_notes(facts: Mapping[str, Any]) -> list[Note]:
-    """Notes on what a model tells of how it read a clip (`Model.notes`): texts that were cut, moves without room."""
-    found = []
-    for name in ("prompt", "negative_prompt"):
-        if tokens := facts.get(f"{name}_tokens_cut"):
-            words = str(facts.get(f"{name}_cut") or "")
-            lost = f": {words[:200]!r}{'…' if len(words) > 200 else ''}" if words else ""
-            message = (
-                f"the {name} is {tokens} tokens longer than its encoder reads, and its end was cut{lost}. Shorten it"
-            )
-            found.append(Note(code=f"{name}_cut", message=message))
-    if (share := facts.get("move_share")) is not None:
-        text = f"the camera's move is {share:.0%} of its usual length, so that the product stays whole in the picture"
-        found.append(Note(code="move_shortened", message=text))
-    return found
-
-
 def _unasked(findings: Sequence[Note], family: Family, spec: ClipSpec) -> list[Note]:
     """The findings but for the stillness of a camera that was asked to stand still."""
     still = family.engine == "camera" and not read_motion(spec.prompt).moves

@@ -130,7 +130,7 @@ def fit_seconds(
     rule = replace(family.frame_rule, maximum=max(family.frame_rule.maximum, family.max_windowed_frames * bool(window)))
     can = f"{family.name} takes {rule}, at {fps} fps {rule.minimum / fps:.3g} to {rule.maximum / fps:.3g} s"
     if frames == asked:
-        found.note("seconds" + ADJUSTED, f"seconds {seconds:g} -> {made:.3g}: {frames} whole frames at {fps} fps")
+        found.note("seconds_rounded", f"seconds {seconds:g} -> {made:.3g}: {frames} whole frames at {fps} fps")
     else:
         message = f"{family.name} cannot make {seconds:g} s at {fps} fps"
         remedy = f"The nearest it can do is {made:.3g} s. Another fps makes it longer or shorter: {can}."

@@ -71,10 +71,11 @@ def meant_by(name: str, there: Collection[str]) -> str | None:
 
 def told_unknown(unknown: Sequence[str], there: Collection[str]) -> str:
     """All unknown columns in one sentence, each with what was probably meant; empty where there is none."""
-    names = [f"{name[:40]} ({meant} meant?)" if (meant := meant_by(name, there)) else name[:40] for name in unknown]
-    more = len(names) - _SHOWN
+    shown = unknown[:_SHOWN]
+    names = [f"{name[:40]} ({meant} meant?)" if (meant := meant_by(name, there)) else name[:40] for name in shown]
+    more = len(unknown) - len(shown)
     tail = f" and {more} more" if more > 0 else ""
-    return f"columns not known, carried along: {', '.join(names[:_SHOWN])}{tail}" if names else ""
+    return f"columns not known, carried along: {', '.join(names)}{tail}" if names else ""
 
 
 _SHOWN = 30

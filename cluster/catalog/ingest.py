@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,13 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.catalog.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
 from cluster.catalog.resolve import Defaults, RowProblems, resolve
 from cluster.jobs.model import Draft
+from cluster.jobs.strict import refusals
 from cluster.remote.stills import ReadAhead, RemoteStills
 from cluster.remote.urls import is_remote, shown
-from pipeline.clips.clip import content_key
+from pipeline.clips.clip import ClipSpec, content_key
 from pipeline.families import family_named
 from pipeline.families.licences import licence_problem
 from pipeline.memory.footprint import footprint
-from pipeline.notes import as_json, distinct
+from pipeline.notes import as_json, distinct, reading_notes
 from pipeline.problems import BadInputError, Problem
 
 #: Rows committed in one transaction: small enough that the first clips start while the rest is still read.
@@ -46,6 +47,8 @@ class IncomingRow(BaseModel):
 
 #: Hands a still to the farm and returns its SHA-256. Raises `BadInputError` for one that cannot be used.
 PutStill = Callable[[bytes], str]
+#: Says what of a clip's texts will be cut, as `pipeline.models.tokens` does, as far as it can be known here.
+CutTexts = Callable[[ClipSpec], Mapping[str, Any]]
 
 
 def gather(manifest: Manifest, put_still: PutStill, remote: RemoteStills | None = None) -> Iterator[IncomingRow]:
@@ -100,10 +103,13 @@ def draft(
     defaults: Defaults,
     still_size: Callable[[str], tuple[int, int] | None],
     accepted: Collection[str] = (),
+    cut_texts: CutTexts | None = None,
 ) -> Draft:
     """The job a row becomes. `still_size` gives the upright size of a still handed in before, by its SHA-256.
 
-    `accepted`: families whose licence is accepted, of those that ask for it.
+    `accepted`: families whose licence is accepted, of those that ask for it. `cut_texts`: notes are made of what it
+    says; without it they are made when the clip is rendered. Where `defaults.strict`, a row of which something is
+    noted that `Note.reduces` fails.
     """
     if incoming.problems or incoming.row is None or incoming.still is None:
         return _failed(incoming, incoming.problems)
@@ -128,7 +134,10 @@ def draft(
     spec = resolved.spec
     if problem := licence_problem(family_named(spec.family), accepted):
         return _failed(incoming, (problem,))
-    noted = distinct([*incoming.row.notes, *resolved.noted])
+    cut = reading_notes(cut_texts(spec)) if cut_texts is not None else []
+    noted = distinct([*incoming.row.notes, *resolved.noted, *cut])
+    if defaults.strict and (problems := refusals(noted)):
+        return _failed(incoming, problems)
     # The typed ones, and their sentences apart as renderers and readers of before know them.
     changes = {
         "adjusted": [note.message for note in noted if note.adjusted],
@@ -138,7 +147,8 @@ def draft(
     return Draft(
         number=incoming.position,
         name=incoming.name,
-        row=_facts(incoming) | {name: values for name, values in changes.items() if values},
+        # Texts that could not be counted here are, before the first step, where they are read.
+        row=_facts(incoming) | ({"strict": True} if defaults.strict else {}) | {k: v for k, v in changes.items() if v},
         still=incoming.still,
         spec=spec,
         content_key=content_key(incoming.still, spec),

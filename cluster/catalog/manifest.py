@@ -37,6 +37,8 @@ __all__ = [
 MAX_EXTRA_CHARACTERS = 4000
 #: Values within such a column's value.
 MAX_EXTRA_VALUES = 1000
+#: Unknown columns that are compared with the known ones: of tens of thousands, none is a misspelt one.
+MAX_GUESSED_COLUMNS = 1000
 
 
 def _is_unset(value: object) -> bool:
@@ -176,11 +178,12 @@ def read_manifest(path: str | PathLike[str], *, prompt: str | None = None, model
     if is_folder and not prompt and _reads_prompts(model):
         raise ManifestError(path, "a folder of images says nothing of their prompt", "Give one for all with --prompt.")
     columns = dict.fromkeys(column for record in records for column in record.values)
-    meant = {column: found for column in columns if column not in COLUMNS and (found := meant_by(column, columns))}
+    strange = [column for column in columns if column not in COLUMNS]
+    meant = {column: found for column in strange[:MAX_GUESSED_COLUMNS] if (found := meant_by(column, columns))}
     read = [_read_cells(record, meant) for record in records]
     ids = Ids((one.id, one.fields.get("candidates", 1)) for one in read if one.id)
     rows = [row for one in read for row in _rows_of(one, prompt, model, ids)]
-    unknown = told_unknown([column for column in columns if column not in COLUMNS and column not in meant], ())
+    unknown = told_unknown([column for column in strange if column not in meant], ())
     # The parent of the path as given: a manifest that is itself a link (a mounted ConfigMap) lies where it is named.
     return Manifest(root=(path if is_folder else path.parent).resolve(), rows=_with_names(rows), unknown=unknown)
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.bounded import MEMORY_BYTES, MOST_MEMORY_BYTES, ExhaustedError, RaisedError, WorkBounds, run_bounded
-from pipeline.clips.stills import DeclaredSize, declared_size, open_still, still_size
+from pipeline.clips.review import judge_still
+from pipeline.clips.stills import DeclaredSize, declared_size, decode_still, open_still, still_size
+from pipeline.notes import Note, as_json, notes_from
 from pipeline.problems import BadInputError, Problem
 
 #: CPU time that a header may take, and any still beyond what its size explains, in seconds.
@@ -51,6 +53,20 @@ def check_still(data: bytes) -> tuple[int, int]:
     return width, height
 
 
+def still_notes(data: bytes, size: tuple[int, int]) -> tuple[Note, ...]:
+    """What a renderer will note of the still in `data`, of `size` as `check_still` has it, decoded in another process.
+
+    () where that takes more than its size explains, which a conversion of many deep colours may: it is told later then.
+    """
+    bounds = still_bounds(DeclaredSize(width=size[0], height=size[1]), len(data))
+    name = "pipeline.clips.still_check:notes_of"
+    try:
+        found = run_bounded(name, data, cpu_s=bounds.cpu_s, memory_bytes=bounds.memory_bytes)
+    except (ExhaustedError, RaisedError):
+        return ()
+    return notes_from(found)
+
+
 def _within(function: str, data: bytes, bounds: WorkBounds) -> tuple[int, int]:
     try:
         answer = run_bounded(
@@ -86,6 +102,12 @@ def declared_size_of(data: bytes) -> dict[str, object]:
 def size_of(data: bytes) -> dict[str, object]:
     """What `check_still` asks of the other process then: the size, or what is wrong."""
     return _or_problem(still_size, data)
+
+
+def notes_of(data: bytes) -> list[dict[str, object]]:
+    """What `still_notes` asks of the other process: notes of the whole still, as JSON."""
+    still = decode_still(data)
+    return as_json([*still.notes, *judge_still(still.image)])
 
 
 def _or_problem(size: Callable[[bytes], tuple[int, int]], data: bytes) -> dict[str, object]:

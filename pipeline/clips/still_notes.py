@@ -1,4 +1,4 @@
-"""Codes of the notes on what opening a still decided on its own, for people to look at."""
+"""Codes of the notes on what opening a still decided on its own, and on stills that seldom give a good clip."""
 
 from __future__ import annotations
 
@@ -24,5 +24,11 @@ class StillNoteCode(StrEnum):
     PROFILE_ASSUMED = "profile_assumed"
     #: The colour description is damaged or of another kind of picture, and was left out.
     PROFILE_IGNORED = "profile_ignored"
+    #: Even the sharpest edges are soft.
+    STILL_BLURRED = "still_blurred"
+    #: Nothing in it is bright.
+    STILL_DARK = "still_dark"
+    #: Nearly all of it is one colour.
+    STILL_UNIFORM = "still_uniform"
     #: Values outside of black and white were cut.
     TONES_CLIPPED = "tones_clipped"

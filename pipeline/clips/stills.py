@@ -218,29 +218,37 @@ def _choose_page(opened: Image.Image, notes: list[Note] | None) -> None:
     # MPO is what many phones and cameras write as .jpg: the further pictures are previews or the other eye.
     if opened.format == "MPO" or (notes is None and opened.format != "TIFF"):
         return  # frames of animations are counted for the note alone
+    if opened.format == "TIFF":
+        _choose_tiff_page(opened, notes)
+        return
+    assert notes is not None
     try:
         frames = int(getattr(opened, "n_frames", 1))
     except _DAMAGED:
         return  # the first one may still be whole
-    if frames <= 1:
-        return
-    if opened.format != "TIFF":
-        assert notes is not None
+    if frames > 1:
         text = f"the first of {frames} frames of an animated {opened.format} is shown"
         notes.append(Note(code=StillNoteCode.FIRST_FRAME, message=text))
-        return
+
+
+def _choose_tiff_page(opened: Image.Image, notes: list[Note] | None) -> None:
+    # Page by page: to count all of them takes time that grows with the square of their number.
     pages = []
-    for number in range(min(frames, _MOST_PAGES)):
+    for number in range(_MOST_PAGES):
         try:
             opened.seek(number)
+        except EOFError:
+            break
         except _DAMAGED:
             continue  # a page of a kind that is not read
         if not int(getattr(opened, "tag_v2", {}).get(_SUBFILE_TYPE, 0)) & _NO_PAGE:
             pages.append(number)
+    else:
+        number += 1
     opened.seek(pages[0] if pages else 0)
     if notes is not None and len(pages) > 1:
-        text = f"the first of {len(pages)} pages is shown"
-        notes.append(Note(code=StillNoteCode.FIRST_PAGE, message=text))
+        count = f"{_MOST_PAGES:,} pages or more" if number == _MOST_PAGES else f"{len(pages)} pages"
+        notes.append(Note(code=StillNoteCode.FIRST_PAGE, message=f"the first of {count} is shown"))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -16,7 +16,7 @@ from pipeline.models.hooks.context_once import context_once
 from pipeline.models.parts import Conditions, Halves, unit_floats
 from pipeline.models.stages.conditioning import picture_sha256
 from pipeline.models.stages.tiling import decode_in_tiles
-from pipeline.models.tokens import cut_of
+from pipeline.models.tokens import TokenCounter, texts_of
 
 #: Conditions that the context of the network's cross-attention is made of.
 _CONTEXT = ("encoder_hidden_states", "image_latents", "image_embeddings")
@@ -152,12 +152,7 @@ class I2VGenXL(DiffusionModel):
 
     def notes(self, spec: ClipSpec) -> dict[str, Any]:
         """What the provenance of one clip should say: which words of each prompt the encoder did not see."""
-        tokenizer = self.parts.tokenizer
-        return cut_of(
-            {"prompt": spec.prompt, "negative_prompt": spec.negative_prompt},
-            lambda text: len(tokenizer(text, truncation=False, verbose=False).input_ids),
-            tokenizer.model_max_length,
-        )
+        return TokenCounter(self.family.engine, self.parts.tokenizer).cut(texts_of(spec))
 
 
 def _with_places(first: torch.Tensor, frames: int) -> torch.Tensor:

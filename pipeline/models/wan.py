@@ -5,7 +5,6 @@ The still is the first latent frame itself: the denoiser sees it clean, at times
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,10 +21,10 @@ from pipeline.models.hooks.two_timesteps import two_timesteps
 from pipeline.models.parts import Conditions, Halves, unit_floats
 from pipeline.models.stages.conditioning import picture_sha256
 from pipeline.models.stages.tiling import is_tiled, tiles_of
-from pipeline.models.tokens import cut_of
+from pipeline.models.tokens import WAN_TOKENS, TokenCounter, clean_text, texts_of
 
 #: Length, in tokens, of the prompt embeddings that the denoiser was trained on.
-MAX_TOKENS = 512
+MAX_TOKENS = WAN_TOKENS
 
 
 class Wan(DiffusionModel):
@@ -143,14 +142,10 @@ class Wan(DiffusionModel):
 
     def notes(self, spec: ClipSpec) -> dict[str, Any]:
         """What the provenance of one clip should say: which words of each prompt the encoder did not see."""
-        return cut_of(
-            {"prompt": spec.prompt, "negative_prompt": spec.negative_prompt},
-            lambda text: len(self._tokens(text, truncation=False, verbose=False).input_ids[0]),
-            MAX_TOKENS,
-        )
+        return TokenCounter(self.family.engine, self.parts.tokenizer).cut(texts_of(spec))
 
     def _tokens(self, prompt: str, **options: Any) -> Any:
-        return self.parts.tokenizer([_clean(prompt)], max_length=MAX_TOKENS, add_special_tokens=True, **options)
+        return self.parts.tokenizer([clean_text(prompt)], max_length=MAX_TOKENS, add_special_tokens=True, **options)
 
     def _prompt(self, prompt: str) -> torch.Tensor:
         """(1, 512, dim): the prompt's embeddings, then zeros."""
@@ -160,7 +155,7 @@ class Wan(DiffusionModel):
                 return {"embeddings": self.embed_prompt(prompt)}
 
         # Kept without the zeros, which are most of it.
-        embeddings = self.conditioning.fetch("text", embed, text=_clean(prompt))["embeddings"]
+        embeddings = self.conditioning.fetch("text", embed, text=clean_text(prompt))["embeddings"]
         zeros = embeddings.new_zeros(1, MAX_TOKENS - embeddings.shape[1], embeddings.shape[2])
         return torch.cat([embeddings, zeros], dim=1)
 
@@ -186,11 +181,3 @@ class Wan(DiffusionModel):
 def _pinned(latents: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
     """`latents` with its first frames replaced by those of `first`, of which there may be none."""
     return torch.cat([first, latents[:, :, first.shape[2] :]], dim=2)
-
-
-def _clean(prompt: str) -> str:
-    """The prompt as the text encoder was trained on it: entities resolved, white space collapsed.
-
-    diffusers also mends mis-decoded characters where `ftfy` is installed; a clip must not depend on that.
-    """
-    return " ".join(html.unescape(html.unescape(prompt)).split())

@@ -10,8 +10,9 @@ from cluster.catalog.ingest import draft, gather
 from cluster.catalog.resolve import Defaults
 from cluster.jobs.after import judged
 from pipeline.families import FAMILIES, family_named
+from pipeline.models.tokens import PromptLengths
 from pipeline.notes import as_json as notes_as_json
-from pipeline.notes import notes_from
+from pipeline.notes import distinct, notes_from
 from serve.cli.common import Exit, Home, Json, console, exit_on_error, knows_job, print_json, settings_for
 from serve.cli.options import Catalog, FewStepFile, RowOptions, few_step_of, with_option_groups
 from serve.cli.render import choose_model
@@ -38,10 +39,14 @@ def check(
         settings = settings_for(home)
         fast = few_step_of(settings, few_step)
         defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
-        sizes = Sizes()
-        # Whether a licence is accepted is no matter of the rows.
+        sizes = Sizes(notes=True)
+        lengths = PromptLengths(settings.home)
         drafts = judged(
-            [draft(one, defaults, sizes.get, accepted=FAMILIES) for one in gather(manifest, sizes.put, rows.remote())],
+            [
+                # Whether a licence is accepted is no matter of the rows.
+                draft(one, defaults, sizes.get, accepted=FAMILIES, cut_texts=lengths.cut)
+                for one in gather(manifest, sizes.put, rows.remote())
+            ],
             knows_job(settings),
         )
         found: list[dict[str, Any]] = [
@@ -52,7 +57,7 @@ def check(
                 "not_before": one.not_before,
                 "after": one.after,
                 "problems": [problem.model_dump() for problem in one.problems],
-                "noted": notes_as_json(notes_from(one.row.get("noted"))),
+                "noted": notes_as_json(distinct([*notes_from(one.row.get("noted")), *sizes.notes(one.still)])),
             }
             for one in drafts
         ]

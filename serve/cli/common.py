@@ -31,6 +31,7 @@ from cluster.store.outage import why_unusable
 from pipeline.families import family_named
 from pipeline.families.licences import remember_acceptance
 from pipeline.kernels.kernels import KernelChoice
+from pipeline.models.tokens import PromptLengths
 from pipeline.private import private_folder
 from pipeline.problems import BadInputError
 from serve.client import FarmClient, FarmUnreachableError, LocalClient, RemoteClient
@@ -126,7 +127,8 @@ def local_farm(settings: Settings) -> Farm:
     """The farm of a home folder; its store is created and migrated when needed."""
     open_home(settings)
     database = open_store(settings.database_url)
-    return Farm(BatchStore(database), Storage(settings.storage_url), accepted=settings.accepted)
+    lengths = PromptLengths(settings.home)
+    return Farm(BatchStore(database), Storage(settings.storage_url), accepted=settings.accepted, cut_texts=lengths.cut)
 
 
 def connect(settings: Settings, url: str | None) -> FarmClient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ray import serve as ray_serve
@@ -12,6 +13,7 @@ from cluster.remote.stills import RemoteStills
 from cluster.storage import Storage
 from cluster.store import BatchStore, Database
 from cluster.store.gauges import Figures
+from pipeline.models.tokens import PromptLengths
 from serve.gateway.api import create_api, protect
 from serve.gateway.metrics import store_registry
 from serve.loopback import replica_on_loopback
@@ -29,7 +31,12 @@ class Gateway:
         settings = self._args.settings()
         database = Database.shared(settings.database_url)
         database.migrate(patience_s=STORE_PATIENCE_S)
-        self._farm = Farm(BatchStore(database), Storage(settings.storage_url), accepted=settings.accepted)
+        self._farm = Farm(
+            BatchStore(database),
+            Storage(settings.storage_url),
+            accepted=settings.accepted,
+            cut_texts=PromptLengths(settings.home, {k: Path(v) for k, v in self._args.weights.items()}).cut,
+        )
         self._registry = store_registry(Figures(database, self._args.fleet()))
         self._dispatcher = dispatcher
 

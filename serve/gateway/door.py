@@ -20,13 +20,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from cluster.catalog.tables import unreadable
+from cluster.storage import MAX_STILL_BYTES
 from pipeline.problems import BadInputError, Problem
 from pipeline.units import MIB, format_bytes
 from serve.gateway.errors import error_body
 from serve.gateway.guard import AsgiApp, Message, Receive, Send
 
-#: A still as uploaded.
-MAX_STILL_BYTES = 200 * MIB
 #: Rows of a batch or a forecast.
 MAX_ROWS_BYTES = 64 * MIB
 #: The body of any other request.

@@ -18,8 +18,9 @@ from cluster.forecast.forecast import FleetChange, Forecast, KindUse, Order, Row
 from cluster.jobs.after import judged
 from pipeline.clips.clip import Tier
 from pipeline.clips.refusals import MAX_STILL_PIXELS, MIN_STILL_SIDE
-from pipeline.clips.still_check import check_still
+from pipeline.clips.still_check import check_still, still_notes
 from pipeline.families import FAMILIES
+from pipeline.notes import Note
 from pipeline.problems import BadInputError
 
 #: A still's size where nobody says it: a square, as product pictures are.
@@ -71,14 +72,18 @@ class ForecastBody(BaseModel):
 class Sizes:
     """Sizes in pixels of stills that are looked at and not kept, by a name for each."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, notes: bool = False) -> None:
+        """`notes`: what renderers will note of the stills is found out as well."""
         self._sizes: dict[str, tuple[int, int]] = {}
+        self._notes: dict[str, tuple[Note, ...]] = {}
+        self._noting = notes
 
     def put(self, data: bytes) -> str:
         """Remember the size of a still; returns the still's SHA-256. Raises `BadInputError`."""
         name = hashlib.sha256(data).hexdigest()
         if name not in self._sizes:
             self._sizes[name] = check_still(data)
+            self._notes[name] = still_notes(data, self._sizes[name]) if self._noting else ()
         return name
 
     def name_for(self, size: tuple[int, int]) -> str:
@@ -90,6 +95,10 @@ class Sizes:
     def get(self, sha256: str) -> tuple[int, int] | None:
         """(width, height) in pixels of the still of that name; None for a name that is not known."""
         return self._sizes.get(sha256)
+
+    def notes(self, sha256: str | None) -> tuple[Note, ...]:
+        """What is noted of the still of that name; () for one that is not known."""
+        return self._notes.get(sha256 or "", ())
 
 
 def wanted_of(

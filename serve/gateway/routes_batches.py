@@ -21,9 +21,10 @@ from cluster.farm import Farm
 from cluster.jobs.model import Batch, JobState
 from cluster.jobs.transitions import Verb
 from cluster.results.rows import results_of
+from cluster.storage import MAX_STILL_BYTES
 from pipeline.problems import BadInputError
 from pipeline.units import format_bytes
-from serve.gateway.door import MAX_STILL_BYTES, CheckedRoute
+from serve.gateway.door import CheckedRoute
 from serve.gateway.events import EVENTS, STREAM_THREADS, SharedLooks, follow
 from serve.gateway.requests import MAX_ROW_NUMBER, BatchCommand, TermFields, filled_rows, priority_of
 from serve.gateway.views import batch_view, deletion_view, job_view

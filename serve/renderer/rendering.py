@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from cluster.jobs.outcomes import Peak
+from cluster.jobs.strict import refusals
 from pipeline.clips.clip import ClipSpec
 from pipeline.clips.frames import Frames, FrameSink
+from pipeline.clips.review import judge_still
 from pipeline.clips.stills import decode_still
 from pipeline.devices.protocol import Device
 from pipeline.families import Stage, family_named
@@ -18,8 +20,9 @@ from pipeline.families.layouts import Layout
 from pipeline.memory.admission import Observation
 from pipeline.memory.footprint import Footprint, weights_on_card
 from pipeline.models.model import Model, OnStep, RenderStopped, Snapshot
-from pipeline.notes import Note
-from pipeline.render import reading_notes, render_frames
+from pipeline.notes import Note, reading_notes
+from pipeline.problems import BadInputError
+from pipeline.render import render_frames
 from serve.renderer.active_clip import ActiveClip
 from serve.renderer.checkpoints import CheckpointWriter
 from serve.renderer.faults import is_out_of_memory
@@ -88,6 +91,8 @@ class LayoutRender:
                 self._device.reset_peak()
                 before = self._model.kernel_counts
                 try:
+                    if clip.assignment.row.get("strict"):
+                        _refuse_cut(model.notes(spec))
                     still = decode_still(given.still)
                     frames = self._frames(model, still.image, given, layout, resume)
                 finally:
@@ -99,7 +104,7 @@ class LayoutRender:
                 return RenderedClip(
                     frames=frames,
                     model={**model.describe(), **read},
-                    notes=(*still.notes, *reading_notes(read)),
+                    notes=(*still.notes, *judge_still(still.image), *reading_notes(read)),
                     layout=layout,
                     predicted=predicted,
                     measured_bytes=measured_bytes,
@@ -182,6 +187,12 @@ class LayoutRender:
 def _first_step(clip: ActiveClip) -> None:
     clip.report(*clip.steps)
     clip.check(before=True)
+
+
+def _refuse_cut(read: Mapping[str, Any]) -> None:
+    """Raise `BadInputError` where a strict row's clip would lack something of what a model reads, as `read` says."""
+    for problem in refusals(reading_notes(read)):
+        raise BadInputError(problem.field, problem.message, problem.remedy)
 
 
 def _is_refusal(error: Exception) -> bool:

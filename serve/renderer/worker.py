@@ -19,6 +19,7 @@ from cluster.dispatch.protocol import CardFree
 from cluster.jobs.outcomes import Completed, Ended, Errored, Invalid, Lost, Stopped
 from cluster.storage import CorruptObjectError, MissingObjectError, Storage, StorageError
 from pipeline.clips.encode import EncoderEndedError
+from pipeline.clips.still_check import check_still
 from pipeline.devices.protocol import Device
 from pipeline.families import family_named
 from pipeline.kernels.kernels import KernelChoice
@@ -220,6 +221,9 @@ class Worker:
 
     def _read(self, clip: ActiveClip, checkpoints: CheckpointWriter, arriving: ArrivingClip) -> RenderInput:
         still = self.storage.get_still(clip.assignment.still)
+        # Again, as when it was handed in: perhaps to an older version, or to another store. Here it would be this
+        # process that it takes the memory and the time of.
+        check_still(still)
         resume: bytes | None = None
         if checkpoint := clip.assignment.resume:
             try:

@@ -166,6 +166,8 @@ class FarmUnderFire:
 
     def start(self) -> None:
         """Start it; returns once both cards are heard."""
+        # What a farm that was killed leaves of processes is ended soon, and one of them may listen until then.
+        self.until(lambda: is_free(self.port), "the end of whoever listens at the port of the farm")
         self.up = UpProcess(
             self.home, self.config(CARDS, self.port), self.folder / "up.log", self.database_url, self.env
         )
@@ -281,3 +283,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen at this port of loopback."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

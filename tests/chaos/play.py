@@ -49,6 +49,7 @@ class Verdict:
 
     seed: int
     store: str
+    most_repeated: int = MOST_REPEATED
     #: By name.
     faults: dict[str, FaultDone] = field(default_factory=dict)
     rows: int = 0
@@ -131,14 +132,16 @@ def play(
     count: int,
     database_url: str | None = None,
     kinds: Sequence[str] | None = None,
+    most_repeated: int = MOST_REPEATED,
     say: Any = print,
 ) -> Verdict:
     """Do `count` faults drawn by `seed` to a farm in `folder`; `say` gets a line for each.
 
-    `kinds`: those, in this order, instead.
+    `kinds`: those, in this order, instead. `most_repeated`: steps that may be done again after one end of an attempt.
     """
     rng = random.Random(seed)
-    verdict = Verdict(seed=seed, store="postgresql" if database_url else "sqlite")
+    store = "postgresql" if database_url else "sqlite"
+    verdict = Verdict(seed=seed, store=store, most_repeated=most_repeated)
     began = time.monotonic()
     home = folder / "home"
     with small_disk(home, HOME_MIB) as mounted, small_disk(home / "storage", STORAGE_MIB):
@@ -301,7 +304,7 @@ def _judge_steps(farm: FarmUnderFire, job: Job, attempts: list[Attempt], verdict
         if again:
             verdict.repeated += again
             verdict.after(ended_at).repeated += again
-        if again > MOST_REPEATED and job.id not in farm.damaged:
+        if again > verdict.most_repeated and job.id not in farm.damaged:
             verdict.broken.append(f"row {job.id}: {again} steps were done again by {attempt.id}")
         reached, ended_at = max(reached, attempt.step), attempt.ended_at
 
@@ -311,13 +314,15 @@ def _judge_batches_apart(farm: FarmUnderFire, poisoned: dict[str, str], verdict:
     for when, batch_id in poisoned.items():
         attempts = farm.attempts(batch_id)
         for job in farm.jobs(batch_id):
-            deaths = sum(one.outcome is Outcome.CRASHED for one in attempts if one.job_id == job.id)
+            own = Counter(one.outcome for one in attempts if one.job_id == job.id)
+            # An encoder that a fault killed costs an attempt as well.
+            deaths, failed = own[Outcome.CRASHED], own[Outcome.CRASHED] + own[Outcome.ERROR]
             story = " ".join(problem.message for problem in job.problems)
-            if (job.state, job.reason, deaths) != (JobState.FAILED, "crashed", DEATHS):
+            if (job.state, job.reason, failed) != (JobState.FAILED, "crashed", DEATHS):
                 verdict.broken.append(
                     f"row {job.id}, poison {when}, is {job.state.value} ({job.reason}) after {deaths} deaths"
                 )
-            elif f"died {DEATHS} times" not in story:
+            elif f"died {deaths} times" not in story:
                 verdict.broken.append(f"row {job.id}, poison {when}, does not tell its story: {story}")
     for batch_id in farm.doomed:
         for job in farm.jobs(batch_id):

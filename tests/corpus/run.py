@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 from starlette.testclient import TestClient
 
@@ -55,20 +57,13 @@ async def _nobody() -> None:
 
 
 class Doors:
-    """A farm in a folder, with its API, and what was measured of both."""
+    """A farm and its API, in this process or in one that it started, and what is measured of both."""
 
-    def __init__(self, folder: Path, database: Database) -> None:
+    def __init__(self, folder: Path, farm: Farm, http: Any) -> None:
+        """`folder`: where catalogs are written; `http`: a client such as `httpx.Client`."""
         self._folder = folder
-        self._farm = Farm(BatchStore(database), Storage(folder / "storage"))
-        api = create_api(self._farm, default_model="camera", nudge=_nobody)
-        self._http = TestClient(api, raise_server_exceptions=False)
-
-    def __enter__(self) -> Doors:
-        self._http.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.__exit__()
+        self._farm = farm
+        self._http = http
 
     def take(self, one: Hostile) -> Held:
         """Let one input in by its door."""
@@ -79,6 +74,9 @@ class Doors:
         try:
             answer = doors[one.door](one)
             fault = answer if _FAILURE.match(answer) or "Traceback" in answer else ""
+        except (httpx.LocalProtocolError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+            # No client says such a thing over a wire, or the server would not hear it to its end.
+            answer, fault = f"not heard: {error}", ""
         except Exception as error:
             answer = fault = f"{type(error).__name__}: {str(error)[:200]}"
         cpu, wall = _cpu_s() - cpu, time.monotonic() - began
@@ -148,5 +146,8 @@ def _status_bytes(pid: int, name: str) -> int:
 
 def run(inputs: Iterable[Hostile], folder: Path, database: Database) -> list[Held]:
     """Let all inputs in, one after the other."""
-    with Doors(folder, database) as doors:
+    farm = Farm(BatchStore(database), Storage(folder / "storage"))
+    api = create_api(farm, default_model="camera", nudge=_nobody)
+    with TestClient(api, raise_server_exceptions=False) as http:
+        doors = Doors(folder, farm, http)
         return [doors.take(one) for one in inputs]

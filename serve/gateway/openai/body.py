@@ -17,9 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from cluster.remote.urls import is_remote
+from cluster.storage import MAX_STILL_BYTES
 from pipeline.problems import BadInputError, Problem
 from pipeline.units import MIB, format_bytes
-from serve.gateway.door import MAX_ROWS_BYTES, MAX_STILL_BYTES, DoorError, check_storable
+from serve.gateway.door import MAX_ROWS_BYTES, DoorError, check_storable
 
 #: Prefix of the ids of stills that were handed in as files; a still's SHA-256 follows.
 FILE_ID = "file-"

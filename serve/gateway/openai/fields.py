@@ -13,6 +13,7 @@ from typing import Any
 from cluster.catalog.cells import READERS, depth_of, number_of, shown
 from cluster.catalog.manifest import Row
 from cluster.catalog.tables import MAX_JSON_DEPTH
+from cluster.jobs.strict import refusals
 from pipeline.clips.clip import ResolutionClass
 from pipeline.families import FAMILIES, Family, family_named, size_for
 from pipeline.notes import ADJUSTED, Note
@@ -108,6 +109,9 @@ def read_fields(values: Mapping[str, Any], default_model: str) -> VideoRequest:
         raise BadInputError("aspect_ratio", "aspect says it too", "Give one of them.")
     columns |= _size(values, columns, family, strict, notes)
     notes += _unused(values, strict)
+    if strict and (problems := refusals(notes)):
+        found = problems[0]
+        raise BadInputError("guidance_scale" if found.field == "guidance" else found.field, found.message, found.remedy)
     timeout = values.get("timeout_s")
     if timeout is not None:
         timeout = number_of("timeout_s", timeout, notes, minimum=0, maximum=3600)

@@ -167,6 +167,24 @@ def test_only_a_sha256_names_a_still(name):
         Storage.still_key(name)
 
 
+def test_an_object_larger_than_any_still_is_not_read(tmp_path):
+    storage = Storage(tmp_path)
+    sha256 = storage.put_still(b"whole")
+    # A hole: it takes no room on the disk, and all its bytes in memory.
+    with (tmp_path / Storage.still_key(sha256)).open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(CorruptObjectError, match=r"is not what was stored: it has 1024\.0 GiB"):
+        storage.get_still(sha256)
+
+
+def test_an_empty_object_is_a_damaged_still(tmp_path):
+    storage = Storage(tmp_path)
+    sha256 = storage.put_still(b"whole")
+    (tmp_path / Storage.still_key(sha256)).write_bytes(b"")
+    with pytest.raises(CorruptObjectError, match="is damaged: its 0 bytes"):
+        storage.get_still(sha256)
+
+
 def test_a_damaged_still_is_refused_and_a_cut_one_healed(tmp_path):
     storage = Storage(tmp_path)
     sha256 = storage.put_still(b"whole")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pipeline.clips.clip import ClipSpec
 from pipeline.families import FAMILIES
 from pipeline.models.tokens import cut_of
-from pipeline.notes import Note, as_json, counted, distinct, notes_from
-from pipeline.render import reading_notes, write_clip
+from pipeline.notes import Note, as_json, counted, distinct, notes_from, reading_notes
+from pipeline.render import write_clip
 
 _NOTE = st.builds(Note, code=st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True), message=st.text(max_size=20))
 

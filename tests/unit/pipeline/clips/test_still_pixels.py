@@ -121,6 +121,16 @@ def test_thumbnails_and_masks_are_no_pages() -> None:
     assert [note.message for note in still.notes] == ["the first of 2 pages is shown"]
 
 
+@pytest.mark.parametrize(
+    ("pages", "said"), [(999, "999 pages"), (1000, "1,000 pages or more"), (1003, "1,000 pages or more")]
+)
+def test_pages_are_counted_up_to_a_limit(pages: int, said: str) -> None:
+    """Forty thousand of them took ten seconds, for each is looked up among all before it."""
+    still = decode_still(files.tiff(*[grey_page(100)] * pages))
+    assert still.image.getpixel((1, 1)) == (100, 100, 100)
+    assert [note.message for note in still.notes] == [f"the first of {said} is shown"]
+
+
 def test_a_page_of_its_own_orientation_is_turned_by_that() -> None:
     turned = grey_page(100, orientation=(6,))
     assert open_still(files.tiff(grey_page(9, 20, subfile=(1,)), turned)).size == (32, 40)

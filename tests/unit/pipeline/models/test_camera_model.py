@@ -15,7 +15,7 @@ from pipeline.clips.stills import fit_still, product_box
 from pipeline.families.layouts import RESIDENT
 from pipeline.models.camera import CameraModel, Pose, Rect, _plan, path_within, progress, view_of
 from pipeline.models.model import Model, RenderStopped
-from pipeline.render import reading_notes
+from pipeline.notes import reading_notes
 
 RED, GREEN, BLUE, YELLOW = (220, 20, 20), (20, 200, 20), (20, 20, 220), (230, 220, 10)
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from cluster.catalog.ingest import gather
@@ -38,6 +39,28 @@ def test_check_says_what_rows_wait_for_in_vain(tmp_path: Path) -> None:
     assert "no row 'ZZZ'" in told["A"][0]["message"]
     assert "B → C → B" in told["B"][0]["message"]
     assert not (home / "clipmill.db").exists()
+
+
+def test_check_says_which_stills_will_give_bad_clips(tmp_path: Path) -> None:
+    path = catalog(tmp_path, "A,a.png,zoom in,", "B,b.png,pan left,", "C,b.png,tilt up,")
+    Image.new("RGB", (600, 600), "white").save(tmp_path / "b.png")
+    found = CliRunner().invoke(app, ["check", str(path), "--model", "camera", "--home", str(tmp_path), "--json"])
+    assert found.exit_code == 0
+    told = {row["name"]: [note["code"] for note in row["noted"]] for row in json.loads(found.stdout)["rows"]}
+    assert {name for name, codes in told.items() if "still_uniform" in codes} == {"B", "C"}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_check_says_what_of_a_prompt_will_be_cut(tmp_path: Path, strict: bool) -> None:
+    words = " ".join(f"w{n}" for n in range(80))
+    path = catalog(tmp_path, f"A,a.png,{words},", "B,a.png,pan left,")
+    asked = ["check", str(path), "--model", "i2vgen-xl", "--home", str(tmp_path / "home"), "--json"]
+    found = CliRunner().invoke(app, [*asked, *(["--strict"] if strict else [])])
+    rows = {row["name"]: row for row in json.loads(found.stdout)["rows"]}
+    kept = [problem["field"] for problem in rows["A"]["problems"]]
+    assert (found.exit_code, kept) == ((1, ["prompt"]) if strict else (0, []))
+    assert ("prompt_cut" in [note["code"] for note in rows["A"]["noted"]]) is not strict
+    assert rows["B"]["problems"] == []
 
 
 def test_a_row_may_wait_for_a_job_that_the_home_has(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_submit_hands_on_how_clips_are_made(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "a.png").write_bytes(still_png())
     (tmp_path / "c.csv").write_text(
         "id,image,prompt,model,frames\na,a.png,pan,i2vgen-xl-tiny,65\nb,a.png,tilt,i2vgen-xl-tiny,16\n"
+        f"c,a.png,{'word ' * 80},i2vgen-xl-tiny,16\n"
     )
     settings = Settings(home=tmp_path / "home")
     monkeypatch.setenv("CLIPMILL_HOME", str(settings.home))
@@ -155,13 +156,16 @@ def test_submit_hands_on_how_clips_are_made(tmp_path: Path, monkeypatch: pytest.
     finally:
         lock.release()
     assert lenient.exit_code == 0, lenient.output
-    first, second = json.loads(lenient.stdout)["jobs"]
+    first, second, third = json.loads(lenient.stdout)["jobs"]
     assert first["adjusted"][0].startswith("frames 65 -> 64")
     assert second["adjusted"] == []
     assert len(second["lossy"]) == 2
     assert "strength 0.25" in second["lossy"][1]
     assert "frames enlarged" in second["lossy"][1]
-    assert [job["state"] for job in json.loads(strict.stdout)["jobs"]] == ["failed", "queued"]
+    assert third["state"] == "queued"
+    refused = json.loads(strict.stdout)["jobs"]
+    assert [job["state"] for job in refused] == ["failed", "queued", "failed"]
+    assert "the prompt is at least 5 tokens longer" in refused[2]["problems"][0]["message"]
 
 
 def test_the_summary_counts_clips_apart_from_attempts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from cluster.storage import Storage
 from cluster.store import BatchStore, Database, DispatchStore
 from cluster.store.batches import IdempotencyConflictError
 from cluster.store.lookup import NoSuchBatchError
+from pipeline.models.tokens import PromptLengths
 from pipeline.problems import BadInputError
 from serve.client import FarmUnreachableError, LocalClient, RemoteClient
 from serve.gateway.api import create_api
@@ -44,7 +45,8 @@ class Nudges:
 
 @pytest.fixture
 def farm(sqlite_database, tmp_path):
-    return Farm(BatchStore(sqlite_database), Storage(tmp_path / "storage"))
+    lengths = PromptLengths(tmp_path / "home")
+    return Farm(BatchStore(sqlite_database), Storage(tmp_path / "storage"), cut_texts=lengths.cut)
 
 
 @pytest.fixture
@@ -166,6 +168,14 @@ def test_a_job_shows_what_was_adjusted_and_strict_refuses_it(http, still):
     assert job["lossy"] == ["deep layers reused for 2 steps"]
     job = only_job(http, wish(still, {"strict": True}, **asked))
     assert (job["state"], [p["field"] for p in job["problems"]]) == ("failed", ["frames"])
+
+
+def test_a_strict_row_whose_prompt_will_be_cut_is_refused(http, still):
+    long = {"model": "i2vgen-xl-tiny", "prompt": "word " * 100}
+    assert only_job(http, wish(still, {}, **long))["state"] == "queued"
+    job = only_job(http, wish(still, {"strict": True}, **long))
+    assert (job["state"], [p["field"] for p in job["problems"]]) == ("failed", ["prompt"])
+    assert "at least 25 tokens longer than its encoder reads" in job["problems"][0]["message"]
 
 
 def test_a_batch_says_how_its_silent_rows_are_made(http, still, farm):

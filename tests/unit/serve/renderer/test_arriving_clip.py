@@ -77,15 +77,20 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def processes() -> set[int]:
+    """Those that this one has started, but for those that open stills, which stay for the next one."""
+    return {child.pid for child in psutil.Process().children() if "pipeline.bounded" not in " ".join(child.cmdline())}
+
+
 @pytest.fixture
 def worker(home: Path, storage: Storage, scratch: Path) -> Iterator[Worker]:
     """A worker that must leave neither a process nor a thread nor a file, however its clips end."""
-    before = {child.pid for child in psutil.Process().children()}
+    before = processes()
     device = LazyDevice(8 * GIB, 7 * GIB, "cpu", HostDevice)
     identity = CardIdentity(card="gpu0", card_class="c8", kind="test")
     made = Worker(identity, device, storage, WeightsPlace(home=home, folders={}, offline=True))
     yield made
-    assert {child.pid for child in psutil.Process().children()} <= before
+    assert processes() <= before
     assert not [thread for thread in threading.enumerate() if thread.name == "clipmill-encode"]
     assert list(scratch.iterdir()) == []
     made.close()
@@ -95,7 +100,7 @@ def worker(home: Path, storage: Storage, scratch: Path) -> Iterator[Worker]:
 class Clip(ActiveClip):
     """A clip on its way; `when` reacts to what it reports, in the thread that says it."""
 
-    def __init__(self, storage: Storage, made: ClipSpec, attempt: str = "attempt_1") -> None:
+    def __init__(self, storage: Storage, made: ClipSpec, attempt: str = "attempt_1", **row: Any) -> None:
         self.said: list[Event] = []
         self.when: Callable[[Event], None] = lambda _event: None
         assignment = Assignment(
@@ -107,7 +112,7 @@ class Clip(ActiveClip):
             still=storage.put_still(still_png()),
             spec=made,
             content_key="ke" * 32,
-            row={"number": 1},
+            row={"number": 1, **row},
         )
         super().__init__(assignment, self.hear)
 
@@ -328,6 +333,20 @@ def test_an_encoder_that_is_told_to_end_costs_the_clip_nothing(
     ended = worker.run(Clip(storage, CLIPS["camera"]))
     assert (ended.outcome, ended.sticky) == (Outcome.LOST, False)
     assert "told to end" in ended.detail
+
+
+def test_a_strict_clip_whose_prompt_is_cut_is_refused_before_its_first_step(worker: Worker, storage: Storage) -> None:
+    """Where the tokenizer was not at hand when it was handed in."""
+    made = CLIPS["i2vgen-xl-tiny"].model_copy(update={"prompt": "a red mug " * 30})
+    strict = Clip(storage, made, strict=True)
+    ended = worker.run(strict)
+    assert (ended.outcome, ended.problem.field) == (Outcome.INVALID, "prompt")
+    assert "tokens longer than its encoder reads" in ended.problem.message
+    assert not [event for event in strict.said if isinstance(event, StepDone)]
+    lenient = worker.run(Clip(storage, made, "attempt_2"))
+    assert lenient.outcome is Outcome.COMPLETED
+    assert "prompt_cut" in [note.code for note in lenient.notes]
+    assert worker.run(Clip(storage, CLIPS["i2vgen-xl-tiny"], "attempt_3", strict=True)).outcome is Outcome.COMPLETED
 
 
 def test_a_base_that_is_enlarged_is_no_part_of_the_clip(home: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import threading
+from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
@@ -99,6 +101,35 @@ def active_clip(still: str, attempt: str = "attempt_1", **changes) -> ActiveClip
         row={"number": 1},
     )
     return ActiveClip(assignment, Events())
+
+
+def test_a_still_that_takes_too_much_to_open_is_opened_in_another_process_alone(worker, storage, monkeypatch):
+    """Whoever handed it in, and whatever that version took."""
+    monkeypatch.setattr("pipeline.clips.still_check.MEMORY_BYTES", 0)
+    monkeypatch.setattr("pipeline.clips.still_check._BASE_BYTES", 2**20)
+    ended = worker.run(active_clip(storage.put_still(still_png((3200, 2400)))))
+    assert ended.outcome is Outcome.INVALID
+    assert re.search(r"takes more than \d+ MiB to open", ended.problem.message)
+    monkeypatch.undo()
+    assert worker.run(active_clip(storage.put_still(still_png()), "attempt_2")).outcome is Outcome.COMPLETED
+
+
+def test_an_object_that_stands_where_the_still_was_is_not_taken_into_memory(worker, storage, tmp_path):
+    still = storage.put_still(still_png())
+    with (Path(storage.url) / storage.still_key(still)).open("r+b") as file:
+        file.truncate(2**40)
+    ended = worker.run(active_clip(still))
+    assert ended.outcome is Outcome.ERROR
+    assert "is not what was stored" in ended.problem.message
+
+
+def test_a_blurred_still_is_noted_with_its_clip(worker, storage):
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(still_png())) as small:
+        small.resize((1024, 1024)).save(out, "PNG")
+    ended = worker.run(active_clip(storage.put_still(out.getvalue())))
+    assert ended.outcome is Outcome.COMPLETED
+    assert [note.code for note in ended.notes if note.code.startswith("still_")] == ["still_blurred"]
 
 
 def test_a_clip_lies_in_storage_decodable_with_its_provenance(worker, storage, tmp_path):
@@ -271,7 +302,7 @@ def test_missing_weights_say_what_to_do(worker, storage, monkeypatch):
         raise WeightsError("The weights are not there", "/models/x", "Fetch them first.")
 
     monkeypatch.setattr(warm_model, "load_model", load_model)
-    ended = worker.run(active_clip(storage.put_still(still_png())))
+    ended = worker.run(active_clip(storage.put_still(still_png((3200, 2400)))))
     assert ended.outcome is Outcome.INVALID
     assert (ended.problem.field, ended.problem.remedy) == ("model", "Fetch them first.")
     assert "/models/x" in ended.problem.message
@@ -428,9 +459,9 @@ def test_what_is_judged_of_a_clip_goes_with_its_completion(worker, storage):
     white = io.BytesIO()
     Image.new("RGB", (160, 120), "white").save(white, "PNG")
     ended = worker.run(active_clip(storage.put_still(white.getvalue())))
-    assert [note.code for note in ended.notes] == ["uniform", "no_motion"]
+    assert [note.code for note in ended.notes] == ["still_uniform", "uniform", "no_motion"]
     told = json.loads(storage.get_bytes(ended.objects.provenance))
-    assert [note["code"] for note in told["notes"]] == ["uniform", "no_motion"]
+    assert [note["code"] for note in told["notes"]] == ["still_uniform", "uniform", "no_motion"]
     # It has detail up to its edges, none of which the camera may cut; of its frames nothing is judged.
     busy = worker.run(active_clip(storage.put_still(still_png())))
     assert [note.code for note in busy.notes] == ["move_shortened"]

@@ -88,6 +88,11 @@ def test_what_is_said_of_a_size_is_what_is_rendered(width: int, height: int, nam
     assert abs(math.log(spec.width * spec.height / pixels)) == pytest.approx(best)
 
 
+def test_strict_refuses_whatever_would_be_adjusted() -> None:
+    assert [note.code for note in asked(guidance_scale=0.5).notes] == ["guidance_adjusted"]
+    assert refused(guidance_scale=0.5, strict=True).problem.field == "guidance_scale"
+
+
 def test_strict_refuses_a_size_that_is_not_rendered_and_names_the_nearest() -> None:
     error = refused(size="1279x701", strict=True)
     assert error.problem.field == "size"
