@@ -140,7 +140,8 @@ def _ahead(c: Connection, job: Job, now: int) -> int:
     # As `effective_priority` has it; the store's clock may be behind whoever wrote the row.
     waited = sa.case((jobs.c.created_at < now, now - jobs.c.created_at), else_=0)
     priority = jobs.c.priority + waited // AGEING_S
-    mine = effective_priority(job, now)
+    # Interactive ones first, by the priority that the store keeps.
+    mine = effective_priority(job, now) + job.priority - job.own_priority
     row = sa.tuple_(jobs.c.created_at, jobs.c.batch_id, jobs.c.number)
     older = row < sa.tuple_(sa.literal(job.created_at), sa.literal(job.batch_id), sa.literal(job.number))
     first = sa.or_(priority > mine, sa.and_(priority == mine, older))

@@ -277,8 +277,9 @@ def _waits_of(job: dict[str, Any]) -> list[str]:
     """What a row that has not begun waits for: a time, another row. An older farm may not say."""
     if job["state"] not in (JobState.QUEUED, JobState.HELD):
         return []
+    waits = ["interactive"] if job.get("interactive") else []
     first, then = (job.get("row") or {}).get("after") or job.get("after"), job.get("not_before")
-    parts = [f"not before {zoned_text(then)}"] if then is not None and then > time.time() else []
+    parts = [*waits, *([f"not before {zoned_text(then)}"] if then is not None and then > time.time() else [])]
     return [*parts, f"after {first}"] if first and job["reason"] == HoldReason.AFTER else parts
 
 
