@@ -365,7 +365,8 @@ class Dispatcher:
                 self._preempt_once(decision.job, "move")
             case Preempt():
                 if self._preempt_once(decision.job, INTERACTIVE):
-                    self._interactive.made_room(decision)
+                    attempt = self._roster.of_job(decision.job.id)
+                    self._interactive.made_room(decision, attempt.preempt_by if attempt else self._clock())
             case ShowMore():
                 self._snapshots.show_more()
                 self.nudge()

@@ -12,6 +12,8 @@ from cluster.scheduling.interactive import InteractiveBudget, InteractiveTerms, 
 from cluster.scheduling.snapshot import Preempt
 from pipeline.families import FAMILIES
 
+#: Room that was promised is waited for so much longer than the clip that makes it may take to leave, in seconds.
+_GRACE_S = 5.0
 #: Jobs that are remembered to have made room; of more, the first are forgotten.
 _REMEMBERED = 10_000
 
@@ -25,6 +27,8 @@ class InteractiveClips:
         self._budget = InteractiveBudget(terms, clock())
         self._contended = False
         self._preempted: dict[str, int] = {}
+        #: Until when a job waits for the room that was promised to it, by job.
+        self._promised: dict[str, float] = {}
 
     def note(self) -> None:
         """Count what interactive clips had of the cards until now."""
@@ -46,8 +50,15 @@ class InteractiveClips:
             left_s -= _seconds(attempt.claim.job, [attempt.claim.kind], estimates, attempt.steps[0])
         return admitted(waiting, running, self._terms, left_s, lambda job: _seconds(job, kinds, estimates, job.step))
 
-    def made_room(self, decision: Preempt) -> None:
-        """A clip was told to make room."""
+    def promised(self, waiting: Sequence[Job]) -> frozenset[str]:
+        """Ids of those among `waiting` for which a clip was told to make room, and may yet."""
+        now, there = self._clock(), {job.id for job in waiting}
+        self._promised = {job: until for job, until in self._promised.items() if now <= until and job in there}
+        return frozenset(self._promised)
+
+    def made_room(self, decision: Preempt, until: float) -> None:
+        """A clip was told to make room, and has left its card at `until`, in seconds on the clock."""
+        self._promised[decision.waits.id] = until + _GRACE_S
         self._budget.charge(self._clock(), decision.cost_s)
         self._preempted[decision.job.id] = self._preempted.pop(decision.job.id, 0) + 1
         if len(self._preempted) > _REMEMBERED:

@@ -123,11 +123,12 @@ class SnapshotBuilder:
                 card_index=index, unseen=unseen, suits=self._suits, used_s=used_s, admitted=admitted,
                 running=self._running() if admitted else (), pace=self._estimates,
                 unavailable=self._roster.unavailable() if admitted else frozenset(),
+                promised=self._interactive.promised(waiting),
             )  # fmt: skip
         found = Snapshot(
             waiting=waiting, shown=heads, fleet=self._fleet, memory=memory, blocked=blocked, owners=self._owners,
             card_index=index, running=self._running(), unavailable=self._roster.unavailable(), used_s=used_s,
-            admitted=admitted, pace=self._estimates,
+            admitted=admitted, promised=self._interactive.promised(waiting), pace=self._estimates,
         )  # fmt: skip
         await self._plan(planner, found)
         return replace(found, plan=planner.plan)

@@ -59,13 +59,17 @@ class Room:
     def preemptions(self, jobs: Sequence[Job]) -> Iterator[Preempt]:
         """Who makes room for `jobs`, which are in the order of their turn; nobody for whom a card becomes free anyway.
 
-        A clip that leaves its card already, for whatever reason, makes room for the first job that fits there.
+        That is a job to which room is promised, and one that fits where a clip leaves for another reason.
         """
+        promised = self._snapshot.promised
         running = [r for r in self._snapshot.running if r.card in self._cards]
         leaving = [r for r in running if r.leaving]
-        for job in jobs:
+        for job in sorted(jobs, key=lambda job: job.id not in promised):
             if (gone := next((r for r in leaving if self._may_have(job, r)), None)) is not None:
                 leaving.remove(gone)
+                continue
+            # Between the end of a clip and the next beat of its card nothing runs there, and nothing may start yet.
+            if job.id in promised:
                 continue
             costs = [(cost_of(r, job, self._cards[r.card], self._snapshot.pace), r) for r in self._able(running, job)]
             if not costs:

@@ -169,6 +169,8 @@ class Snapshot:
     plan: TailPlan | None = None
     #: Ids of the interactive jobs that go before all others, and for which running clips make room.
     admitted: frozenset[str] = frozenset()
+    #: Those of them for which a clip was told to make room: their card is about to be free.
+    promised: frozenset[str] = frozenset()
     #: How long things take, where that is known: for whose room costs least.
     pace: Pace | None = None
     #: Where jobs belong while many wait; kinds that are not named take the smallest cards that they fit.
