@@ -457,7 +457,8 @@ def _i22_interactive(facts: RunFacts) -> Iterator[Violation]:
         if often[a.job] > bounds.most_preemptions * len(opened):
             yield Violation("I22", a.ended_at, f"job {a.job} made room {often[a.job]} times")
         # It was told so at the earliest that long before: what others had by then is less than their share.
-        told_at = a.ended_at - bounds.preempt_s - 2 * bounds.patience_s - jobs[a.job].longest_s
+        leave_s = max(bounds.preempt_s, 10 * jobs[a.job].longest_step_s)
+        told_at = a.ended_at - leave_s - bounds.patience_s
         since = max(told_at - bounds.interactive_window_s, max(at for at in opened if at <= a.ended_at))
         had = sum(_overlap_s(since, told_at, (b.claimed_at, b.ended_at), waits) for b in theirs)
         if had > bounds.interactive_card_s + bounds.patience_s * len(facts.record.cards):
