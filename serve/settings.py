@@ -247,7 +247,7 @@ class FarmArgs(BaseModel):
 
     def rules(self) -> Rules:
         """The rules that the farm places jobs by: its fleet, shares of owners, whether tails are planned."""
-        return Rules(fleet=self.fleet(), owners=self.owners, plans=self.plan_tails)
+        return Rules(fleet=self.fleet(), owners=self.owners, plans=self.plan_tails, interactive=self.interactive())
 
     def interactive(self) -> InteractiveTerms:
         """What interactive clips may take of the farm."""

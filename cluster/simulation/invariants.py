@@ -456,12 +456,18 @@ def _i22_interactive(facts: RunFacts) -> Iterator[Violation]:
             yield Violation("I22", a.ended_at, f"{a.id} is interactive and made room for another")
         if often[a.job] > bounds.most_preemptions * len(opened):
             yield Violation("I22", a.ended_at, f"job {a.job} made room {often[a.job]} times")
-        # It was told so at the earliest that long before: what others had by then is less than their share.
-        leave_s = max(bounds.preempt_s, 10 * jobs[a.job].longest_step_s)
-        told_at = a.ended_at - leave_s - bounds.patience_s
-        since = max(told_at - bounds.interactive_window_s, max(at for at in opened if at <= a.ended_at))
-        had = sum(_overlap_s(since, told_at, (b.claimed_at, b.ended_at), waits) for b in theirs)
-        if had > bounds.interactive_card_s + bounds.patience_s * len(facts.record.cards):
+        # It was told so at some moment of the last seconds: others had less than their share then.
+        leave_s = max(bounds.preempt_s, 10 * jobs[a.job].longest_step_s) + bounds.patience_s
+        began = max(at for at in opened if at <= a.ended_at)
+        moments = [a.ended_at - n for n in range(int(leave_s) + 1)]
+        had = min(
+            sum(
+                _overlap_s(max(began, at - bounds.interactive_window_s), at, (b.claimed_at, b.ended_at), waits)
+                for b in theirs
+            )
+            for at in moments
+        )
+        if had > bounds.interactive_card_s + bounds.patience_s:
             text = f"{a.id} made room though interactive clips had {had:.0f} card seconds"
             yield Violation("I22", a.ended_at, text)
 

@@ -522,16 +522,16 @@ class SpendsWithoutEnd(Dispatcher):
 
 
 def with_a_stream_of_interactive_clips() -> Scenario:
-    """Two cards full of a batch, and somebody who waits for a clip every eight seconds."""
-    scenario = draw(4, cards=2, jobs=6, troubles=0, plans=False, people=False, interactive=False)
+    """Four cards full of a batch, and somebody who asks for a clip every eleven seconds."""
+    scenario = draw(4, cards=4, jobs=6, troubles=0, plans=False, people=False, interactive=False)
     job = next(j for batch in scenario.batches for j in batch.jobs if j.spec.family != "camera")
     job = replace(job, needs_bytes=2**20, priority=0, spec=job.spec.model_copy(update={"steps": 12}))
     cards = tuple(replace(card, speed=1.0) for card in scenario.cards)
-    rows = tuple(replace(job, key=f"b{n}", step_s=5.0) for n in range(6))
+    rows = tuple(replace(job, key=f"b{n}", step_s=5.0) for n in range(20))
     first = replace(scenario.batches[0], jobs=rows, at=0.0, cancelled_at=None, nudges=True)
     waits = tuple(
-        replace(first, at=20.0 + 8 * n, interactive=True, jobs=(replace(job, key=f"i{n}", step_s=1.2),))
-        for n in range(30)
+        replace(first, at=20.0 + 11 * n, interactive=True, jobs=(replace(job, key=f"i{n}", step_s=1.2),))
+        for n in range(20)
     )
     return replace(scenario, cards=cards, batches=(first, *waits))
 
