@@ -205,7 +205,7 @@ def one_by_one(trace: Trace, variants: int) -> OneByOne:
     own = policies.Clipmill(shapes, MOVE_S, variants=variants)
     mine = traces.run(shapes, trace, own, own.boundaries, move_s=MOVE_S)
     gavel = policies.Gavel(MOVE_S)
-    others = {
+    others: dict[str, tuple[traces.Policy, traces.Boundaries]] = {
         "longest first": (policies.longest_first, policies.nothing),
         "gavel": (gavel, gavel.boundaries),
         "fifo": (policies.fifo, policies.nothing),
