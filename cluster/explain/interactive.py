@@ -39,7 +39,7 @@ def turn_words(job: Job, snapshot: Snapshot, terms: InteractiveTerms) -> str:
 
 
 def room_words(job: Job, attempt: Attempt | None) -> str:
-    """That a waiting job's clip made room for another, in a sentence; empty where its last attempt did not."""
+    """What to say of a waiting job whose clip made room for another, in a sentence; empty of others."""
     if attempt is None or not attempt.detail.startswith(MADE_ROOM):
         return ""
     return f"It made room for an interactive clip, and goes on after step {job.step}."

@@ -161,7 +161,7 @@ class Job:
     content_key: str | None = None
     #: A card must have at least this many usable bytes: the prediction, raised by what went wrong before.
     needs_bytes: int = 0
-    #: As the store keeps it (`stored_priority`); what its owner gave it is `own_priority`.
+    #: The priority as the store keeps it (`stored_priority`); what its owner gave it is `own_priority`.
     priority: int = 0
     reason: str | None = None
     problems: tuple[Problem, ...] = ()

@@ -135,7 +135,7 @@ class Running:
     since_step_s: float = 0.0
     #: The clip can be stopped between two steps and go on elsewhere.
     movable: bool = False
-    #: It was told to save a checkpoint and stop.
+    #: The clip was told to save a checkpoint and stop.
     leaving: bool = False
     #: How often it has made room for an interactive clip.
     preempted: int = 0
@@ -169,7 +169,7 @@ class Snapshot:
     plan: TailPlan | None = None
     #: Ids of the interactive jobs that go before all others, and for which running clips make room.
     admitted: frozenset[str] = frozenset()
-    #: Those of them for which a clip was told to make room: their card is about to be free.
+    #: Ids of admitted jobs for which a clip was told to make room: their card is about to be free.
     promised: frozenset[str] = frozenset()
     #: How long things take, where that is known: for whose room costs least.
     pace: Pace | None = None

@@ -617,6 +617,6 @@ def test_a_clip_that_made_room_says_so():
         id="attempt_1", job_id="video_9", owner="ann", fence=1, renderer="r", card="a", card_class="c24",
         outcome=Outcome.STOPPED, detail=f"{MADE_ROOM} (told to stop)",
     )  # fmt: skip
-    own, snapshot = waits_for_room(first=False)
+    _, snapshot = waits_for_room(first=False)
     text = explain(job(9, step=21), snapshot, NOW, known=Known(attempt=stopped)).text
     assert text.endswith("It made room for an interactive clip, and goes on after step 21.")
