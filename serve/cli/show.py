@@ -261,6 +261,8 @@ def rows_table(jobs: list[dict[str, Any]]) -> Table:
     for job in jobs:
         problems = [problem["message"] for problem in job["problems"]]
         notes = [] if problems else [*_waits_of(job), *(note.message for note in _notes_of(job))]
+        if job.get("interactive") and job["state"] in (JobState.QUEUED, JobState.HELD, JobState.RUNNING):
+            notes.insert(0, "interactive")
         table.add_row(
             str(job["row"].get("number", job["number"])),
             Text(job["name"]),
@@ -277,9 +279,8 @@ def _waits_of(job: dict[str, Any]) -> list[str]:
     """What a row that has not begun waits for: a time, another row. An older farm may not say."""
     if job["state"] not in (JobState.QUEUED, JobState.HELD):
         return []
-    waits = ["interactive"] if job.get("interactive") else []
     first, then = (job.get("row") or {}).get("after") or job.get("after"), job.get("not_before")
-    parts = [*waits, *([f"not before {zoned_text(then)}"] if then is not None and then > time.time() else [])]
+    parts = [f"not before {zoned_text(then)}"] if then is not None and then > time.time() else []
     return [*parts, f"after {first}"] if first and job["reason"] == HoldReason.AFTER else parts
 
 
