@@ -5,12 +5,15 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from traces import CARDS, FLEET, Begin, Leave, Rig, Shape, Work, World
 
+from cluster.jobs.model import Job
+from cluster.scheduling.interactive import InteractiveBudget, InteractiveTerms, admitted
 from cluster.scheduling.placement import place
-from cluster.scheduling.snapshot import Move, Snapshot, Start, work_kind
+from cluster.scheduling.snapshot import Move, Preempt, Snapshot, Start, work_kind
 from cluster.scheduling.tail.bound import shortest
 from cluster.scheduling.tail.planner import Planner, suited
 from pipeline.clips.clip import ClipSpec
@@ -26,7 +29,10 @@ MOVES_A_ROUND = 20
 class TracePace:
     """`Pace` of the frozen shapes, as calibrated estimates would give it."""
 
-    def __init__(self, shapes: Iterable[Shape], move_s: float) -> None:
+    def __init__(
+        self, shapes: Iterable[Shape], move_s: float, load_s: Callable[[str, int], float] = lambda family, kind: 0.0
+    ) -> None:
+        self._load_s = load_s
         self._by_shape = {_key(shape.spec): shape for shape in shapes}
         self._kinds = {kind: number for number, (kind, _, _, _) in enumerate(CARDS)}
         self._move_s = move_s
@@ -39,22 +45,38 @@ class TracePace:
         """See `Pace`: it is in what a clip takes."""
         return 0.0
 
-    load_seconds = gap_seconds
+    def load_seconds(self, family: str, kind: str) -> float:
+        """See `Pace`."""
+        return self._load_s(family, self._kinds[kind])
 
     def move_costs(self, spec: ClipSpec, kind: str, *, warm: bool) -> tuple[float, float, float]:
         """See `Pace`: both cards are busy for the whole of it, the clip once."""
         return self._move_s, self._move_s, self._move_s
 
 
-def _key(spec: ClipSpec) -> tuple[str, int, int]:
-    return str(spec.resolution_class), spec.frames, spec.steps
+def _key(spec: ClipSpec) -> tuple[str, str, int, int]:
+    return spec.family, str(spec.resolution_class), spec.frames, spec.steps
 
 
 class Clipmill:
     """`cluster.scheduling.placement.place` with the planner, as the dispatcher calls them."""
 
-    def __init__(self, shapes: Iterable[Shape], move_s: float, *, variants: int) -> None:
-        self._planner = Planner(TracePace(shapes, move_s), variants=variants)
+    def __init__(
+        self,
+        shapes: Iterable[Shape],
+        move_s: float,
+        *,
+        variants: int,
+        load_s: Callable[[str, int], float] = lambda family, kind: 0.0,
+        terms: InteractiveTerms | None = None,
+    ) -> None:
+        self._planner = Planner(TracePace(shapes, move_s, load_s), variants=variants)
+        self._terms = terms or InteractiveTerms()
+        self.budget = InteractiveBudget(self._terms, 0.0)
+        #: How often each job made room for an interactive one.
+        self.preempted: Counter[str] = Counter()
+        #: Jobs for which a card is being made free.
+        self._promised: set[str] = set()
         self._ids: dict[str, int] = {}
         self._suits_for = -1
 
@@ -63,11 +85,13 @@ class Clipmill:
         cards = world.cards()
         names = {rig.name: rig.index for rig in world.rigs}
         heads: dict[object, int] = Counter()
+        of_queue: Counter[tuple[object, ...]] = Counter()
         seen = []
         for index in world.waiting:
             job = world.job(world.work[index])
             heads[work_kind(job)] += 1
-            if heads[work_kind(job)] <= _HEADS:
+            of_queue[job.queue] += 1
+            if of_queue[job.queue] <= _HEADS:
                 seen.append(job)
                 self._ids[job.id] = index
         snapshot = Snapshot.of(
@@ -78,18 +102,40 @@ class Clipmill:
             unseen=len(world.waiting) - len(seen),
         )
         self._ids |= {r.job.id: r.job.number for r in snapshot.running}
+        snapshot = self._with_interactive(snapshot, world)
         plan = self._planner.update(snapshot, world.now)
         suits = {}
         if plan is None and seen:
             suits = suited(dict(heads), seen, cards, self._planner.pace, snapshot.memory)  # type: ignore[arg-type]
         self.plan = plan
-        from dataclasses import replace
-
         for decision in place(replace(snapshot, plan=plan, suits=suits), world.now):
             if isinstance(decision, Start):
+                self._promised.discard(decision.job.id)
                 yield Begin(self._ids[decision.job.id], names[decision.card.card])
             elif isinstance(decision, Move):
                 yield Leave(self._ids[decision.job.id])
+            elif isinstance(decision, Preempt):
+                self.preempted[decision.job.id] += 1
+                self._promised.add(decision.waits.id)
+                self.budget.charge(world.now, decision.cost_s)
+                yield Leave(self._ids[decision.job.id])
+
+    def _with_interactive(self, snapshot: Snapshot, world: World) -> Snapshot:
+        """`snapshot` with the interactive jobs that go first, as `cluster.dispatch.interactive` finds them."""
+        pace, on_cards = self._planner.pace, [r for r in snapshot.running if r.job.interactive]
+        contended = any(not job.interactive for job in snapshot.waiting)
+        self.budget.note(world.now, running=len(on_cards), contended=contended)
+        kinds = sorted({kind for kind, *_ in CARDS})
+
+        def seconds(job: Job) -> float:
+            return min(pace.clip_seconds(job.spec, kind, from_step=job.step) for kind in kinds) if job.spec else 0.0
+
+        left_s = self.budget.left_s(world.now, len(snapshot.cards)) - sum(seconds(r.job) for r in on_cards)
+        first = admitted(snapshot.waiting, Counter(r.job.owner for r in on_cards), self._terms, left_s, seconds)
+        if not first:
+            return snapshot
+        running = [replace(r, preempted=self.preempted[r.job.id]) for r in snapshot.running]
+        return replace(snapshot, admitted=first, promised=frozenset(self._promised), pace=pace, running=running)
 
     def boundaries(self, world: World) -> Mapping[int, int]:
         """Where the plan has running jobs leave."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from cluster.estimates.times import TimeEstimates
 from cluster.fleet.cards import Card, Fleet
-from cluster.jobs.model import Job, JobState
+from cluster.jobs.model import Job, JobState, stored_priority
 from cluster.scheduling.snapshot import Running
 from pipeline.clips.clip import ClipSpec, ResolutionClass, Tier
 from pipeline.families import family_named
@@ -47,6 +47,8 @@ _CATALOG = ((0.1, 0.55, 0.35), (0.05, 0.35, 0.4, 0.2))
 MIX = {20: _FINALS, 50: _FINALS, 200: _CATALOG, 1000: _CATALOG}
 #: Arrivals of the online traces keep the farm this busy.
 LOAD = 0.85
+#: Owners of interactive jobs.
+PEOPLE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class Trace:
     name: str
     arrivals: tuple[float, ...]
     shapes: tuple[int, ...]
+    #: The jobs from this one on are interactive; None: none is.
+    interactive_from: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +170,14 @@ class Work:
     ready_at: float = 0.0
     ended: float | None = None
     run: int = 0
+    #: When its first step began.
+    began: float | None = None
+    interactive: bool = False
+    #: It was told to stop at its next step boundary.
+    leaving: bool = False
+    #: Step seconds of the clip that last left the card it began on, and what loading its family took.
+    waited_step_s: float = 0.0
+    load_s: float = 0.0
 
     @property
     def id(self) -> str:
@@ -184,6 +196,9 @@ class Rig:
     #: Busy with saving the clip that left.
     busy_until: float = 0.0
     dies_at: float = math.inf
+    family: str = "i2vgen-xl"
+    #: Step seconds of the clip that left it last.
+    left_step_s: float = 0.0
 
     @property
     def name(self) -> str:
@@ -228,8 +243,10 @@ class World:
 
     def job(self, work: Work) -> Job:
         """As the store would give it."""
+        owner, batch = (f"person{work.index % PEOPLE}", work.id) if work.interactive else ("local", "batch")
         return Job(
-            id=work.id, owner="local", batch_id="batch", number=work.index, name=work.id,
+            id=work.id, owner=owner, batch_id=batch, number=work.index, name=work.id,
+            priority=stored_priority(0, interactive=work.interactive),
             state=JobState.QUEUED if work.on is None else JobState.RUNNING, row={}, created_at=int(work.arrives),
             spec=work.shape.spec, content_key=work.id, needs_bytes=work.shape.needs_bytes, step=work.step,
         )  # fmt: skip
@@ -239,7 +256,7 @@ class World:
         return [
             Card(
                 renderer=r.name, card=r.name, card_class=CARDS[r.kind][1], kind=CARDS[r.kind][0],
-                usable_bytes=CARDS[r.kind][2], idle=r.job is None and r.busy_until <= self.now, family="i2vgen-xl",
+                usable_bytes=CARDS[r.kind][2], idle=r.job is None and r.busy_until <= self.now, family=r.family,
             )
             for r in self.rigs
             if self.now < r.dies_at
@@ -250,7 +267,7 @@ class World:
         return [
             Running(
                 job=self.job(w), card=self.rigs[w.on].name, step=w.step, step_s=self.known_step_s(w),
-                since_step_s=self.now - w.step_began, movable=True,
+                since_step_s=self.now - w.step_began, movable=True, leaving=w.leaving,
             )
             for w in self.work
             if w.on is not None
@@ -272,6 +289,8 @@ class Outcome:
     #: Seconds from arrival to end, by job.
     flow_s: tuple[float, ...]
     redone_steps: int = 0
+    #: All jobs as they ended.
+    work: tuple[Work, ...] = ()
 
 
 def rigs() -> list[Rig]:
@@ -290,14 +309,19 @@ def run(
     factors: Sequence[float] | None = None,
     deaths: Mapping[int, float] | None = None,
     checkpoint_every: int = 10,
+    load_s: Callable[[str, int], float] = lambda family, kind: 0.0,
 ) -> Outcome:
-    """Play a trace. `factors` on the true times of each job, `deaths` by card: when it is gone for good."""
+    """Play a trace. `factors` on the true times of each job, `deaths` by card: when it is gone for good.
+
+    `load_s`: seconds that a family takes to load on a card of the kind, where it is not loaded.
+    """
     made = factors or [1.0] * len(trace.shapes)
     work = [
         Work(
             index=index, shape=shapes[shape], arrives=arrives,
             step_s=tuple(s * factor for s in shapes[shape].step_s),
             end_s=tuple(s * factor for s in shapes[shape].end_s),
+            interactive=trace.interactive_from is not None and index >= trace.interactive_from,
         )
         for index, (shape, arrives, factor) in enumerate(zip(trace.shapes, trace.arrivals, made, strict=True))
     ]  # fmt: skip
@@ -333,7 +357,8 @@ def run(
         assert w.on is not None
         rig = world.rigs[w.on]
         rig.job = None
-        w.on, w.run = None, w.run + 1
+        rig.left_step_s = w.step_s[rig.kind]
+        w.on, w.run, w.leaving = None, w.run + 1, False
         if leaves:
             rig.busy_until = world.now + move_s
             at(rig.busy_until, "free", rig.index)
@@ -382,16 +407,22 @@ def run(
                     assert rig.job is None, rig.name
                     assert rig.busy_until <= world.now < rig.dies_at, rig.name
                     arrive = move_s if w.step and rig.last_job != w.index else 0.0
+                    family = w.shape.spec.family
+                    w.load_s = load_s(family, rig.kind) if rig.family != family else 0.0
+                    rig.family = family
+                    arrive += w.load_s
                     world.waiting.remove(w.index)
                     w.on, rig.job, rig.last_job, w.attempt_steps = rig.index, w.index, w.index, 0
                     w.step_began = world.now + arrive
+                    if w.began is None:
+                        w.began, w.waited_step_s = w.step_began, rig.left_step_s
                     steps = w.shape.spec.total_steps - w.step
                     at(w.step_began + steps * w.step_s[rig.kind] + w.end_s[rig.kind], "end", w.index, w.run)
                     continue
                 w = work[decision.job]
                 if w.index not in preempting and w.step < w.shape.spec.total_steps:
                     assert w.on is not None
-                    preempting[w.index] = w.run
+                    preempting[w.index], w.leaving = w.run, True
                     each = w.step_s[world.rigs[w.on].kind]
                     boundary = w.step_began if world.now <= w.step_began + 1e-6 else w.step_began + each
                     if boundary <= world.now + 1e-6:
@@ -412,6 +443,7 @@ def run(
         moves=sum(w.moves for w in work),
         flow_s=tuple(end - w.arrives for end, w in zip(ends, work, strict=True)),
         redone_steps=redone,
+        work=tuple(work),
     )
 
 

@@ -15,6 +15,7 @@ from cluster.fleet.cards import NOMINAL_BYTES, Fleet, promised_bytes, promised_o
 from cluster.fleet.quotas import OwnerShare
 from cluster.maintenance.keep import Keep
 from cluster.remote.policy import FetchPolicy
+from cluster.scheduling.interactive import InteractiveTerms
 from pipeline.devices.emulation_scale import emulated_bytes
 from pipeline.families import FAMILIES
 from pipeline.families.licences import remembered_acceptances
@@ -161,6 +162,10 @@ class FarmArgs(BaseModel):
     owners: dict[str, OwnerShare] = Field(default_factory=dict)
     #: Plan the tail of a batch, and move clips between cards where that ends it earlier.
     plan_tails: bool = True
+    #: Share of the cards' time, over an hour in which other clips wait, that interactive clips may have before others:
+    #: 0: none goes before others, 1: all may. And how many clips of one owner may do so at a time.
+    interactive_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    interactive_per_owner: Annotated[int, Field(ge=0)] = 4
     #: Seconds that running clips may take to finish when the farm closes.
     drain_s: float = 20
 
@@ -242,7 +247,11 @@ class FarmArgs(BaseModel):
 
     def rules(self) -> Rules:
         """The rules that the farm places jobs by: its fleet, shares of owners, whether tails are planned."""
-        return Rules(fleet=self.fleet(), owners=self.owners, plans=self.plan_tails)
+        return Rules(fleet=self.fleet(), owners=self.owners, plans=self.plan_tails, interactive=self.interactive())
+
+    def interactive(self) -> InteractiveTerms:
+        """What interactive clips may take of the farm."""
+        return InteractiveTerms(share=self.interactive_share, per_owner=self.interactive_per_owner)
 
     def usable_bytes(self, card_class: str) -> int:
         """Bytes a clip can count on on every card of the class."""

@@ -204,6 +204,7 @@ READERS: dict[str, Reader] = {
     "seed": partial(_whole, minimum=0, maximum=2**63 - 1),
     "candidates": partial(_whole, minimum=1, maximum=MAX_CANDIDATES),
     "priority": partial(_whole, minimum=-MAX_PRIORITY, maximum=MAX_PRIORITY),
+    "interactive": _yes_no,
     "after": text_of,
     "not_before": _time,
     "fit": partial(_choice, Fit),

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.catalog.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
-from cluster.catalog.resolve import Defaults, RowProblems, resolve
-from cluster.jobs.model import Draft
+from cluster.catalog.resolve import Defaults, RowDefaults, RowProblems, resolve
+from cluster.jobs.model import Draft, stored_priority
 from cluster.jobs.strict import refusals
 from cluster.remote.stills import ReadAhead, RemoteStills
 from cluster.remote.urls import is_remote, shown
@@ -153,10 +153,15 @@ def draft(
         spec=spec,
         content_key=content_key(incoming.still, spec),
         needs_bytes=footprint(spec).peak_bytes,
-        priority=incoming.row.priority or 0,
+        priority=stored_priority(incoming.row.priority or 0, interactive=is_interactive(incoming.row, defaults)),
         not_before=incoming.row.not_before if incoming.row.not_before is not None else defaults.not_before,
         after=incoming.row.after,
     )
+
+
+def is_interactive(row: Row, defaults: RowDefaults) -> bool:
+    """Whether somebody waits for the clip of `row`: as it says, else as `defaults` do."""
+    return defaults.interactive if row.interactive is None else row.interactive
 
 
 def _failed(incoming: IncomingRow, problems: tuple[Problem, ...]) -> Draft:

@@ -89,6 +89,9 @@ class Row(BaseModel):
     """Which of the row's candidates, from 0."""
     priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     """Higher starts earlier; None: 0."""
+    # Left out where it is not said, as versions without it refuse it.
+    interactive: bool | None = Field(default=None, exclude_if=_is_unset)
+    """Whether somebody waits for the clip: it may go before batches; None: the batch's."""
     after: str | None = None
     """Id of the row that must be completed first."""
     not_before: int | None = Field(default=None, ge=0, lt=2**40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,9 @@ class RowDefaults(BaseModel):
     """Refuse what a family cannot take instead of adjusting it."""
     not_before: int | None = Field(default=None, ge=0, lt=2**40)
     """UTC epoch seconds before which rows do not start."""
+    # Left out where it is not asked for, as versions without it refuse it.
+    interactive: bool = Field(default=False, exclude_if=operator.not_)
+    """Whether somebody waits for the clips: they may go before batches, as far as the farm's share for those goes."""
 
 
 class Defaults(RowDefaults):

@@ -23,13 +23,13 @@ from cluster.dispatch.protocol import (
     RendererPool,
     StepDone,
 )
-from cluster.dispatch.retry import STORAGE
+from cluster.dispatch.retry import INTERACTIVE, STORAGE
 from cluster.dispatch.roster import Roster, RunningAttempt
 from cluster.dispatch.storage_watch import StorageWatch
 from cluster.estimates.kernels import kernels_about
 from cluster.fleet.breakers import Breakers, Route, blame
 from cluster.jobs.model import Job, Outcome, StoredCheckpoint, checkpoints_of
-from cluster.jobs.outcomes import ENDINGS, Crashed, Ended, Errored, Stopped
+from cluster.jobs.outcomes import ENDINGS, MADE_ROOM, Crashed, Ended, Errored, Stopped
 from cluster.store import Claim, StaleEpochError
 
 log = logging.getLogger("clipmill.dispatcher")
@@ -131,6 +131,9 @@ class AttemptRunner:
             self._breakers.ended(attempt.route, claim.attempt_id, claim.job.id, blame(ended))
         if isinstance(ended, Stopped) and ended.cause != STORAGE:
             ended = replace(ended, cause=attempt.preempting or "drain")
+            if ended.cause == INTERACTIVE:
+                # What was lost with it, if anything was, is in the renderer's own words.
+                ended = replace(ended, detail=f"{MADE_ROOM} ({ended.detail or 'told to stop'})")
         own = ended.checkpoint if _is_own(claim, ended.checkpoint) else None
         ended = replace(ended, resumed_step=attempt.resumed_step, checkpoint=own or attempt.checkpoint)
         try:

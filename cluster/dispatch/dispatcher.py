@@ -16,9 +16,10 @@ from cluster.dispatch.card_orders import CardOrders
 from cluster.dispatch.checkpoint_gc import CheckpointGc
 from cluster.dispatch.completion import CompletionQueue
 from cluster.dispatch.estimates import EstimateReader
+from cluster.dispatch.interactive import InteractiveClips
 from cluster.dispatch.leases import LEASE_S, PREEMPT_S, RENEW_S, STALL_S, Leases
 from cluster.dispatch.protocol import RendererPool, Verdict
-from cluster.dispatch.retry import no_card_fits
+from cluster.dispatch.retry import INTERACTIVE, no_card_fits
 from cluster.dispatch.roster import Roster, RunningAttempt
 from cluster.dispatch.snapshots import SnapshotBuilder
 from cluster.dispatch.storage_watch import StorageWatch
@@ -28,8 +29,9 @@ from cluster.fleet.cards import Beat, Card, CardState, Fleet
 from cluster.fleet.quotas import OwnerShare
 from cluster.jobs.model import Job, Outcome, Reason
 from cluster.scheduling.eligible import leaner_bytes
+from cluster.scheduling.interactive import InteractiveTerms
 from cluster.scheduling.placement import place
-from cluster.scheduling.snapshot import Decision, Move, Refuse, Relax, ShowMore, Snapshot, Start
+from cluster.scheduling.snapshot import Decision, Move, Preempt, Refuse, Relax, ShowMore, Snapshot, Start
 from cluster.scheduling.tail.planner import Planner
 from cluster.storage import Storage
 from cluster.store import Claim, DispatchStore, OfficeTakenError, StaleEpochError
@@ -72,7 +74,8 @@ class Dispatcher:
     2. heads: the first waiting jobs of every queue are read;
     3. snapshot: these, the cards, what runs and what was measured (`snapshots.py`);
     4. place: `cluster.scheduling.placement` decides;
-    5. carry out: running jobs are moved, waiting ones relaxed, refused, or shown more of at the next round;
+    5. carry out: running jobs are moved, or make room for interactive ones; waiting ones are relaxed, refused, or
+       shown more of at the next round;
     6. start: jobs that start are claimed in one transaction, and an attempt is launched for each.
 
     Attempts run beside the loop, each in a task of its own (`attempts.py`); how they end is written by `completion.py`.
@@ -93,6 +96,7 @@ class Dispatcher:
         price: Price = price_of,
         owners: Mapping[str, OwnerShare] | None = None,
         planner: Planner | None = None,
+        interactive: InteractiveTerms | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`holder` names this dispatcher, `farm` the farm that it belongs to: it takes over at once from another of the
@@ -103,7 +107,8 @@ class Dispatcher:
         `price`: what an hour of a card kind costs, for batches that may cost so much only.
 
         `owners`: shares and limits of those that have any. `planner` plans the tails of batches; None: clips start
-        where there is room and stay there. `wall`: seconds since the epoch, as the store counts them.
+        where there is room and stay there. `interactive`: what interactive clips may take of the farm; None: the
+        default. `wall`: seconds since the epoch, as the store counts them.
 
         `executor` runs the calls of store and storage, one after the other; None: a thread for each of the two.
         """
@@ -124,9 +129,11 @@ class Dispatcher:
         self._roster = Roster(clock, self._timing.silent_s)
         self._store = StoreCalls(executor, on_replaced=self._wake.set)
         self._estimates = EstimateReader(dispatch_store, self._store, clock)
+        self._interactive = InteractiveClips(self._roster, clock, interactive or InteractiveTerms())
         self._snapshots = SnapshotBuilder(
-            self._roster, fleet, wall=wall, owners=owners or {}, planner=planner, executor=executor
-        )
+            self._roster, fleet, wall=wall, owners=owners or {}, planner=planner, interactive=self._interactive,
+            executor=executor,
+        )  # fmt: skip
         self._checkpoints = CheckpointGc(dispatch_store, storage, self._store, executor)
         self._storage_watch = StorageWatch(storage, clock, executor=executor, on_writable=self.nudge)
         self._card_orders = CardOrders(
@@ -304,6 +311,7 @@ class Dispatcher:
 
     async def _round(self) -> None:
         """One round, by the numbers of the class docstring."""
+        self._interactive.note()
         if self._clock() - self._renewed_at >= self._timing.renew_s:
             self._renewed_at = self._clock()
             await self._renew()
@@ -354,13 +362,19 @@ class Dispatcher:
             case Relax() | Refuse():
                 await self._relax_or_refuse(decision.job)
             case Move():
-                attempt = self._roster.of_job(decision.job.id)
-                if attempt is not None and not attempt.preempting:
-                    now = self._clock()
-                    attempt.preempt("move", now + attempt.leave_s(self._timing.preempt_s, now))
+                self._preempt_once(decision.job, "move")
+            case Preempt():
+                if self._preempt_once(decision.job, INTERACTIVE):
+                    attempt = self._roster.of_job(decision.job.id)
+                    self._interactive.made_room(decision, attempt.preempt_by if attempt else self._clock())
             case ShowMore():
                 self._snapshots.show_more()
                 self.nudge()
+
+    def _preempt_once(self, job: Job, reason: str) -> bool:
+        """Preempt a job that was not told so yet, for whatever reason; whether it was now."""
+        attempt = self._roster.of_job(job.id)
+        return attempt is not None and not attempt.preempting and self.preempt(job.id, reason)
 
     async def _relax_or_refuse(self, job: Job) -> None:
         # A clip takes its fastest layout wherever the fleet has a card for it, so that the same rows on the same fleet

@@ -29,8 +29,10 @@ from pipeline.clips.clip import ClipSpec, ResolutionClass
 from pipeline.problems import Problem
 from pipeline.units import format_bytes
 
-#: Causes of `Stopped` that say nothing against the job or its cards: people asked for it.
-_ASKED = frozenset({"pause", "hold"})
+#: Cause of `Stopped` where a clip made room for an interactive one.
+INTERACTIVE = "interactive"
+#: Causes of `Stopped` that say nothing against the job or its cards: people asked for it, or wait for another.
+_ASKED = frozenset({"pause", "hold", INTERACTIVE})
 #: Cause of `Stopped` where nothing can be written to storage: nobody's fault, and nothing starts until it can.
 STORAGE = "storage"
 

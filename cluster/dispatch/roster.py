@@ -85,6 +85,11 @@ class RunningAttempt:
         spec = self.claim.job.spec
         return is_resumable(spec.family if spec else None) and not (self.cancelled or self.stop or self.completing)
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether its card is about to be free: it was told to stop, or has ended."""
+        return bool(self.preempting or self.cancelled or self.stop or self.completing)
+
     def leave_s(self, least_s: float, now: float) -> float:
         """How long it may take to save a checkpoint and stop, in seconds: `least_s`, more where its own steps are long.
 
@@ -159,6 +164,8 @@ class Roster:
         self.renderers: dict[str, RendererSeen] = {}
         #: By attempt.
         self.running: dict[str, RunningAttempt] = {}
+        #: Attempts that hold a card for an interactive job.
+        self.interactive: set[str] = set()
         self._by_card: dict[str, str] = {}
         self._by_job: dict[str, RunningAttempt] = {}
         self._by_renderer: dict[str, dict[str, RunningAttempt]] = {}
@@ -305,6 +312,8 @@ class Roster:
         self.running[claim.attempt_id] = attempt
         self._by_job[claim.job.id] = attempt
         self.card_index.began(claim.job)
+        if claim.job.interactive:
+            self.interactive.add(claim.attempt_id)
         attempt.began_at = self._clock()
         self._by_renderer.setdefault(claim.renderer, {})[claim.attempt_id] = attempt
         if seen := self.renderers.get(claim.renderer):
@@ -349,10 +358,12 @@ class Roster:
                 seen.rendering = None
             self._reindex(seen)
         attempt.holds_card = False
+        self.interactive.discard(claim.attempt_id)
 
     def remove(self, attempt: RunningAttempt) -> None:
         """An attempt has ended, and its completion is written or lost."""
         claim = attempt.claim
+        self.interactive.discard(claim.attempt_id)
         if self.running.pop(claim.attempt_id, None) is not None:
             self.card_index.ended(claim.job)
             self._fade_use()

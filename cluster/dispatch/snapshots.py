@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 
+from cluster.dispatch.interactive import InteractiveClips
 from cluster.dispatch.roster import Roster, RunningAttempt
 from cluster.estimates.memory import MemoryEstimates
 from cluster.estimates.times import TimeEstimates
@@ -43,6 +44,7 @@ class SnapshotBuilder:
         wall: Callable[[], float],
         owners: Mapping[str, OwnerShare],
         planner: Planner | None,
+        interactive: InteractiveClips,
         executor: Executor | None,
     ) -> None:
         """`wall`: seconds since the epoch. No `planner`: nothing is planned.
@@ -50,7 +52,7 @@ class SnapshotBuilder:
         `executor` works plans out; None: a thread of its own.
         """
         self._roster, self._fleet, self._wall, self._owners = roster, fleet, wall, owners
-        self._planner = planner
+        self._planner, self._interactive = planner, interactive
         self._estimates = TimeEstimates()
         self._owns_executor = executor is None
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="plans")
@@ -110,7 +112,7 @@ class SnapshotBuilder:
         self._queues, self._shown, self._short = max(1, len(seen)), heads, False
         index, used_s = self._roster.card_index, self._roster.used_s()
         unseen = int(_goes_on(seen, heads))
-        planner = self._planner
+        planner, admitted = self._planner, self._interactive.admit(waiting, self._estimates)
         if planner is None or len(waiting) + len(self._roster.running) > MOST_LISTED or unseen:
             if not unseen:
                 self._suits = {}
@@ -118,11 +120,15 @@ class SnapshotBuilder:
                 await self._suit(waiting, counts, memory)
             return Snapshot(
                 waiting=waiting, shown=heads, fleet=self._fleet, memory=memory, blocked=blocked, owners=self._owners,
-                card_index=index, unseen=unseen, suits=self._suits, used_s=used_s,
+                card_index=index, unseen=unseen, suits=self._suits, used_s=used_s, admitted=admitted,
+                running=self._running() if admitted else (), pace=self._estimates,
+                unavailable=self._roster.unavailable() if admitted else frozenset(),
+                promised=self._interactive.promised(waiting),
             )  # fmt: skip
         found = Snapshot(
             waiting=waiting, shown=heads, fleet=self._fleet, memory=memory, blocked=blocked, owners=self._owners,
             card_index=index, running=self._running(), unavailable=self._roster.unavailable(), used_s=used_s,
+            admitted=admitted, promised=self._interactive.promised(waiting), pace=self._estimates,
         )  # fmt: skip
         await self._plan(planner, found)
         return replace(found, plan=planner.plan)
@@ -155,6 +161,8 @@ class SnapshotBuilder:
                     step_s=step_s,
                     since_step_s=since_s,
                     movable=attempt.is_movable,
+                    leaving=attempt.is_leaving,
+                    preempted=self._interactive.times(attempt.claim.job.id),
                 )
             )
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from cluster.explain.model import Known
 from cluster.explain.reasons import Explanation, Rules, explain
 from cluster.fleet.cards import Beat, Card, CardState, Fleet, card_faults, every_class, storage_fault
 from cluster.jobs.model import Attempt, HoldReason, Job, JobState
+from cluster.scheduling.interactive import InteractiveTerms, admitted
 from cluster.scheduling.priority import AGEING_S, effective_priority
 from cluster.scheduling.snapshot import Running, Snapshot
 from cluster.scheduling.tail.planner import Planner, is_worth_planning
@@ -86,11 +88,15 @@ def context_of(database: Database, owner: str, job_id: str, rules: Rules) -> Job
         ahead_most=AHEAD_MOST,
         per_queue=per_queue,
         hidden=_is_hidden(job, waiting, per_queue),
+        interactive=rules.interactive,
         card_faults=card_faults(beats),
         storage_fault=storage_fault(beats),
     )
+    measured = measurements.load_times(database)
     snapshot = Snapshot.of(
         waiting=waiting,
+        admitted=_admitted(job, waiting, running, rules.interactive),
+        pace=measured,
         cards=[_card(beat, renderers.get(beat.renderer, ())) for beat in beats],
         fleet=rules.fleet or _fleet_of(beats),
         memory=measurements.load_memory(database),
@@ -98,10 +104,16 @@ def context_of(database: Database, owner: str, job_id: str, rules: Rules) -> Job
         owners=rules.owners,
         locked=frozenset(orders),
     )
-    measured = measurements.load_times(database)
     if rules.plans and job.state is JobState.QUEUED:
         snapshot = _planned(snapshot, now, measured)
     return JobContext(job=job, snapshot=snapshot, now=now, estimates=measured, known=known)
+
+
+def _admitted(job: Job, waiting: Sequence[Job], running: Iterable[Running], terms: InteractiveTerms) -> frozenset[str]:
+    """The interactive jobs that go before batches, were their share not used up: the dispatcher alone knows that."""
+    some = [*(one for one in waiting if one.id != job.id), job]
+    on_cards = Counter(r.job.owner for r in running if r.job.interactive)
+    return admitted(some, on_cards, terms, math.inf, lambda _: 0.0)
 
 
 def _fleet_of(beats: Sequence[Beat]) -> Fleet:
@@ -140,7 +152,8 @@ def _ahead(c: Connection, job: Job, now: int) -> int:
     # As `effective_priority` has it; the store's clock may be behind whoever wrote the row.
     waited = sa.case((jobs.c.created_at < now, now - jobs.c.created_at), else_=0)
     priority = jobs.c.priority + waited // AGEING_S
-    mine = effective_priority(job, now)
+    # Interactive ones first, by the priority that the store keeps.
+    mine = effective_priority(job, now) + job.priority - job.own_priority
     row = sa.tuple_(jobs.c.created_at, jobs.c.batch_id, jobs.c.number)
     older = row < sa.tuple_(sa.literal(job.created_at), sa.literal(job.batch_id), sa.literal(job.number))
     first = sa.or_(priority > mine, sa.and_(priority == mine, older))

@@ -10,6 +10,7 @@ from cluster.fleet.breakers import Route
 from cluster.fleet.cards import Beat
 from cluster.jobs.commands import CardOrder
 from cluster.jobs.model import Attempt, Batch, Job
+from cluster.scheduling.interactive import InteractiveTerms
 
 
 class RemedyKind(StrEnum):
@@ -59,6 +60,9 @@ class Remedy:
     resolution_class: str = ""
 
 
+_TERMS = InteractiveTerms()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Known:
     """What is known of a job and its farm besides the snapshot; all of it may be missing."""
@@ -82,5 +86,7 @@ class Known:
     hidden: bool = False
     #: Why cards cannot be used, and what to do, by card.
     card_faults: Mapping[str, str] = field(default_factory=dict)
+    #: What interactive clips may take of the farm.
+    interactive: InteractiveTerms = _TERMS
     #: Why storage cannot be written; empty while it can.
     storage_fault: str = ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.estimates.times import TimeEstimates
+from cluster.explain.interactive import making_room, room_for, room_words, turn_words
 from cluster.explain.look_ahead import left_s
 from cluster.explain.model import Known, Remedy, RemedyKind
 from cluster.explain.remedies import waiting
@@ -19,6 +20,7 @@ from cluster.fleet.cards import Fleet
 from cluster.fleet.quotas import OwnerShare
 from cluster.jobs.model import HoldReason, Job, JobState, Reason
 from cluster.jobs.transitions import Before, JobFacts, Verb, rule_for
+from cluster.scheduling.interactive import InteractiveTerms
 from cluster.scheduling.placement import place
 from cluster.scheduling.snapshot import Decision, Refuse, Relax, Snapshot, Start, Wait, WaitReason
 from pipeline.memory.footprint import leanest
@@ -32,6 +34,7 @@ LEANER_SOON = "leaner_soon"
 ABANDONED = "abandoned"
 STORAGE_UNWRITABLE = "storage_unwritable"
 CARDS_UNUSABLE = "cards_unusable"
+MAKING_ROOM = "making_room"
 
 
 class Rules(BaseModel):
@@ -45,6 +48,11 @@ class Rules(BaseModel):
     owners: dict[str, OwnerShare] = Field(default_factory=dict)
     #: Whether the dispatcher plans the tails of batches.
     plans: bool = False
+    # Left out where it is as everywhere, as versions without it refuse it.
+    interactive: InteractiveTerms = Field(
+        default=InteractiveTerms(), exclude_if=lambda terms: terms == InteractiveTerms()
+    )
+    """What interactive clips may take of the farm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +62,8 @@ class Explanation:
     job: str
     state: JobState
     #: For a waiting job the name of a `WaitReason` in lower case, `starts_now`, `leaner_soon`, `abandoned`,
-    #: `storage_unwritable` or `cards_unusable`; for a held one a `HoldReason`, for a failed one a `Reason`; else the
-    #: state.
+    #: `storage_unwritable`, `cards_unusable` or `making_room`; for a held one a `HoldReason`, for a failed one a
+    #: `Reason`; else the state.
     reason: str
     #: In words, with numbers.
     text: str
@@ -155,13 +163,24 @@ def _of_waiting(
         changes = (waiting.until_it_starts(trial) or waiting.for_its_time(trial),)
     else:
         changes = tuple(changes_for(trial))
+    if job.interactive and (room := room_for(job, place(with_job(snapshot, job), now, reasons=False))) is not None:
+        return Explanation(job=job.id, state=job.state, reason=MAKING_ROOM, text=making_room(room))
     words = WaitWords(trial)
     unusable = words.unusable() if reason is WaitReason.NO_CARD_OF_THIS_SIZE else ""
     return Explanation(
         job=job.id,
         state=job.state,
         reason=CARDS_UNUSABLE if unusable else reason.name.lower(),
-        text=unusable or words.of(reason),
+        text=" ".join(
+            filter(
+                None,
+                [
+                    unusable or words.of(reason),
+                    turn_words(job, snapshot, known.interactive),
+                    room_words(job, known.attempt),
+                ],
+            )
+        ),
         changes=tuple(filter(None, changes)),
     )
 

@@ -144,8 +144,9 @@ class WaitWords:
         of = f", {higher} of a higher priority" if higher and ahead == len(seen) else ""
         return f"{number} {'job goes' if ahead == 1 else 'jobs go'} before it{of}"
 
-    def _rank(self, job: Job) -> tuple[int, int, str, int]:
-        return -effective_priority(job, self._now), job.created_at, job.batch_id, job.number
+    def _rank(self, job: Job) -> tuple[bool, int, int, str, int]:
+        first = job.id in self._snapshot.admitted
+        return not first, -effective_priority(job, self._now), job.created_at, job.batch_id, job.number
 
     def _busy(self) -> str:
         idle = [c for c in self._cards.values() if c.idle and c.card not in self._snapshot.locked]

@@ -123,6 +123,17 @@ class Draft:
 #: the store; `Job.queue` is their values.
 QUEUE_BY = ("owner", "family", "resolution_class", "needs_bytes", "priority")
 
+#: Added to the priority of an interactive job: the store has no other mark of one, so that queues and indexes tell
+#: interactive jobs apart as they are, and a version that knows none starts them first. Far above what people may give.
+INTERACTIVE_PRIORITY = 1_000_000
+#: Priorities from here on are those of interactive jobs.
+INTERACTIVE_FROM = INTERACTIVE_PRIORITY // 2
+
+
+def stored_priority(priority: int, *, interactive: bool) -> int:
+    """The priority that the store keeps for a job whose owner gave it `priority`."""
+    return priority + INTERACTIVE_PRIORITY if interactive else priority
+
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
@@ -150,6 +161,7 @@ class Job:
     content_key: str | None = None
     #: A card must have at least this many usable bytes: the prediction, raised by what went wrong before.
     needs_bytes: int = 0
+    #: The priority as the store keeps it (`stored_priority`); what its owner gave it is `own_priority`.
     priority: int = 0
     reason: str | None = None
     problems: tuple[Problem, ...] = ()
@@ -183,6 +195,16 @@ class Job:
             of_row = tuple(Note(code=code, message=text) for code, name in kinds for text in self.row.get(name) or ())
         seen = {note.code for note in of_row}
         return distinct([*of_row, *(note for note in self.clip_notes if note.code not in seen)])
+
+    @property
+    def interactive(self) -> bool:
+        """Whether somebody waits for it: it may go before batches, and have one of their clips make room."""
+        return self.priority >= INTERACTIVE_FROM
+
+    @property
+    def own_priority(self) -> int:
+        """The priority that its owner gave it."""
+        return self.priority - INTERACTIVE_PRIORITY if self.interactive else self.priority
 
     @property
     def queue(self) -> tuple[object, ...]:

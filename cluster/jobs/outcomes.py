@@ -151,6 +151,8 @@ class Stopped(Ended):
     cause: str = ""
 
 
+#: Detail of an attempt that was stopped for an interactive clip.
+MADE_ROOM = "made room for an interactive clip"
 #: The class of each outcome.
 ENDINGS: Mapping[Outcome, type[Ended]] = {
     kind.outcome: kind for kind in (Completed, OutOfMemory, TooBig, Invalid, Errored, Crashed, Lost, Stopped)

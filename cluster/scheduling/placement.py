@@ -1,9 +1,10 @@
 """Which waiting job starts on which card, and which running one moves: a pure function from a snapshot to decisions.
 
-Six steps, one after the other: the *heads* of the queues that may start at all, the *eligible* cards of each
+Seven steps, one after the other: the *heads* of the queues that may start at all, the *eligible* cards of each
 (`eligible.py`), the *plan* of a batch's tail where there is one, and the *moves* it asks for (`tail/follow.py`), the
-*order* in which owners and jobs take their turn, each on the smallest card that it fits, and the *reasons* of those
-that wait (`wait_reasons.py`). What is left of cards and shares meanwhile is in `remaining.py`.
+*order* in which owners and jobs take their turn, each on the smallest card that it fits, the *room* that running clips
+make for interactive jobs (`interactive.py`, `preemption.py`), and the *reasons* of those that wait (`wait_reasons.py`).
+What is left of cards and shares meanwhile is in `remaining.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from cluster.fleet.cards import Card
 from cluster.jobs.model import Job
 from cluster.scheduling.eligible import NOWHERE, EligibleCards, can_relax
+from cluster.scheduling.preemption import Room
 from cluster.scheduling.priority import effective_priority
 from cluster.scheduling.remaining import Remaining
 from cluster.scheduling.snapshot import (
@@ -66,11 +68,15 @@ def place(snapshot: Snapshot, now: float = 0.0, *, reasons: bool = True) -> list
     others = [job for job in heads if job.id not in starts and not (plan is not None and plan.is_planned(job))]
     starts |= {start.job.id: start for start in turns.starts(others)}
     decisions += starts.values()
+    left = [job for job in heads if job.id not in starts]
     if remaining.is_short:
         decisions.append(ShowMore())
+    elif snapshot.admitted:
+        first = sorted((job for job in left if job.id in snapshot.admitted), key=turns.turn_of)
+        decisions += Room(snapshot, eligible, remaining).preemptions(first)
     if reasons:
         why = WaitReasons(snapshot, eligible, remaining)
-        decisions += (Wait(job, why.of(job)) for job in heads if job.id not in starts)
+        decisions += (Wait(job, why.of(job)) for job in left)
     return decisions
 
 
@@ -120,18 +126,18 @@ class _Turns:
 
     def __init__(self, snapshot: Snapshot, now: float, eligible: EligibleCards, remaining: Remaining) -> None:
         self._suits, self._now, self._eligible, self._remaining = snapshot.suits, now, eligible, remaining
-        self._usable = snapshot.card_index.usable
+        self._usable, self._admitted = snapshot.card_index.usable, snapshot.admitted
 
     def starts(self, heads: Sequence[Job]) -> Iterator[Start]:
-        """Starts by priority; within one, owners in turn, and each owner's jobs by age.
+        """Starts by priority, admitted jobs before all others; within one, owners in turn, each owner's jobs by age.
 
         At each priority jobs first take cards that suit them, or of the smallest class that they fit; what is left of
         larger cards goes to whoever needs the largest. So a small clip takes a large card only where no larger one of
         its priority waits for it.
         """
-        levels: dict[int, list[Job]] = defaultdict(list)
+        levels: dict[tuple[bool, int], list[Job]] = defaultdict(list)
         for job in heads:
-            levels[effective_priority(job, self._now)].append(job)
+            levels[job.id in self._admitted, effective_priority(job, self._now)].append(job)
         for level in sorted(levels, reverse=True):
             if self._remaining.is_short or not self._remaining.idle:
                 return
@@ -143,6 +149,10 @@ class _Turns:
                     passed[size].append(group)
             for size in sorted(passed, reverse=True):
                 yield from self._in_turn(passed[size], warm, own_class=False)
+
+    def turn_of(self, job: Job) -> tuple[int, int, str, int]:
+        """Sorts admitted jobs by priority, then age."""
+        return -effective_priority(job, self._now), *_age(job)
 
     def _groups(self, jobs: Iterable[Job]) -> list[_Alike]:
         groups: dict[tuple[object, ...], _Alike] = {}

@@ -9,5 +9,9 @@ AGEING_S = 1800
 
 
 def effective_priority(job: Job, now: float) -> int:
-    """The job's priority, risen with its waiting; `now` in seconds, on the clock of `Job.created_at`."""
-    return job.priority + max(0, int(now - job.created_at)) // AGEING_S
+    """The job's own priority, risen with its waiting; `now` in seconds, on the clock of `Job.created_at`.
+
+    That a job is interactive changes nothing here: placement puts those before all others that it has admitted
+    (`Snapshot.admitted`), and takes the rest as any other.
+    """
+    return job.own_priority + max(0, int(now - job.created_at)) // AGEING_S

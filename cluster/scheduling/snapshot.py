@@ -13,6 +13,7 @@ from cluster.fleet.card_index import CardIndex
 from cluster.fleet.cards import Card, Fleet
 from cluster.fleet.quotas import OwnerShare
 from cluster.jobs.model import Job
+from cluster.scheduling.pace import Pace
 from cluster.scheduling.tail.plan import TailPlan
 
 
@@ -77,6 +78,18 @@ class Move:
     to: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preempt:
+    """Save a checkpoint of the running `job` and stop it on `card`: the interactive job `waits` is to start there."""
+
+    job: Job
+    #: Id of the card.
+    card: str
+    waits: Job
+    #: Card seconds that it costs: saving and loading, nothing else.
+    cost_s: float
+
+
 @dataclass(frozen=True)
 class Wait:
     """Leave `job` waiting."""
@@ -104,7 +117,7 @@ class ShowMore:
     """All that was shown of a queue starts, and it may be longer: what comes behind it is decided at the next look."""
 
 
-Decision = Start | Move | Wait | Refuse | Relax | ShowMore
+Decision = Start | Move | Preempt | Wait | Refuse | Relax | ShowMore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +135,10 @@ class Running:
     since_step_s: float = 0.0
     #: The clip can be stopped between two steps and go on elsewhere.
     movable: bool = False
+    #: The clip was told to save a checkpoint and stop.
+    leaving: bool = False
+    #: How often it has made room for an interactive clip.
+    preempted: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +154,8 @@ class Snapshot:
     fleet: Fleet
     #: Cards, which of them are idle or out of use, and how many clips run for whom.
     card_index: CardIndex = field(default_factory=CardIndex)
-    #: How far each running job is. Read only to make a plan and to follow one: else it may be left out.
+    #: How far each running job is. Read only to make a plan, to follow one, and to make room for an interactive job:
+    #: else it may be left out.
     running: Sequence[Running] = ()
     #: Ids of cards that come up, go away, cannot be used or are not heard: no plan counts on them.
     unavailable: frozenset[str] = frozenset()
@@ -149,6 +167,12 @@ class Snapshot:
     used_s: Mapping[str, float] = field(default_factory=dict)
     #: What to do with the tail of a batch; None: nothing is planned.
     plan: TailPlan | None = None
+    #: Ids of the interactive jobs that go before all others, and for which running clips make room.
+    admitted: frozenset[str] = frozenset()
+    #: Ids of admitted jobs for which a clip was told to make room: their card is about to be free.
+    promised: frozenset[str] = frozenset()
+    #: How long things take, where that is known: for whose room costs least.
+    pace: Pace | None = None
     #: Where jobs belong while many wait; kinds that are not named take the smallest cards that they fit.
     suits: Mapping[WorkKind, Suit] = field(default_factory=dict)
 

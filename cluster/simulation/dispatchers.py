@@ -72,6 +72,7 @@ class Dispatchers:
             storage=self._world.storage,
             executor=executor,
             planner=Planner(TimeEstimates(), variants=1) if self._scenario.plans else None,
+            interactive=self._scenario.interactive,
         )
         process = DispatcherProcess(name=name, dispatcher=dispatcher, executor=executor, pool=pool)
         process.task = self._loop.create_task(self._run(process))

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 from cluster.simulation.journal import JournalEntry, RunRecord, What
 
@@ -104,6 +105,20 @@ class RunFacts:
         for a in sorted(self.attempts.values(), key=lambda a: a.claimed_at):
             if a.job:
                 found[a.job].append(a)
+        return found
+
+    @cached_property
+    def made_room(self) -> frozenset[str]:
+        """Ids of attempts that were stopped for an interactive clip, by the store's own words."""
+        rows = self.record.tables.get("attempts", [])
+        return frozenset(str(row["id"]) for row in rows if str(row["detail"]).startswith("made room"))
+
+    def queued(self, jobs: Collection[str]) -> list[tuple[float, float]]:
+        """(from, to) of the times in which one of these jobs at least was queued; they may overlap."""
+        found = []
+        for job in jobs:
+            moves = [*self.states[job], (math.inf, "", "")]
+            found += [(at, until) for (at, _, state), (until, *_) in pairwise(moves) if state == "queued"]
         return found
 
     @cached_property

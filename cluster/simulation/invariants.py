@@ -259,7 +259,7 @@ def _i12_counters(facts: RunFacts) -> Iterator[Violation]:
         tried = int(str(row["attempts"])) + int(str(row["releases"]))
         # What people asked for costs their jobs nothing.
         its = facts.by_job[str(row["id"])]
-        free = sum(a.outcome == "stopped" and bool(facts.asked(a)) for a in its)
+        free = sum(a.outcome == "stopped" and (bool(facts.asked(a)) or a.id in facts.made_room) for a in its)
         # Nor does the death of a renderer that was not theirs.
         free += sum(a.outcome == "lost" and a.renderer in facts.died for a in its)
         if not ended[row["id"]] - free <= tried <= ended[row["id"]]:
@@ -444,6 +444,45 @@ def _i21_deaths(facts: RunFacts) -> Iterator[Violation]:
                 yield Violation("I21", a.ended_at, text)
 
 
+def _i22_interactive(facts: RunFacts) -> Iterator[Violation]:
+    bounds, jobs = facts.record.bounds, facts.record.jobs
+    opened = [0.0, *(e.at for e in facts.record.of(What.OFFICE_OPEN))]
+    theirs = [a for a in facts.attempts.values() if a.job and jobs[a.job].interactive]
+    waits = facts.queued([job for job, truth in jobs.items() if not truth.interactive])
+    often: Counter[str] = Counter()
+    for a in (facts.attempts[one] for one in sorted(facts.made_room)):
+        often[a.job] += 1
+        if jobs[a.job].interactive:
+            yield Violation("I22", a.ended_at, f"{a.id} is interactive and made room for another")
+        if often[a.job] > bounds.most_preemptions * len(opened):
+            yield Violation("I22", a.ended_at, f"job {a.job} made room {often[a.job]} times")
+        # It was told so at some moment of the last seconds: others had less than their share then.
+        leave_s = max(bounds.preempt_s, 10 * jobs[a.job].longest_step_s) + bounds.patience_s
+        began = max(at for at in opened if at <= a.ended_at)
+        moments = [a.ended_at - n for n in range(int(leave_s) + 1)]
+        had = min(
+            sum(
+                _overlap_s(max(began, at - bounds.interactive_window_s), at, (b.claimed_at, b.ended_at), waits)
+                for b in theirs
+            )
+            for at in moments
+        )
+        if had > bounds.interactive_card_s + bounds.patience_s:
+            text = f"{a.id} made room though interactive clips had {had:.0f} card seconds"
+            yield Violation("I22", a.ended_at, text)
+
+
+def _overlap_s(since: float, until: float, span: tuple[float, float], of: list[tuple[float, float]]) -> float:
+    """Seconds of `span` between `since` and `until` that lie in one at least of the spans `of`."""
+    since, until = max(since, span[0]), min(until, span[1])
+    seconds, reached = 0.0, since
+    for begin, end in sorted(of):
+        begin, end = max(begin, reached), min(end, until)
+        seconds += max(0.0, end - begin)
+        reached = max(reached, end)
+    return seconds
+
+
 def _kills_while_encoded(facts: RunFacts, a: AttemptSeen, at: float) -> bool:
     poison = facts.record.jobs[a.job].poison if a.job in facts.record.jobs else ""
     return poison == "encode" and a.claimed_at <= at <= a.ended_at and not _is_on_card(a, at)
@@ -475,6 +514,7 @@ INVARIANTS: Mapping[str, tuple[str, Check]] = {
     "I19": ("Nothing starts of a batch that people hold, nor on a card that they closed.", _i19_people),
     "I20": ("A clip that people hold, or whose card they drain, leaves it soon.", _i20_leaves),
     "I21": ("A renderer's death is laid to the clip on its card, and to no row twice for another.", _i21_deaths),
+    "I22": ("Interactive clips keep to their share, and nobody makes room for them for ever.", _i22_interactive),
 }
 
 

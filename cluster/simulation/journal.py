@@ -115,6 +115,8 @@ class JobTruth:
     least_bytes: int
     #: Why the job can never be rendered (its row kills, breaks or is wrong); empty where it can.
     poison: str = ""
+    #: Somebody waits for it.
+    interactive: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +155,11 @@ class Bounds:
     max_releases: int
     #: The tails of batches are planned: a job may wait for a faster card beside an idle one.
     planned: bool
+    #: Card seconds that interactive clips may have in any window of so many seconds while others wait, and how often a
+    #: clip makes room for them while one dispatcher knows it.
+    interactive_card_s: float
+    interactive_window_s: float
+    most_preemptions: int
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ import random
 from functools import partial
 
 from cluster.jobs.commands import CardVerb
-from cluster.jobs.model import Draft
+from cluster.jobs.model import Draft, stored_priority
 from cluster.jobs.transitions import RefusedError, Verb
 from cluster.simulation.journal import JobTruth, What
 from cluster.simulation.scenario import BatchPlan, JobPlan, PlannedCommand, least_bytes
@@ -43,7 +43,7 @@ class People:
         self._batches[self._scenario.batches.index(batch)] = (batch.owner, batch_id)
         for job in batch.jobs:
             self._world.plans[job.key] = job
-        self._batch_store.add(batch.owner, batch_id, [_draft(n, job) for n, job in enumerate(batch.jobs, start=1)])
+        self._batch_store.add(batch.owner, batch_id, [_draft(n, job, batch) for n, job in enumerate(batch.jobs, 1)])
         self._batch_store.seal(batch.owner, batch_id)
         slowest = min(card.speed for card in self._scenario.cards)
         for made, plan in zip(self._batch_store.jobs(batch.owner, batch_id), batch.jobs, strict=True):
@@ -59,6 +59,7 @@ class People:
                 longest_step_s=2 * plan.step_s / slowest,
                 least_bytes=least_bytes(plan.spec),
                 poison=plan.poison,
+                interactive=batch.interactive,
             )
             self._world.note(What.SUBMITTED, job=made.id, step=steps, detail=plan.key)
         if batch.nudges:
@@ -110,7 +111,7 @@ class People:
         self._world.note(What.OPENED, card=card)
 
 
-def _draft(number: int, job: JobPlan) -> Draft:
+def _draft(number: int, job: JobPlan, batch: BatchPlan) -> Draft:
     return Draft(
         number=number,
         name=f"{job.key}/{number}",
@@ -119,5 +120,5 @@ def _draft(number: int, job: JobPlan) -> Draft:
         spec=job.spec,
         content_key=job.key,
         needs_bytes=job.needs_bytes,
-        priority=job.priority,
+        priority=stored_priority(job.priority, interactive=batch.interactive),
     )

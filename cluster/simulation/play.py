@@ -15,6 +15,7 @@ from cluster.dispatch.dispatcher import Dispatcher
 from cluster.fleet.breakers import REST_S
 from cluster.jobs.ids import ids_from
 from cluster.jobs.model import MAX_ATTEMPTS, MAX_RELEASES
+from cluster.scheduling.preemption import MOST_PREEMPTIONS
 from cluster.simulation import history
 from cluster.simulation.clock import BEGIN, VirtualLoop, run_virtually
 from cluster.simulation.dispatchers import Dispatchers, MakeDispatcher, MakeDispatchStore, ProcessGoneError
@@ -158,6 +159,9 @@ def _bounds(scenario: Scenario) -> Bounds:
         max_attempts=MAX_ATTEMPTS,
         max_releases=MAX_RELEASES,
         planned=scenario.plans,
+        interactive_card_s=scenario.interactive.share * scenario.interactive.window_s * len(scenario.cards),
+        interactive_window_s=scenario.interactive.window_s,
+        most_preemptions=MOST_PREEMPTIONS,
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
 
 from cluster.dispatch.dispatcher import Timing
 from cluster.jobs.commands import CardVerb
 from cluster.jobs.transitions import Verb
+from cluster.scheduling.interactive import InteractiveTerms
 from pipeline.clips.clip import ClipSpec, ResolutionClass
 from pipeline.families import FAMILIES
 from pipeline.memory.footprint import footprint, leanest_of
@@ -24,6 +25,10 @@ KINDS = (
     ("c48", "L40S", 44 * GIB, 4.0),
     ("c80", "H100", 75 * GIB, 8.0),
 )
+
+
+#: The window is as short as a run, so that the share binds.
+INTERACTIVE_TERMS = InteractiveTerms(share=0.2, per_owner=2, window_s=60.0)
 
 
 class Trouble(StrEnum):
@@ -87,6 +92,8 @@ class BatchPlan:
     #: Whether the dispatcher is told of it.
     nudges: bool = True
     cancelled_at: float | None = None
+    #: Somebody waits for its rows.
+    interactive: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +146,8 @@ class Scenario:
     #: The tails of batches are planned, and clips moved between cards.
     plans: bool = False
     commands: tuple[PlannedCommand, ...] = ()
+    #: What interactive clips may take.
+    interactive: InteractiveTerms = INTERACTIVE_TERMS
 
 
 #: Steps of clips that are planned take so much longer.
@@ -179,12 +188,14 @@ def draw(
     troubles: float = 1.0,
     plans: bool | None = None,
     people: bool | None = None,
+    interactive: bool | None = None,
 ) -> Scenario:
     """The scenario of a seed; `minutes` of arrivals and faults, after which everything is whole again.
 
     `troubles` scales how many faults there are; 0: none. With `plans` clips are longer, so that planning them pays;
     None: every fourth seed has them. With `people` batches and rows are paused, held and reprioritised, and cards
-    locked, drained and quarantined; None: in two of four seeds.
+    locked, drained and quarantined; None: in two of four seeds. With `interactive` some batches are; None: in every
+    third seed.
     """
     rng = random.Random(f"scenario {seed}")
     seconds = 60.0 * minutes
@@ -194,6 +205,8 @@ def draw(
     faults = _faults(rng, fleet, seconds, troubles)
     batches = _batches(rng, many, seconds, troubles, _LONGER if plans else 1.0)
     people = seed % 2 == 1 if people is None else people
+    if seed % 3 == 2 if interactive is None else interactive:
+        batches = _with_interactive(random.Random(f"interactive {seed}"), batches)
     return Scenario(
         seed=seed,
         cards=fleet,
@@ -290,6 +303,13 @@ def _batches(rng: random.Random, jobs: int, seconds: float, troubles: float, lon
         # Poisson arrivals: on average the last comes at half time.
         at = min(at + rng.expovariate(jobs / (number * seconds / 2)), seconds)
     return tuple(batches)
+
+
+def _with_interactive(rng: random.Random, batches: tuple[BatchPlan, ...]) -> tuple[BatchPlan, ...]:
+    """The batches, some interactive; the first is there when they come, and is not."""
+    return tuple(
+        replace(batch, interactive=rng.random() < 0.6) if number else batch for number, batch in enumerate(batches)
+    )
 
 
 def _commands(

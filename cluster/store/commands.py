@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cluster.jobs.commands import CardOrder, CardVerb, for_batch, give_order, reached
-from cluster.jobs.model import HoldReason, JobState, Limits, Reason
+from cluster.jobs.model import INTERACTIVE_FROM, INTERACTIVE_PRIORITY, HoldReason, JobState, Limits, Reason
 from cluster.jobs.transitions import RULES, Guard, RefusedError, Verb
 from cluster.store.budgets import Meter, Price, price_of
 from cluster.store.bulk import Keyed, among
@@ -262,7 +262,9 @@ class CommandStore:
         self._tally(c, verb, which)
         values = values_of(verb, now)
         if verb is Verb.PRIORITIZE:
-            values = {"priority": priority, "updated_at": now}
+            # What is interactive stays so.
+            mark = sa.case((jobs.c.priority >= INTERACTIVE_FROM, INTERACTIVE_PRIORITY), else_=0)
+            values = {"priority": priority + mark, "updated_at": now}
         return int(c.execute(sa.update(jobs).where(which, moves(verb)).values(**values)).rowcount)
 
     def _tally(self, c: Connection, verb: Verb, which: sa.ColumnElement[bool]) -> None:

@@ -43,7 +43,7 @@ _SHOWN = 20
 _CHANGES = 3
 
 
-@with_option_groups(leave_out={"fit", "seed", "not_before"})
+@with_option_groups(leave_out={"fit", "seed", "not_before", "interactive"})
 def forecast_catalog(
     catalog: Catalog,
     fleet: Annotated[

@@ -76,6 +76,12 @@ NotBefore = Annotated[
         help="Rows that say nothing of it start no sooner: 22:00, or 2026-11-21T22:00 (local time).",
     ),
 ]
+Interactive = Annotated[
+    bool,
+    typer.Option(
+        "--interactive", help="Somebody waits: go before batches, as far as the farm's share goes (docs/operating.md)."
+    ),
+]
 AllowPrivateHosts = Annotated[
     str | None,
     typer.Option(
@@ -122,6 +128,7 @@ class RowOptions(OptionGroup):
     upscale: Enlarge = Upscale.LATENTS
     strict: Strict = False
     not_before: NotBefore = None
+    interactive: Interactive = False
     allow_private_hosts: AllowPrivateHosts = None
 
     def remote(self, storage: Storage | None = None) -> RemoteStills:

@@ -261,6 +261,8 @@ def rows_table(jobs: list[dict[str, Any]]) -> Table:
     for job in jobs:
         problems = [problem["message"] for problem in job["problems"]]
         notes = [] if problems else [*_waits_of(job), *(note.message for note in _notes_of(job))]
+        if job.get("interactive") and job["state"] in (JobState.QUEUED, JobState.HELD, JobState.RUNNING):
+            notes.insert(0, "interactive")
         table.add_row(
             str(job["row"].get("number", job["number"])),
             Text(job["name"]),

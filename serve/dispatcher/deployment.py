@@ -59,6 +59,7 @@ class DispatcherDeployment:
             storage=Storage(self._storage_url),
             owners=farm.owners,
             planner=Planner(TimeEstimates(), variants=PLAN_VARIANTS) if farm.plan_tails else None,
+            interactive=farm.interactive(),
         )
         self._loop = asyncio.create_task(self._dispatcher.run())
         self._figures: dict[str, float] = {}

@@ -10,7 +10,7 @@ from cluster.catalog.manifest import MAX_PRIORITY
 from cluster.explain.model import Remedy, RemedyKind
 from cluster.explain.trial import Trial
 from cluster.fleet.quotas import DEFAULT_SHARE
-from cluster.jobs.model import Job
+from cluster.jobs.model import Job, stored_priority
 from cluster.scheduling.priority import effective_priority
 
 #: Batches that are tried to be lowered, and clips more that are tried for an owner.
@@ -20,17 +20,18 @@ _MOST_TRIED = 10
 def raise_priority(trial: Trial) -> Remedy | None:
     """Raise the job to the lowest priority at which it starts."""
     job, snapshot = trial.job, trial.snapshot
-    bonus = effective_priority(job, trial.now) - job.priority
+    bonus = effective_priority(job, trial.now) - job.own_priority
     others = [one for one in snapshot.waiting if one.id != job.id]
     levels = {effective_priority(one, trial.now) for one in (*others, *(r.job for r in snapshot.running))}
     tried = sorted({level - bonus + more for level in levels for more in (0, 1)})
     for priority in tried:
-        if not job.priority < priority <= MAX_PRIORITY:
+        if not job.own_priority < priority <= MAX_PRIORITY:
             continue
-        if (card := trial.start(snapshot, replace(job, priority=priority))) is not None:
+        raised = replace(job, priority=stored_priority(priority, interactive=job.interactive))
+        if (card := trial.start(snapshot, raised)) is not None:
             return Remedy(
                 kind=RemedyKind.RAISE,
-                text=f"raise its priority from {job.priority} to {priority}",
+                text=f"raise its priority from {job.own_priority} to {priority}",
                 command=f"clipmill prioritize {job.id} {_number(priority)}",
                 priority=priority,
                 card=card.card,
@@ -46,7 +47,7 @@ def lower_priority(trial: Trial) -> Remedy | None:
     batches: dict[str, list[Job]] = defaultdict(list)
     for other in snapshot.waiting:
         # What other owners hand in is not for this one to lower.
-        if other.owner == job.owner and other.batch_id != job.batch_id:
+        if other.owner == job.owner and other.batch_id != job.batch_id and not other.interactive:
             batches[other.batch_id].append(other)
     for batch, waiting in list(batches.items())[:_MOST_TRIED]:
         if _is_cut(trial, waiting):

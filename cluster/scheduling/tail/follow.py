@@ -30,17 +30,21 @@ class FollowedPlan:
 
     def urgent(self, heads: Sequence[Job]) -> list[Job]:
         """The jobs among `heads` that have priority over all that is planned: no plan keeps them waiting."""
+        first = self._snapshot.admitted
+        admitted, heads = [job for job in heads if job.id in first], [job for job in heads if job.id not in first]
         planned = [job for job in heads if job.id in self._plan.jobs]
         planned = planned or [r.job for r in self._snapshot.running if r.job.id in self._plan.jobs]
         level = max((effective_priority(job, self._now) for job in planned), default=None)
         if level is None:
-            return []
-        return [job for job in heads if job.id not in self._plan.jobs and effective_priority(job, self._now) > level]
+            return admitted
+        above = [job for job in heads if effective_priority(job, self._now) > level]
+        return admitted + [job for job in above if job.id not in self._plan.jobs]
 
     def starts(self, heads: Sequence[Job]) -> Iterator[Start]:
         """Starts that the plan asks for now. Cards that it keeps for later are then no longer idle to anybody else."""
-        waiting = {job.id: job for job in heads}
-        steps = {job.id: job.step for job in heads} | {r.job.id: r.step for r in self._snapshot.running}
+        # Those that go before everything are not for a plan.
+        waiting = {job.id: job for job in heads if job.id not in self._snapshot.admitted}
+        steps = {job.id: job.step for job in waiting.values()} | {r.job.id: r.step for r in self._snapshot.running}
         for card in list(self._remaining.idle):
             part = self._plan.next_on(card.card, steps)
             if part is None:
@@ -66,7 +70,9 @@ class FollowedPlan:
         steps = {job.id: job.step for job in self._snapshot.waiting}
         steps |= {r.job.id: r.step for r in self._snapshot.running}
         for r in self._snapshot.running:
-            if r.movable and (to := self._plan.leaves_for(r.job.id, r.card, steps)) is not None:
+            # Whoever waits for an interactive clip has nothing of a batch that ends earlier.
+            movable = r.movable and not r.job.interactive
+            if movable and (to := self._plan.leaves_for(r.job.id, r.card, steps)) is not None:
                 # It stays where it is if the other card is out of use, or it does not fit there any more.
                 card = self._cards.get(to)
                 if card is not None and self._eligible.is_able(r.job, card):

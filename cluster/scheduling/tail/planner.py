@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from cluster.estimates.memory import MemoryEstimates
 from cluster.estimates.times import TimeEstimates
@@ -15,6 +14,7 @@ from cluster.fleet.cards import Card
 from cluster.fleet.quotas import DEFAULT_SHARE
 from cluster.jobs.model import Job
 from cluster.scheduling.eligible import expected_bytes
+from cluster.scheduling.pace import Pace
 from cluster.scheduling.priority import effective_priority
 from cluster.scheduling.snapshot import Running, Snapshot, Suit, WorkKind, work_kind
 from cluster.scheduling.tail.backfill import sooner
@@ -22,7 +22,6 @@ from cluster.scheduling.tail.bound import shortest
 from cluster.scheduling.tail.plan import PlannedPart, TailPlan
 from cluster.scheduling.tail.schedule import Piece, Place, Schedule, Task, play
 from cluster.scheduling.tail.search import MOST_LISTED, MOST_SLICED, VARIANTS, make_plan
-from pipeline.clips.clip import ClipSpec
 from pipeline.families import FAMILIES, is_resumable
 
 #: Work that all cards together have done in so many seconds is not worth a plan.
@@ -40,29 +39,6 @@ _LESS = 0.99
 _DEAR_S = 2.0
 #: A smaller share of its jobs on a card kind is no reason to send them there.
 _LEAST_SHARE = 0.01
-
-
-class Pace(Protocol):
-    """How long clips take on which kind of card; `cluster.estimates.times.TimeEstimates` is one."""
-
-    def clip_seconds(self, spec: ClipSpec, kind: str, *, usable_bytes: int | None = None, from_step: int = 0) -> float:
-        """Seconds on a card of `kind` from the first step's begin to the last frame decoded."""
-        ...
-
-    def gap_seconds(self, family: str, kind: str) -> float:
-        """Seconds from a free card of `kind` to the first step of a clip whose family is loaded there."""
-        ...
-
-    def load_seconds(self, family: str, kind: str) -> float:
-        """Seconds from a free card of `kind` to the first step of a clip whose family is not loaded there."""
-        ...
-
-    def move_costs(self, spec: ClipSpec, kind: str, *, warm: bool) -> tuple[float, float, float]:
-        """Seconds that the card it leaves, the card of `kind` it comes to, and the clip itself lose by a move.
-
-        `warm`: the family is loaded there.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -201,7 +177,9 @@ class Planner:
         # By name: which of equal cards a clip gets must not depend on which was heard first.
         cards = sorted((card for card in snapshot.cards if card.card not in out), key=lambda card: card.card)
         able = {card.card: card for card in cards}
-        ready = [job for job in snapshot.waiting if job.spec and (job.not_before is None or job.not_before <= now)]
+        # Those that go before everything start where there is room first, whatever is planned.
+        some = [job for job in snapshot.waiting if job.id not in snapshot.admitted]
+        ready = [job for job in some if job.spec and (job.not_before is None or job.not_before <= now)]
         top = max((effective_priority(job, now) for job in ready), default=None)
         waiting = [job for job in ready if effective_priority(job, now) == top]
         if len({job.owner for job in waiting}) > 1 and len(waiting) > sum(card.idle for card in cards):
@@ -243,7 +221,7 @@ def _live(waiting: Sequence[Job], running: Sequence[Running]) -> dict[str, int]:
 
 def _has_steps(running: Running) -> bool:
     """Whether a running job has steps left that it could do on another card."""
-    if not running.movable or running.job.spec is None:
+    if not running.movable or running.job.interactive or running.job.spec is None:
         return False
     return running.step + _is_in_step(running) < running.job.spec.total_steps
 

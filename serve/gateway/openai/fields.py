@@ -29,7 +29,18 @@ RENAMED = {
 #: Columns that are fields under their own names: what OpenAI has too, and what only this farm has.
 PLAIN = (
     *("prompt", "negative_prompt", "seconds", "fps", "seed"),
-    *("tier", "resolution_class", "aspect", "priority", "not_before", "fit", "sampler", "window", "window_overlap"),
+    *(
+        "tier",
+        "resolution_class",
+        "aspect",
+        "priority",
+        "interactive",
+        "not_before",
+        "fit",
+        "sampler",
+        "window",
+        "window_overlap",
+    ),
     *("step_cache", "motion_class", "from_draft", "strength", "upscale"),
 )
 #: Fields of other servers that change nothing here, with the values that ask for nothing.
@@ -123,6 +134,8 @@ def read_fields(values: Mapping[str, Any], default_model: str) -> VideoRequest:
             raise BadInputError(name, f"values more than {MAX_JSON_DEPTH} deep in each other", "Send flat values.")
     # What a text of a form or a number of JSON was read as is no news to a program.
     told = tuple(note for note in notes if note.code != "number_read")
+    # Somebody waits for it, if nothing else is said.
+    columns.setdefault("interactive", True)
     row = Row(number=1, id="video", image="input_reference", model=family.name, extra=extra, notes=told, **columns)
     return VideoRequest(row=row, family=family, strict=strict, timeout_s=timeout, notes=told)
 

@@ -42,6 +42,10 @@ _FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "aspect": ({"type": "string", "examples": ["16:9"]}, "With `resolution_class`; default: the picture's."),
     "aspect_ratio": ({"type": "string", "examples": ["16:9"]}, "The same as `aspect`."),
     "priority": ({"type": "integer"}, "Higher starts earlier."),
+    "interactive": (
+        {"type": "boolean", "default": True},
+        "Go before batches, as far as the farm's share for such clips goes; `false`: wait as a row of a batch.",
+    ),
     "not_before": (_TEXT, "A time before which it does not start."),
     "fit": ({"enum": [one.value for one in Fit]}, "How the picture fills the frame."),
     "sampler": ({"enum": [one.value for one in Sampler]}, "Solver."),

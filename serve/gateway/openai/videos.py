@@ -123,8 +123,11 @@ class _Maker:
         row = IncomingRow(position=1, name=asked.row.id, row=asked.row, still=sha256, number=1)
         if problems := self._farm.check(row, defaults):
             raise _named(problems[0])
-        # The request's own fields: its bytes differ from one try to the next where they are a form's.
-        same = hashlib.sha256(f"{row.model_dump_json()}{asked.strict}".encode()).hexdigest()
+        # The request's own fields: its bytes differ from one try to the next where they are a form's. Without what
+        # every request says that is silent of it: a version before had no such field.
+        told = asked.row if asked.row.interactive is False else asked.row.model_copy(update={"interactive": None})
+        text = row.model_copy(update={"row": told}).model_dump_json()
+        same = hashlib.sha256(f"{text}{asked.strict}".encode()).hexdigest()
         batch = self._farm.submit(
             [row], defaults, name=_title(asked), source=VIDEO_SOURCE, idempotency_key=key, fingerprint=same
         )

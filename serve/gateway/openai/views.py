@@ -57,6 +57,7 @@ def video_view(video: Video, *, keep_days: float | None = None) -> dict[str, Any
             "state": job.state.value,
             "reason": job.reason,
             "batch_id": job.batch_id,
+            "interactive": job.interactive,
             "step": job.step,
             "steps": job.steps,
             "attempts": job.attempts,

@@ -29,6 +29,7 @@ from cluster.dispatch.protocol import (
 from cluster.fleet.cards import CardState
 from cluster.jobs.model import Job, JobState, StoredCheckpoint, checkpoint_key
 from cluster.jobs.outcomes import Completed, Crashed, Ended, Errored, OutOfMemory, Overflow, Stopped
+from cluster.scheduling.interactive import InteractiveTerms
 from cluster.storage import Storage
 from cluster.store import BatchStore, Database, DispatchStore, Stretch
 from cluster.store.office import OFFICE_S
@@ -128,6 +129,7 @@ class Farm:
         storage: Storage | None = None,
         timing: Timing = TIMING,
         name: str = "",
+        interactive: InteractiveTerms | None = None,
     ) -> None:
         self.clock, self.batch_store, self.truth = clock, BatchStore(database), Truth(database)
         self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
@@ -135,7 +137,15 @@ class Farm:
         self.pool = Pool(self._changed.set)
         self.dispatch_store = TellingStore(database, lambda name: self._loop.call_soon_threadsafe(self._used, name))
         self.dispatcher = Dispatcher(
-            self.dispatch_store, self.pool, FLEET, holder=holder, farm=name, clock=clock, timing=timing, storage=storage
+            self.dispatch_store,
+            self.pool,
+            FLEET,
+            holder=holder,
+            farm=name,
+            clock=clock,
+            timing=timing,
+            storage=storage,
+            interactive=interactive,
         )
         self.task: asyncio.Task[None] | None = None
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from cluster.dispatch.protocol import RendererDiedError, Verdict
+from cluster.dispatch.protocol import RendererDiedError, StepDone, Verdict
 from cluster.fleet.cards import CardState
 from cluster.fleet.quarantine import FAULTS, REST_S
 from cluster.jobs.commands import FARM, CardVerb
-from cluster.jobs.model import JobState, Limits, StoredCheckpoint, checkpoint_key
-from cluster.jobs.outcomes import Invalid, Stopped
+from cluster.jobs.model import JobState, Limits, StoredCheckpoint, checkpoint_key, stored_priority
+from cluster.jobs.outcomes import MADE_ROOM, Invalid, Stopped
 from cluster.jobs.transitions import Verb
+from cluster.scheduling.interactive import InteractiveTerms
 from cluster.store.batches import Terms
 from cluster.store.commands import CommandStore
 from pipeline.clips.clip import ResolutionClass
@@ -164,3 +167,69 @@ async def test_a_card_that_breaks_its_renderers_is_set_aside_unless_it_is_the_la
     calls = len(farm.pool.calls)
     await farm.goes_on(3, beat("gpu0", renderer="fresh"), beat("gpu1", state=CardState.BUSY))
     assert len(farm.pool.calls) == calls
+
+
+# -- interactive clips ------------------------------------------------------------------------------------------------
+
+
+def waited_for(number: int = 1):
+    return replace(resumable(number), priority=stored_priority(0, interactive=True), content_key=f"mine{number}")
+
+
+async def test_a_clip_of_a_batch_makes_room_for_one_that_somebody_waits_for_and_goes_on(farm):
+    batch_id = farm.submit(resumable(1), resumable(2))
+    farm.dispatcher.beat(beat("gpu0"))
+    first = await farm.called()
+    attempt = first.assignment.attempt_id
+    first.report(StepDone(step=20, steps=50))
+    busy = beat("gpu0", state=CardState.BUSY, family="i2vgen-xl-tiny", steps={attempt: (20, 50)})
+    assert (await farm.goes_on(1, busy))[attempt] is Verdict.GO_ON
+    mine = farm.submit(waited_for())
+    await farm.looks_again()
+    assert (await farm.goes_on(1, busy))[attempt] is Verdict.CHECKPOINT
+    saved = leave(first, 21)
+    second = await farm.called(2)
+    assert second.assignment.content_key == "mine1", "it goes before row 2, which came earlier"
+    job = farm.job(batch_id)
+    assert (job.state, job.attempts, job.releases) == (JobState.QUEUED, 0, 0)
+    assert farm.truth.tally("preemptions", outcome="interactive") == 1
+    (ended,) = [one for one in farm.truth.attempts() if one.id == attempt]
+    assert ended.detail.startswith(MADE_ROOM)
+    second.complete()
+    await farm.reaches(mine, JobState.COMPLETED)
+    farm.dispatcher.beat(beat("gpu0", family="i2vgen-xl-tiny"))
+    third = await farm.called(3)
+    assert (third.assignment.content_key, third.assignment.resume) == ("key1", saved)
+
+
+async def test_two_that_wait_have_two_cards_and_no_third_clip_is_stopped(farm):
+    farm.submit(*(resumable(n) for n in range(1, 4)))
+    names = ["gpu0", "gpu1", "gpu2"]
+    for number, name in enumerate(names, start=1):
+        farm.dispatcher.beat(beat(name))
+        await farm.called(number)
+    attempts = {call.assignment.attempt_id: name for call, name in zip(farm.pool.calls, names, strict=True)}
+    beats = [beat(name, state=CardState.BUSY, steps={one: (5, 50)}) for one, name in attempts.items()]
+    for call in farm.pool.calls:
+        call.report(StepDone(step=5, steps=50))
+    await farm.goes_on(1, *beats)
+    farm.submit(waited_for(1), waited_for(2))
+    for _ in range(3):
+        farm.dispatcher.nudge()
+        verdicts = await farm.goes_on(1, *beats)
+    assert sorted(verdicts.values()) == sorted([Verdict.CHECKPOINT, Verdict.CHECKPOINT, Verdict.GO_ON])
+
+
+async def test_a_share_that_is_used_up_has_interactive_clips_wait_as_others(sqlite_database, clock):
+    farm = Farm(sqlite_database, clock, interactive=InteractiveTerms(share=0)).open()
+    farm.submit(resumable(1), resumable(2))
+    farm.dispatcher.beat(beat("gpu0"))
+    first = await farm.called()
+    clock.now += 10
+    farm.submit(waited_for())
+    attempt = first.assignment.attempt_id
+    busy = beat("gpu0", state=CardState.BUSY, steps={attempt: (20, 50)})
+    assert (await farm.goes_on(3, busy))[attempt] is Verdict.GO_ON
+    first.complete()
+    assert (await farm.called(2)).assignment.content_key == "key2"
+    await farm.close()

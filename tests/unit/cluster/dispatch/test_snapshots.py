@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.dispatch.interactive import InteractiveClips
 from cluster.dispatch.roster import Roster
 from cluster.dispatch.snapshots import SnapshotBuilder
 from cluster.estimates.memory import MemoryEstimates
 from cluster.estimates.times import TimeEstimates
 from cluster.fleet.cards import Beat, CardState, Fleet
 from cluster.jobs.model import Job, JobState
+from cluster.scheduling.interactive import InteractiveTerms
 from cluster.scheduling.tail.planner import Planner
 from cluster.scheduling.tail.search import MOST_LISTED
 from tests.building import spec
@@ -27,7 +29,10 @@ def builder(idle: int, planner: Planner | None = None) -> SnapshotBuilder:
             )
         )  # fmt: skip
     fleet = Fleet(usable_bytes={"c24": 21 * GIB})
-    return SnapshotBuilder(roster, fleet, wall=lambda: 100.0, owners={}, planner=planner, executor=None)
+    interactive = InteractiveClips(roster, lambda: 100.0, InteractiveTerms())
+    return SnapshotBuilder(
+        roster, fleet, wall=lambda: 100.0, owners={}, planner=planner, interactive=interactive, executor=None
+    )
 
 
 def lines(queues: int, length: int) -> list[list[Job]]:

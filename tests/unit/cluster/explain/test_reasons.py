@@ -15,7 +15,19 @@ from cluster.fleet.breakers import route_of
 from cluster.fleet.cards import Card, Fleet
 from cluster.fleet.quotas import OwnerShare
 from cluster.jobs.commands import CardOrder, CardVerb
-from cluster.jobs.model import Batch, BatchCounts, HoldReason, Job, JobState, Limits
+from cluster.jobs.model import (
+    INTERACTIVE_PRIORITY,
+    Attempt,
+    Batch,
+    BatchCounts,
+    HoldReason,
+    Job,
+    JobState,
+    Limits,
+    Outcome,
+)
+from cluster.jobs.outcomes import MADE_ROOM
+from cluster.scheduling.interactive import InteractiveTerms
 from cluster.scheduling.placement import place
 from cluster.scheduling.priority import AGEING_S
 from cluster.scheduling.snapshot import Running, Snapshot, Start, Wait, WaitReason
@@ -566,3 +578,45 @@ def test_every_reason_has_words():
     for reason in WaitReason:
         words = WaitWords(Trial(job(1), snapshot, NOW, TimeEstimates(), Known())).of(reason)
         assert words.endswith(".")
+
+
+# -- interactive jobs -------------------------------------------------------------------------------------------------
+
+
+def waits_for_room(*, first: bool, **changes):
+    """One that somebody waits for, beside a clip of a batch on the only card."""
+    own = job(9, priority=INTERACTIVE_PRIORITY)
+    runs = replace(busy(1, card("a", idle=False)), movable=True, step=10, step_s=1.0, **changes)
+    admitted = frozenset({own.id}) if first else frozenset()
+    return own, Snapshot.of(
+        waiting=[own], cards=[card("a", idle=False)], running=[runs], fleet=FLEET, admitted=admitted
+    )
+
+
+def test_who_makes_room_is_named():
+    own, snapshot = waits_for_room(first=True)
+    found = explain(own, snapshot, NOW)
+    assert found.reason == "making_room"
+    assert "row1 (video_1) on a saves a checkpoint" in found.text
+
+
+def test_an_interactive_job_is_told_whether_it_goes_first():
+    own, snapshot = waits_for_room(first=True, leaving=True)
+    assert "less than 20% of an hour" in explain(own, snapshot, NOW).text
+    own, snapshot = waits_for_room(first=False)
+    found = explain(own, snapshot, NOW)
+    assert found.reason == "all_fitting_cards_busy"
+    assert "of each owner 4 such clips go before batches" in found.text
+    none = Known(interactive=InteractiveTerms(share=0))
+    assert "lets no clip go before others" in explain(own, snapshot, NOW, known=none).text
+    assert "nteractive" not in explain(job(9), snapshot, NOW).text
+
+
+def test_a_clip_that_made_room_says_so():
+    stopped = Attempt(
+        id="attempt_1", job_id="video_9", owner="ann", fence=1, renderer="r", card="a", card_class="c24",
+        outcome=Outcome.STOPPED, detail=f"{MADE_ROOM} (told to stop)",
+    )  # fmt: skip
+    _, snapshot = waits_for_room(first=False)
+    text = explain(job(9, step=21), snapshot, NOW, known=Known(attempt=stopped)).text
+    assert text.endswith("It made room for an interactive clip, and goes on after step 21.")

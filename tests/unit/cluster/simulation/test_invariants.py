@@ -348,6 +348,20 @@ def a_death_counts_as_a_loss(record: RunRecord) -> None:
         record.entries.remove(restarted)
 
 
+@breaks("I22")
+def a_clip_that_somebody_waits_for_makes_room(record: RunRecord) -> None:
+    attempt = completed(record)
+    record.jobs[attempt.job] = replace(record.jobs[attempt.job], interactive=True)
+    row(record, "attempts", id=attempt.id)["detail"] = "made room for an interactive clip"
+
+
+@breaks("I22")
+def a_clip_makes_room_again_and_again(record: RunRecord) -> None:
+    attempt = completed(record)
+    record.bounds = replace(record.bounds, most_preemptions=0)
+    row(record, "attempts", id=attempt.id)["detail"] = "made room for an interactive clip (told to stop)"
+
+
 @pytest.mark.parametrize(("invariant", "mutate"), MUTATIONS, ids=[f"{i}-{m.__name__}" for i, m in MUTATIONS])
 def test_a_fault_in_the_record_is_found(record, invariant, mutate):
     mutate(record)
@@ -497,6 +511,38 @@ def test_a_guard_switched_off_breaks_a_promise(broken, troubles, expected):
             assert check(play(scenario)) == [], "it is the guard that makes the difference"
             return
     pytest.fail(f"no {expected} in 8 runs, but {sorted(found)}")
+
+
+class SpendsWithoutEnd(Dispatcher):
+    """Counts nothing of what interactive clips have."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._interactive._budget.charge = lambda now, card_s: None
+
+
+def with_a_stream_of_interactive_clips() -> Scenario:
+    """Four cards full of a batch, and somebody who asks for a clip every eleven seconds."""
+    scenario = draw(4, cards=4, jobs=6, troubles=0, plans=False, people=False, interactive=False)
+    job = next(j for batch in scenario.batches for j in batch.jobs if j.spec.family != "camera")
+    job = replace(job, needs_bytes=2**20, priority=0, spec=job.spec.model_copy(update={"steps": 12}))
+    cards = tuple(replace(card, speed=1.0) for card in scenario.cards)
+    rows = tuple(replace(job, key=f"b{n}", step_s=5.0) for n in range(20))
+    first = replace(scenario.batches[0], jobs=rows, at=0.0, cancelled_at=None, nudges=True)
+    waits = tuple(
+        replace(first, at=20.0 + 11 * n, interactive=True, jobs=(replace(job, key=f"i{n}", step_s=1.2),))
+        for n in range(20)
+    )
+    return replace(scenario, cards=cards, batches=(first, *waits))
+
+
+def test_a_budget_that_counts_nothing_breaks_a_promise():
+    scenario = with_a_stream_of_interactive_clips()
+    good = play(scenario)
+    assert check(good) == []
+    assert any(row["outcome"] == "interactive" for row in good.tables["tallies"]), "the share is there to be used"
+    assert {str(row["state"]) for row in good.tables["jobs"]} == {"completed"}
+    assert "I22" in {violation.invariant for violation in check(play(scenario, make_dispatcher=SpendsWithoutEnd))}
 
 
 def test_without_suspicion_a_row_pays_again_and_again_for_one_that_kills_while_it_is_encoded():

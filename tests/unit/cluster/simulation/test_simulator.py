@@ -79,7 +79,7 @@ def test_runs_meet_what_they_are_about():
         outcomes |= {"cancelled"} if any(row["state"] == "cancelled" for row in record.tables["jobs"]) else set()
     assert {What.RESUMED, What.OVERFLOW, What.STOPS, What.UNSAVED, What.HANGS, What.STORE_BACK} <= seen
     assert {What.HELD, What.FREED, What.CLOSED, What.OPENED} <= seen
-    assert {"move", "pause", "hold", "drain"} <= causes
+    assert {"move", "pause", "hold", "drain", "interactive"} <= causes
     assert {"completed", "lost", "crashed", "error", "invalid", "stopped", "shared", "cancelled"} <= outcomes
 
 

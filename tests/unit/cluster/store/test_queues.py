@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from cluster.dispatch.retry import after_attempt
 from cluster.fleet.cards import Fleet
 from cluster.fleet.demand import WaitingKind, backlog_gpu_seconds
-from cluster.jobs.model import QUEUE_BY, JobState, StoredCheckpoint
+from cluster.jobs.model import QUEUE_BY, JobState, StoredCheckpoint, stored_priority
 from cluster.jobs.outcomes import Ended, Errored, Lost, OutOfMemory, Peak, Stopped, Transition
 from cluster.store import BatchStore, Completion, Database, DispatchStore, StaleEpochError
 from cluster.store.queues import waiting_kinds
@@ -477,3 +477,19 @@ def test_the_columns_of_a_queue_are_what_a_job_calls_its_queue(batch_store, disp
         assert job.queue == tuple(row[column] for column in QUEUE_BY)
     counted = {(q.owner, q.model, q.resolution_class, q.needs_bytes, q.priority) for q in dispatch_store.counts()}
     assert counted == {job.queue for job in offered}
+
+
+def test_an_interactive_job_is_a_queue_of_its_own_however_many_are_before_it(batch_store, dispatch_store, truth):
+    """Found by the index, be it row 1 of its own batch or the last of a long one of the same kind."""
+    rows = [draft(n, f"key{n}") for n in range(1, 3 * COMMON_ROWS)]
+    waits = {"priority": stored_priority(2, interactive=True)}
+    hand_in(batch_store, *rows, draft(3 * COMMON_ROWS, "key", **waits))
+    hand_in(batch_store, draft(1, "other", **waits))
+    found = dispatch_store.waiting(2)
+    assert [(job.content_key, job.interactive, job.own_priority) for job in found] == [
+        ("key", True, 2),
+        ("other", True, 2),
+        ("key1", False, 0),
+        ("key2", False, 0),
+    ]
+    assert {job.id for job in found} == offered_by_plain_query(truth, batch_store.now(), 2)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from cluster.dispatch.retry import after_attempt
 from cluster.jobs.commands import FARM, CardVerb
-from cluster.jobs.model import HoldReason, JobState, Limits, Outcome, Reason, StoredCheckpoint
+from cluster.jobs.model import HoldReason, JobState, Limits, Outcome, Reason, StoredCheckpoint, stored_priority
 from cluster.jobs.outcomes import Ended, Lost, OutOfMemory, Stopped
 from cluster.jobs.transitions import RefusedError, Verb
 from cluster.store import BatchStore, DispatchStore
@@ -185,6 +185,13 @@ def test_priority_changes_who_is_first(batch_store, dispatch_store, verbs):
     assert {job.name: job.priority for job in dispatch_store.waiting(10)} == {"row1": 0, "row2": 0, "row3": 5}
     verbs.batch(ME, batch_id, Verb.PRIORITIZE, priority=-2)
     assert {job.priority for job in dispatch_store.waiting(10)} == {-2}
+
+
+def test_what_is_interactive_stays_so_whatever_its_priority(batch_store, dispatch_store, verbs):
+    batch_id = hand_in(batch_store, draft(1), draft(2, priority=stored_priority(0, interactive=True)))
+    verbs.batch(ME, batch_id, Verb.PRIORITIZE, priority=-1000)
+    found = {job.name: (job.interactive, job.own_priority) for job in dispatch_store.waiting(10)}
+    assert found == {"row1": (False, -1000), "row2": (True, -1000)}
 
 
 def test_a_cancel_and_a_claim_at_once_leave_nothing_running_for_ever(database, batch_store, dispatch_store, verbs):

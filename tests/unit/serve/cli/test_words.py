@@ -109,6 +109,17 @@ def test_times_that_are_over_or_beyond_any_calendar_are_told_as_such() -> None:
     assert rows_table([done | shown]).columns[-1]._cells[0].plain == ""
 
 
+def test_rows_that_somebody_waits_for_are_told_until_they_have_ended() -> None:
+    row = {"number": 1, "name": "A", "reason": None, "step": 0, "steps": 0, "model": None, "size": None, "attempts": 0}
+    rest = {"row": {}, "problems": [], "interactive": True}
+    rows = [row | rest | {"state": state} for state in ("queued", "running", "completed")]
+    rows.append(rows[0] | {"interactive": False})
+    # A farm of before says nothing of it.
+    rows.append({name: value for name, value in rows[0].items() if name != "interactive"})
+    told = [cell.plain for cell in rows_table(rows).columns[-1]._cells]
+    assert told == ["interactive", "interactive", "", "", ""]
+
+
 def test_a_retry_says_which_rows_no_retry_helps(farm: Farm, tmp_path: Path) -> None:
     text = "id,image,prompt,after\nA,a.png,pan left,\nB,missing.png,pan left,\nC,a.png,tilt up,B\n"
     batch_id = hand_in(farm, tmp_path, text)

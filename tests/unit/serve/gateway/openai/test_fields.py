@@ -195,3 +195,11 @@ def test_every_field_is_described() -> None:
         described = content["schema"]["properties"]
         assert set(described) == FIELDS
         assert all(one["description"] for one in described.values())
+
+
+@pytest.mark.parametrize(
+    ("said", "read"), [({}, True), ({"interactive": "false"}, False), ({"interactive": True}, True)]
+)
+def test_somebody_waits_for_a_video_if_nothing_else_is_said(said, read) -> None:
+    assert asked(**said).row.interactive is read
+    assert clip(**said) == clip()

@@ -263,3 +263,17 @@ def test_the_pace_of_an_attempt_says_when_to_look_again(http, farm, cards) -> No
     cards.finish(queued.json()["id"])
     done = http.get(f"/v1/videos/{queued.json()['id']}")
     assert int(done.headers["openai-poll-after-ms"]) <= 1000
+
+
+def test_a_video_goes_before_batches_if_it_is_not_said_otherwise(http) -> None:
+    first = create(http, key="one")
+    again = create(http, key="one", interactive="true")
+    assert again.json()["id"] == first.json()["id"], "the same request, said in more words"
+    assert first.json()["clipmill"]["interactive"]
+    assert create(http, key="one", interactive="false").status_code == 422
+    later = create(http, seed=1, interactive="false", priority="7").json()
+    assert not later["clipmill"]["interactive"]
+    job = http.get(f"/v1/jobs/{later['id']}").json()
+    assert (job["interactive"], job["priority"]) == (False, 7)
+    job = http.get(f"/v1/jobs/{first.json()['id']}").json()
+    assert (job["interactive"], job["priority"]) == (True, 0)
