@@ -48,20 +48,28 @@ class IncomingRow(BaseModel):
 PutStill = Callable[[bytes], str]
 
 
-def gather(manifest: Manifest, put_still: PutStill, remote: RemoteStills | None = None) -> Iterator[IncomingRow]:
+def gather(
+    manifest: Manifest,
+    put_still: PutStill,
+    remote: RemoteStills | None = None,
+    *,
+    find: Callable[[Row], str] | None = None,
+) -> Iterator[IncomingRow]:
     """The manifest's rows with their stills handed in, one by one; a bad still becomes that row's problem.
 
     Pictures that lie elsewhere are read by `remote`, each URL once, several ahead of the rows and in threads: so
-    `put_still` has to be safe to call from them. Without `remote` they are refused.
+    `put_still` has to be safe to call from them. Without `remote` they are refused. `find` hands in the picture of a
+    row that is no URL and returns its SHA-256, or raises `BadInputError`; None: it is a file beside the manifest.
     """
+    found = find or (lambda row: put_still(read_image_bytes(manifest, row)))
     if remote is None:
-        yield from _gather(manifest, lambda row: put_still(read_image_bytes(manifest, row)))
+        yield from _gather(manifest, found)
         return
     urls = [row.image for row in manifest.good if is_remote(row.image)]
     with ReadAhead(remote.read, put_still, urls) as ahead:
         yield from _gather(
             manifest,
-            lambda row: ahead.result(row.image) if is_remote(row.image) else put_still(read_image_bytes(manifest, row)),
+            lambda row: ahead.result(row.image) if is_remote(row.image) else found(row),
         )
 
 

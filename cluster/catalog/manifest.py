@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "Row",
     "RowRead",
     "id_fault",
+    "manifest_of",
     "read_image_bytes",
     "read_manifest",
 ]
@@ -170,7 +172,13 @@ def read_manifest(path: str | PathLike[str], *, prompt: str | None = None, model
     Raises `ManifestError` where the manifest as a whole cannot be read.
     """
     path = Path(path)
-    records = read_records(path)
+    return manifest_of(path, read_records(path), prompt=prompt, model=model)
+
+
+def manifest_of(
+    path: Path, records: Sequence[RawRecord], *, prompt: str | None = None, model: str | None = None
+) -> Manifest:
+    """The rows of a manifest whose records were read, as `read_manifest` reads them. Raises `ManifestError`."""
     is_folder = path.is_dir()
     prompt = prompt.strip() if prompt else None
     if is_folder and not prompt and _reads_prompts(model):

@@ -21,8 +21,10 @@ from cluster.catalog.few_step import FewStep
 from cluster.explain.reasons import Rules
 from cluster.farm import Farm
 from cluster.fleet.cards import card_faults, storage_fault
+from cluster.remote.manifests import RemoteManifests
 from cluster.remote.stills import RemoteStills
 from serve.gateway.api_page import DOCS, api_page
+from serve.gateway.batches.submission import BatchSettings
 from serve.gateway.door import CheckedRoute, Door, DoorError
 from serve.gateway.errors import ERRORS, NO_SUCH_ROUTE, ErrorKind, answer_of, error_body
 from serve.gateway.guard import RequestGuard
@@ -66,12 +68,13 @@ def create_api(
     rules: Rules | None = None,
     keep_days: float | None = None,
     remote: RemoteStills | None = None,
+    remote_manifests: RemoteManifests | None = None,
 ) -> FastAPI:
     """The ASGI application over `farm`; `nudge` lets the dispatcher look for new work at once.
 
     `few_step` says what tier `fast` means, by family; `rules` are what the farm places jobs by, `keep_days` is
-    for how long it keeps clips (None: for ever). `remote` reads pictures that requests name by URL; without it they
-    are refused. `/metrics` shows `registry`; without one there is no such route.
+    for how long it keeps clips (None: for ever). `remote` reads pictures that requests name by URL, `remote_manifests`
+    manifests; without it they are refused. `/metrics` shows `registry`; without one there is no such route.
     """
     api = FastAPI(title="clipmill", docs_url=None, redoc_url=None)
     api.router.route_class = CheckedRoute
@@ -120,7 +123,10 @@ def create_api(
             content, content_type = exposition(registry, accept)
             return Response(content, headers={"Content-Type": content_type})
 
-    api.include_router(batch_routes(farm, nudge_dispatcher, default_model, few_step or {}))
+    batches = BatchSettings(
+        default_model=default_model, few_step=few_step or {}, remote=remote, remote_manifests=remote_manifests
+    )
+    api.include_router(batch_routes(farm, nudge_dispatcher, batches))
     api.include_router(job_routes(farm, nudge_dispatcher, rules or Rules()))
     api.include_router(card_routes(farm, nudge_dispatcher))
     api.include_router(forecast_routes(farm, default_model, few_step or {}))
