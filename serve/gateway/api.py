@@ -25,6 +25,7 @@ from cluster.remote.manifests import RemoteManifests
 from cluster.remote.stills import RemoteStills
 from serve.gateway.api_page import DOCS, api_page
 from serve.gateway.batches.submission import BatchSettings
+from serve.gateway.document.openapi import describe
 from serve.gateway.door import CheckedRoute, Door, DoorError
 from serve.gateway.errors import ERRORS, NO_SUCH_ROUTE, ErrorKind, answer_of, error_body
 from serve.gateway.guard import RequestGuard
@@ -43,6 +44,12 @@ log = logging.getLogger("clipmill.gateway")
 NUDGE_S = 1.0
 #: Fields at fault that an answer names; more are counted.
 _FAULTS_SHOWN = 10
+#: What to do about a field at fault, by pydantic's name of the fault.
+_REMEDIES = {
+    "extra_forbidden": "Leave it out: there is no such field.",
+    "missing": "Send it.",
+    "json_invalid": "Send whole JSON.",
+}
 #: Threads that nothing but `/healthz` has.
 HEALTH_THREADS = 2
 
@@ -134,6 +141,7 @@ def create_api(
     api.include_router(video_routes(farm, nudge_dispatcher, videos))
     api.include_router(file_routes(farm))
     api.include_router(model_routes())
+    describe(api)
     return api
 
 
@@ -152,7 +160,8 @@ def _explain_errors(api: FastAPI) -> None:
         named = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in faults[:_FAULTS_SHOWN]]
         more = f"; and {len(faults) - len(named)} more" if len(faults) > len(named) else ""
         param = ".".join(map(str, faults[0]["loc"]))
-        body = error_body(422, "; ".join(named) + more, "validation_error", param)
+        remedy = _REMEDIES.get(str(faults[0].get("type")), "Correct it.") + " GET /docs says what there is."
+        body = error_body(422, "; ".join(named) + more, "validation_error", param, remedy=remedy)
         return JSONResponse(body, status_code=422)
 
     @api.exception_handler(SlowBodyError)
@@ -167,4 +176,7 @@ def _explain_errors(api: FastAPI) -> None:
     @api.exception_handler(HTTPException)
     async def http(_request: Request, error: HTTPException) -> JSONResponse:
         code = NO_SUCH_ROUTE if error.status_code == 404 else "http"
-        return JSONResponse(error_body(error.status_code, str(error.detail), code), status_code=error.status_code)
+        param = {404: "path", 405: "method"}.get(error.status_code)
+        remedy = "GET /docs lists the routes there are, with their methods." if param else None
+        body = error_body(error.status_code, str(error.detail), code, param, remedy=remedy)
+        return JSONResponse(body, status_code=error.status_code, headers=error.headers)

@@ -14,9 +14,9 @@ from fastapi.responses import StreamingResponse
 from cluster.farm import Farm
 from cluster.jobs.model import JobState
 from cluster.jobs.transitions import Verb
-from cluster.results.rows import results_of
 from pipeline.problems import BadInputError
 from pipeline.units import format_bytes
+from serve.gateway.batches.results import add_results
 from serve.gateway.batches.submission import BatchSettings, add_submission
 from serve.gateway.door import MAX_STILL_BYTES, CheckedRoute
 from serve.gateway.events import EVENTS, STREAM_THREADS, SharedLooks, follow
@@ -44,7 +44,7 @@ def batch_routes(
     routes = APIRouter(prefix="/v1", route_class=CheckedRoute)
     _add_submission(routes, farm, nudge_dispatcher, settings)
     _add_views(routes, farm)
-    _add_results(routes, farm)
+    add_results(routes, farm)
     _add_commands(routes, farm, nudge_dispatcher)
     _add_events(routes, farm)
     return routes
@@ -100,30 +100,6 @@ def _add_views(routes: APIRouter, farm: Farm) -> None:
         found = farm.batch_store.jobs(farm.owner, batch_id, state=state, name=name, after_number=after, limit=limit + 1)
         page = [job_view(job) for job in found[:limit]]
         return {"object": "list", "data": page, "has_more": len(found) > limit}
-
-
-def _add_results(routes: APIRouter, farm: Farm) -> None:
-    @routes.get("/batches/{batch_id}/results")
-    def get_results(
-        batch_id: str,
-        completed_since: Annotated[int | None, Query(ge=0)] = None,
-        after: Annotated[int, Query(ge=-1)] = -1,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    ) -> dict[str, Any]:
-        """A page of what the contact sheet shows of a batch's rows.
-
-        `job` names the video whose content is the row's clip (`GET /v1/videos/{id}/content`). `completed_since`: only
-        rows completed at or after that time, in UTC epoch seconds; `after`: the last row's number of the page before.
-        """
-        since = None if completed_since is None else min(completed_since, 2**62)
-        return _results_page(farm, batch_id, since, min(after, MAX_ROW_NUMBER), limit)
-
-
-def _results_page(farm: Farm, batch_id: str, completed_since: int | None, after: int, limit: int) -> dict[str, Any]:
-    found = results_of(
-        farm.batch_store, farm.owner, batch_id, completed_since=completed_since, after=after, limit=limit + 1
-    )
-    return {"object": "list", "data": [one.to_json() for one in found[:limit]], "has_more": len(found) > limit}
 
 
 def _add_commands(routes: APIRouter, farm: Farm, nudge_dispatcher: Callable[[], Awaitable[None]]) -> None:

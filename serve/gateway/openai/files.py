@@ -56,7 +56,7 @@ def file_routes(farm: Farm) -> APIRouter:
     def list_files(
         after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20, purpose: str | None = None
     ) -> dict[str, Any]:
-        """A page of what was handed in, pictures before manifests; `after` is the id of the last one of the page before.
+        """A page of what was handed in, pictures before manifests; `after` is the last id of the page before.
 
         With `purpose`, only what is for that: `vision` for pictures, `batch` for manifests.
         """

@@ -1,0 +1,185 @@
+"""The OpenAPI document: what FastAPI reads of the routes, with answers, refusals, examples and bodies read by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from serve.gateway.batches.bodies import ManifestOptions
+from serve.gateway.document import examples
+from serve.gateway.document.answers import ErrorAnswer
+from serve.gateway.document.operations import BODY_CLASSES, GROUPS, OPERATIONS, DescribedOperation
+
+_REF = "#/components/schemas/{model}"
+_METHODS = ("get", "put", "post", "patch", "delete")
+#: What a refusal with a status means.
+MEANINGS = {
+    400: "An input is at fault: which, and what to do.",
+    404: "There is no such thing, or its file is not there.",
+    409: "It cannot be done as things are.",
+    415: "The body is of a media type that is not read here.",
+    416: "The range lies beyond the file.",
+    422: "The body or a parameter has another form: which field, and what to do.",
+    500: "The video could not be rendered.",
+    503: "The store cannot be reached.",
+    504: "The video is not done yet; the answer names it.",
+}
+#: What may be answered to any request.
+ANY_REQUEST = (
+    "Any request may be refused: 400 for a path or a header that no store could hold, 403 for a page of another "
+    "origin, 404 for a path that there is not, 405 for a method, 408 for a body that comes too slowly, 413 for one "
+    "that is too large, 421 for another host's name, 429 and 503 for too much at once, 503 where store or storage cannot be "
+    "reached."
+)
+
+
+def describe(api: FastAPI) -> None:
+    """Let `api.openapi` answer with the whole document, which is made when it is first asked for."""
+    plain = api.openapi
+
+    def described() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            api.openapi_schema = _with_all(plain())
+        return api.openapi_schema
+
+    api.openapi = described  # type: ignore[method-assign]
+
+
+def operations_of(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(method, path, operation) of every route of a document, in its order."""
+    for path, methods in document["paths"].items():
+        for method in _METHODS:
+            if method in methods:
+                yield method, path, methods[method]
+
+
+def _with_all(document: dict[str, Any]) -> dict[str, Any]:
+    document["info"]["description"] = (
+        "A render farm that turns catalog stills into short clips. Times are UTC epoch seconds, memory is in bytes.\n\n"
+        + ANY_REQUEST
+    )
+    document["tags"] = [{"name": name, "description": about} for name, about in GROUPS.items()]
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas |= _schemas()
+    silent = False
+    for method, path, operation in operations_of(document):
+        found = OPERATIONS.get((method, path))
+        silent |= found is None
+        if found is not None:
+            _describe(operation, found)
+    if not silent:
+        # FastAPI's own form of a 422, which no route here has.
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+    _describe_batches(document["paths"]["/v1/batches"]["post"])
+    return document
+
+
+def _classes() -> list[type[BaseModel]]:
+    found = [one.answer for one in OPERATIONS.values() if one.answer is not None]
+    return list(dict.fromkeys([*found, ErrorAnswer]))
+
+
+def _schemas() -> dict[str, Any]:
+    asked = [(one, "validation") for one in (*_classes(), *BODY_CLASSES)]
+    _, document = models_json_schema(asked, ref_template=_REF)  # type: ignore[arg-type]
+    found: dict[str, Any] = document["$defs"]
+    return found
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    mapped, _ = models_json_schema([(model, "validation")], ref_template=_REF)
+    return {"$ref": str(mapped[(model, "validation")]["$ref"])}
+
+
+def _describe(operation: dict[str, Any], found: DescribedOperation) -> None:
+    operation["summary"], operation["tags"] = found.summary, [found.group]
+    error = {"application/json": {"schema": _reference(ErrorAnswer), "example": examples.ERROR}}
+    kept = {status: {"description": MEANINGS[status], "content": error} for status in found.refusals}
+    responses: dict[str, Any] = {str(found.status): _success(found)}
+    responses |= {str(status): answer for status, answer in kept.items()}
+    for status in found.also:
+        responses[str(status)] = _also(status, found, error)
+    responses["default"] = {"description": "A refusal that any request may meet.", "content": error}
+    operation["responses"] = responses
+    for parameter in operation.get("parameters", ()):
+        if parameter["name"] in found.parameters:
+            parameter["example"] = found.parameters[parameter["name"]]
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        if (example := found.bodies.get(kind)) is not None:
+            content["example"] = example
+
+
+def _success(found: DescribedOperation) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    if found.answer is not None:
+        content["application/json"] = {"schema": _reference(found.answer), "example": found.example}
+    for kind, example in found.files.items():
+        binary = example is None and kind != "application/json"
+        schema: dict[str, Any] = {"type": "string"} | ({"format": "binary"} if binary else {})
+        content[kind] = {"schema": {} if kind == "application/json" else schema}
+        if example is not None:
+            content[kind]["example"] = example
+    return {"description": "Done." if found.status == 200 else "Taken.", "content": content}
+
+
+def _also(status: int, found: DescribedOperation, error: dict[str, Any]) -> dict[str, Any]:
+    if status == 206:
+        return {"description": "A part of the file.", "content": _success(found)["content"]}
+    if status == 304:
+        return {"description": "The file is the one that is known already."}
+    if found.answer is not None:
+        return {"description": MEANINGS[status], "content": _success(found)["content"]}
+    return {"description": MEANINGS[status], "content": error}
+
+
+def _describe_batches(operation: dict[str, Any]) -> None:
+    """The bodies of `POST /v1/batches`, all of which it reads by hand."""
+    found = OPERATIONS["post", "/v1/batches"]
+    either = {"anyOf": [_reference(one) for one in BODY_CLASSES]}
+    named = {"rows": examples.NEW_BATCH, "file": examples.NEW_BATCH_OF_FILE, "URL": examples.NEW_BATCH_OF_URL}
+    content: dict[str, Any] = {
+        "application/json": {"schema": either, "examples": {name: {"value": one} for name, one in named.items()}}
+    }
+    for kind, example in found.bodies.items():
+        if kind == "multipart/form-data":
+            content[kind] = {"schema": _form_schema(), "example": example}
+        elif kind != "application/json":
+            binary = {"format": "binary"} if example is None else {}
+            content[kind] = {"schema": {"type": "string", **binary}} | ({"example": example} if example else {})
+    operation["requestBody"] = {
+        "required": True,
+        "description": "Rows as JSON, or a manifest; options of one that is the whole body are query parameters, by "
+        "the names that the form has.",
+        "content": content,
+    }
+
+
+def option_fields() -> dict[str, dict[str, Any]]:
+    """Schemas of the options of a manifest by name, as a form or a query has them."""
+    _, document = models_json_schema([(ManifestOptions, "validation")], ref_template=_REF)
+    schemas = document["$defs"]
+    fields = dict(schemas["ManifestOptions"]["properties"])
+    fields.pop("defaults")
+    return fields | dict(schemas["BatchDefaults"]["properties"])
+
+
+def _form_schema() -> dict[str, Any]:
+    files = {
+        "manifest": {"type": "string", "format": "binary", "description": "The manifest: CSV, TSV, JSONL or Parquet."},
+        "images": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "Its pictures, as files with the names by which it has them.",
+        },
+    }
+    return {
+        "type": "object",
+        "properties": files | option_fields(),
+        "required": ["manifest"],
+        "additionalProperties": False,
+    }
