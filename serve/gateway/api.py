@@ -176,7 +176,6 @@ def _explain_errors(api: FastAPI) -> None:
     @api.exception_handler(HTTPException)
     async def http(_request: Request, error: HTTPException) -> JSONResponse:
         code = NO_SUCH_ROUTE if error.status_code == 404 else "http"
-        param = {404: "path", 405: "method"}.get(error.status_code)
-        remedy = "GET /docs lists the routes there are, with their methods." if param else None
-        body = error_body(error.status_code, str(error.detail), code, param, remedy=remedy)
+        remedy = "GET /docs lists the routes there are, with their methods."
+        body = error_body(error.status_code, str(error.detail), code, remedy=remedy)
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)

@@ -84,7 +84,13 @@ ERRORS: tuple[ErrorKind, ...] = (
     ErrorKind(
         raised=NoSuchModelError, status=404, code="model_not_found", param="model", remedy="GET /v1/models lists them."
     ),
-    ErrorKind(raised=AmbiguousIdError, status=400, code="ambiguous_id", param="id", remedy="Give more of the id."),
+    ErrorKind(
+        raised=AmbiguousIdError,
+        status=400,
+        code="ambiguous_id",
+        param="id",
+        remedy="Give more of the id.",
+    ),
     ErrorKind(
         raised=RefusedError,
         status=409,

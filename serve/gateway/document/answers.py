@@ -592,6 +592,12 @@ class ListAnswer(DescribedAnswer, Generic[_Item]):
     has_more: bool
     """Whether there is another page."""
 
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[type[Any], ...]) -> str:
+        """What a list of one kind of objects is called, such as `BatchList`."""
+        kind = cls.__name__.removesuffix("Answer")
+        return f"{getattr(params[0], '__name__', 'Item').removesuffix('Answer')}{kind}"
+
 
 class PageAnswer(ListAnswer[_Item], Generic[_Item]):
     """A page of objects that have ids."""

@@ -32,8 +32,8 @@ MEANINGS = {
 ANY_REQUEST = (
     "Any request may be refused: 400 for a path or a header that no store could hold, 403 for a page of another "
     "origin, 404 for a path that there is not, 405 for a method, 408 for a body that comes too slowly, 413 for one "
-    "that is too large, 421 for another host's name, 429 and 503 for too much at once, 503 where store or storage cannot be "
-    "reached."
+    "that is too large, 421 for another host's name, 429 and 503 for too much at once, 503 where store or storage "
+    "cannot be reached."
 )
 
 
