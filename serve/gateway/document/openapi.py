@@ -87,8 +87,17 @@ def _classes() -> list[type[BaseModel]]:
 def _schemas() -> dict[str, Any]:
     asked = [(one, "validation") for one in (*_classes(), *BODY_CLASSES)]
     _, document = models_json_schema(asked, ref_template=_REF)  # type: ignore[arg-type]
-    found: dict[str, Any] = document["$defs"]
+    found: dict[str, Any] = _without_null_defaults(document["$defs"])
     return found
+
+
+def _without_null_defaults(value: Any) -> Any:
+    """A schema as FastAPI writes it: that a field may be left out says `required` already."""
+    if isinstance(value, dict):
+        return {
+            name: _without_null_defaults(one) for name, one in value.items() if not (name == "default" and one is None)
+        }
+    return [_without_null_defaults(one) for one in value] if isinstance(value, list) else value
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:
@@ -107,6 +116,7 @@ def _describe(operation: dict[str, Any], found: DescribedOperation) -> None:
     responses["default"] = {"description": "A refusal that any request may meet.", "content": error}
     operation["responses"] = responses
     for parameter in operation.get("parameters", ()):
+        parameter["schema"] = _sent_as_text(parameter["schema"])
         if parameter["name"] in found.parameters:
             parameter["example"] = found.parameters[parameter["name"]]
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
@@ -121,7 +131,8 @@ def _success(found: DescribedOperation) -> dict[str, Any]:
     for kind, example in found.files.items():
         binary = example is None and kind != "application/json"
         schema: dict[str, Any] = {"type": "string"} | ({"format": "binary"} if binary else {})
-        content[kind] = {"schema": {} if kind == "application/json" else schema}
+        # JSON of any form; and what reads a stream of events takes each of them for an object.
+        content[kind] = {"schema": {} if kind in ("application/json", "text/event-stream") else schema}
         if example is not None:
             content[kind]["example"] = example
     return {"description": "Done." if found.status == 200 else "Taken.", "content": content}
@@ -165,7 +176,18 @@ def option_fields() -> dict[str, dict[str, Any]]:
     schemas = document["$defs"]
     fields = dict(schemas["ManifestOptions"]["properties"])
     fields.pop("defaults")
-    return fields | dict(schemas["BatchDefaults"]["properties"])
+    fields |= schemas["BatchDefaults"]["properties"]
+    return {name: _sent_as_text(schema) for name, schema in fields.items()}
+
+
+def _sent_as_text(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema of what comes in a query, a header or a form: left out, where JSON would have null."""
+    if not any(one.get("type") == "null" for one in schema.get("anyOf", ())):
+        return schema
+    kept = [one for one in schema["anyOf"] if one.get("type") != "null"]
+    left_out = {"anyOf"} | ({"default"} if schema.get("default") is None else set())
+    rest = {name: value for name, value in schema.items() if name not in left_out}
+    return rest | (kept[0] if len(kept) == 1 else {"anyOf": kept})
 
 
 def _form_schema() -> dict[str, Any]:
