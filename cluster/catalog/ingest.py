@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from cluster.catalog.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
+from cluster.catalog.numbers import JsonNumbers
 from cluster.catalog.resolve import Defaults, RowProblems, resolve
 from cluster.jobs.model import Draft
 from cluster.remote.stills import ReadAhead, RemoteStills
@@ -23,7 +24,7 @@ from pipeline.problems import BadInputError, Problem
 CHUNK_ROWS = 64
 
 
-class IncomingRow(BaseModel):
+class IncomingRow(JsonNumbers):
     """A row on its way to the farm: its still handed in already, or what is wrong with it."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, frozen=True, extra="forbid")

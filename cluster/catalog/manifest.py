@@ -15,6 +15,7 @@ from cluster.catalog.cells import COLUMNS, MAX_CANDIDATES, MAX_PRIORITY, READERS
 from cluster.catalog.columns import meant_by, told_unknown
 from cluster.catalog.files import read_beside
 from cluster.catalog.names import Ids, elsewhere, id_fault, stem_of
+from cluster.catalog.numbers import JsonNumbers
 from cluster.catalog.tables import MAX_JSON_DEPTH, ManifestError, RawRecord, read_records, unreadable
 from pipeline.clips.clip import Fit, ResolutionClass, Sampler, Tier, Upscale
 from pipeline.families import FAMILIES
@@ -45,7 +46,7 @@ def _is_unset(value: object) -> bool:
     return value in (None, ())
 
 
-class Row(BaseModel):
+class Row(JsonNumbers):
     """One clip to make, as its manifest asks for it. What is None is decided by `cluster.catalog.resolve`."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, frozen=True, extra="forbid")

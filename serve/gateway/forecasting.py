@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cluster.catalog.ingest import IncomingRow, draft
 from cluster.catalog.manifest import Row
+from cluster.catalog.numbers import JsonNumbers
 from cluster.catalog.resolve import Defaults, RowDefaults
 from cluster.estimates.times import TimeEstimates
 from cluster.fleet.cards import Beat
@@ -51,7 +52,7 @@ class ForecastDefaults(RowDefaults):
     """A family's name; None: the farm's default."""
 
 
-class ForecastBody(BaseModel):
+class ForecastBody(JsonNumbers):
     """Body of `POST /v1/forecast`."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from cluster.catalog.manifest import MAX_PRIORITY
+from cluster.catalog.numbers import JsonNumbers
 from cluster.jobs.model import Limits
 from cluster.jobs.transitions import Verb
 from cluster.store.batches import Terms
@@ -16,7 +17,7 @@ from pipeline.problems import BadInputError
 MAX_ROW_NUMBER = 2**31 - 1
 
 
-class LimitFields(BaseModel):
+class LimitFields(JsonNumbers):
     """Where a batch stops by itself."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
@@ -45,7 +46,7 @@ class BatchCommand(LimitFields):
     """For `retry`: whether cancelled rows are put back too."""
 
 
-class JobCommand(BaseModel):
+class JobCommand(JsonNumbers):
     """Body of `POST /v1/jobs/{id}/{verb}`; all of it may be left out."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
@@ -54,7 +55,7 @@ class JobCommand(BaseModel):
     """For `prioritize`: the new priority."""
 
 
-class CardCommand(BaseModel):
+class CardCommand(JsonNumbers):
     """Body of `POST /v1/cards/{id}/{verb}`; all of it may be left out."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from serve.gateway.document.answers import ErrorAnswer
 from serve.gateway.document.operations import BODY_CLASSES, GROUPS, OPERATIONS, DescribedOperation
 
 _REF = "#/components/schemas/{model}"
+#: Names of what no class describes: rows of a batch written flat, and a batch of such.
+FLAT_ROW, FLAT_BATCH = "FlatRow", "NewBatchOfFlatRows"
 _METHODS = ("get", "put", "post", "patch", "delete")
 #: What a refusal with a status means.
 MEANINGS = {
@@ -88,7 +91,28 @@ def _schemas() -> dict[str, Any]:
     asked = [(one, "validation") for one in (*_classes(), *BODY_CLASSES)]
     _, document = models_json_schema(asked, ref_template=_REF)  # type: ignore[arg-type]
     found: dict[str, Any] = _without_null_defaults(document["$defs"])
-    return found
+    return found | _flat_rows(found)
+
+
+def _flat_rows(schemas: dict[str, Any]) -> dict[str, Any]:
+    """A batch whose rows are written flat, as `filled_rows` reads them: an `IncomingRow` and its row in one object."""
+    outer, inner = schemas["IncomingRow"]["properties"], schemas["Row"]["properties"]
+    columns = {name: schema for name, schema in inner.items() if name not in ("image", "number", "line", "notes")}
+    own = {name: outer[name] for name in ("still", "name", "position", "number", "line")}
+    # One who writes it flat has a still, as a row without one is a row with problems.
+    still = {"still": {"type": "string", "description": outer["still"]["description"]}}
+    row = {
+        "type": "object",
+        "title": FLAT_ROW,
+        "description": "A row of a new batch, written flat; what is left out is as `defaults` says.",
+        "properties": columns | own | still,
+        "required": ["still"],
+        "additionalProperties": False,
+    }
+    batch = copy.deepcopy(schemas["NewBatch"])
+    batch["title"] = FLAT_BATCH
+    batch["properties"]["rows"]["items"] = {"$ref": _REF.format(model=FLAT_ROW)}
+    return {FLAT_ROW: row, FLAT_BATCH: batch}
 
 
 def _without_null_defaults(value: Any) -> Any:
@@ -151,7 +175,7 @@ def _also(status: int, found: DescribedOperation, error: dict[str, Any]) -> dict
 def _describe_batches(operation: dict[str, Any]) -> None:
     """The bodies of `POST /v1/batches`, all of which it reads by hand."""
     found = OPERATIONS["post", "/v1/batches"]
-    either = {"anyOf": [_reference(one) for one in BODY_CLASSES]}
+    either = {"anyOf": [{"$ref": _REF.format(model=FLAT_BATCH)}, *map(_reference, BODY_CLASSES)]}
     named = {"rows": examples.NEW_BATCH, "file": examples.NEW_BATCH_OF_FILE, "URL": examples.NEW_BATCH_OF_URL}
     content: dict[str, Any] = {
         "application/json": {"schema": either, "examples": {name: {"value": one} for name, one in named.items()}}
