@@ -113,7 +113,9 @@ class Farm:
     def _add(self, batch_id: str, rows: Iterable[IncomingRow], defaults: Defaults, *, attended: bool) -> None:
         accepted = self.accepted()
         for chunk in chunks(rows, CHUNK_ROWS):
-            drafts = [draft(row, defaults, self._still_size, accepted) for row in chunk]
+            # One look for all of them: at a look a row, most of a large batch's time went there.
+            sizes = self.batch_store.still_sizes(self.owner, {row.still for row in chunk if row.still is not None})
+            drafts = [draft(row, defaults, sizes.get, accepted) for row in chunk]
             self._forget_lost_clips([d.content_key for d in drafts if d.content_key])
             self.batch_store.add(self.owner, batch_id, drafts)
             if attended:
