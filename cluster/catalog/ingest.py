@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
-from cluster.catalog.numbers import JsonNumbers
 from cluster.catalog.resolve import Defaults, RowProblems, resolve
 from cluster.jobs.model import Draft
 from cluster.remote.stills import ReadAhead, RemoteStills

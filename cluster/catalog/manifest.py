@@ -11,11 +11,19 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-from cluster.catalog.cells import COLUMNS, MAX_CANDIDATES, MAX_PRIORITY, READERS, depth_of, strings_in, text_of
+from cluster.catalog.cells import (
+    COLUMNS,
+    MAX_CANDIDATES,
+    MAX_PRIORITY,
+    READERS,
+    JsonNumbers,
+    depth_of,
+    strings_in,
+    text_of,
+)
 from cluster.catalog.columns import meant_by, told_unknown
 from cluster.catalog.files import read_beside
 from cluster.catalog.names import Ids, elsewhere, id_fault, stem_of
-from cluster.catalog.numbers import JsonNumbers
 from cluster.catalog.tables import MAX_JSON_DEPTH, ManifestError, RawRecord, read_records, unreadable
 from pipeline.clips.clip import Fit, ResolutionClass, Sampler, Tier, Upscale
 from pipeline.families import FAMILIES

@@ -12,10 +12,9 @@ from pydantic import ConfigDict, Field
 from cluster.catalog.acceleration import after_draft, check_base, check_step_cache, denoises, few_step, motion_base
 from cluster.catalog.adjust import Findings, fit_aspect, fit_class, fit_frames, fit_seconds
 from cluster.catalog.assumed import note_assumed
-from cluster.catalog.cells import MAX_FPS, MAX_GUIDANCE
+from cluster.catalog.cells import MAX_FPS, MAX_GUIDANCE, JsonNumbers
 from cluster.catalog.few_step import FewStep
 from cluster.catalog.manifest import Row
-from cluster.catalog.numbers import JsonNumbers
 from cluster.catalog.traps import note_traps
 from pipeline.clips.clip import NO_PROMPT, ClipSpec, Fit, ResolutionClass, Sampler, Tier, Upscale
 from pipeline.families import Family, family_named, size_for

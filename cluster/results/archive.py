@@ -32,7 +32,7 @@ class ArchivedObjects(Protocol):
         ...
 
     def size(self, key: str) -> int:
-        """Its length in bytes. Raises `MissingObjectError`, `StorageError`."""
+        """The object's length in bytes. Raises `MissingObjectError`, `StorageError`."""
         ...
 
     def get_bytes(self, key: str) -> bytes:

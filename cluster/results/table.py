@@ -25,7 +25,7 @@ def table_lines(rows: Iterable[tuple[ResultRow, Mapping[str, object]]]) -> Itera
     writer = csv.writer(text)
     begun = False
     for row, more in rows:
-        cells = _cells(row) | more
+        cells = {**_cells(row), **more}
         if not begun:
             writer.writerow(cells)
         writer.writerow([_safe(cell) for cell in cells.values()])

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.manifest import MAX_PRIORITY
-from cluster.catalog.numbers import JsonNumbers
 from cluster.jobs.model import Limits
 from cluster.jobs.transitions import Verb
 from cluster.store.batches import Terms

@@ -105,7 +105,7 @@ class NewBatchOfManifest(ManifestOptions):
 def batch_body(values: Any) -> NewBatch | NewBatchOfManifest:
     """The JSON of a new batch. Raises `RequestValidationError`."""
     elsewhere = isinstance(values, dict) and "rows" not in values and _OF_MANIFEST & values.keys()
-    return validated(NewBatchOfManifest if elsewhere else NewBatch, values)
+    return validated(NewBatchOfManifest, values) if elsewhere else validated(NewBatch, values)
 
 
 def options_of(fields: Mapping[str, Any], where: str) -> ManifestOptions:

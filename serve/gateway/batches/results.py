@@ -136,14 +136,14 @@ def _pages(farm: Farm, batch_id: str, since: int | None, after: int, page: int) 
 
 def _cells(result: JobResult, base: str) -> dict[str, object]:
     files = files_of(result, base)
-    return {"job": result.job_id} | {
-        f"{variant}_url": files.get(variant.value, "")
-        for variant in (Variant.VIDEO, Variant.THUMBNAIL, Variant.PROVENANCE)
-    }
+    cells: dict[str, object] = {"job": result.job_id}
+    for variant in (Variant.VIDEO, Variant.THUMBNAIL, Variant.PROVENANCE):
+        cells[f"{variant}_url"] = files.get(variant.value, "")
+    return cells
 
 
 def _blocks(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes in fewer parts: each is fetched in a thread and sent by itself."""
+    """Larger parts of the bytes in `parts`: each is fetched in a thread and sent by itself."""
     held: list[bytes] = []
     size = 0
     for part in parts:

@@ -114,7 +114,8 @@ def _curl(method: str, path: str, operation: Mapping[str, Any]) -> str:
 
 
 def _body_words(kind: str, content: Mapping[str, Any]) -> list[str]:
-    example = content.get("example") or next(iter(content.get("examples", {}).values()), {}).get("value")
+    several = list(content.get("examples", {}).values())
+    example = several[0]["value"] if several else content.get("example")
     if kind == "multipart/form-data":
         return [word for name, value in (example or {}).items() for word in ("-F", f"{name}={value}")]
     if kind == "application/octet-stream":

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from serve.gateway.batches.bodies import NewBatch, NewBatchOfManifest
-from serve.gateway.document import answers, examples
+from serve.gateway.document import answers, examples, farm_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,14 +250,14 @@ OPERATIONS: dict[tuple[str, str], DescribedOperation] = {
     ("get", "/v1/models"): DescribedOperation(
         summary="List models",
         group=_FARM,
-        answer=answers.PageAnswer[answers.ModelAnswer],
+        answer=answers.PageAnswer[farm_answers.ModelAnswer],
         example=examples.page(examples.MODEL),
         refusals=(),
     ),
     ("get", "/v1/models/{name}"): DescribedOperation(
         summary="One model",
         group=_FARM,
-        answer=answers.ModelAnswer,
+        answer=farm_answers.ModelAnswer,
         example=examples.MODEL,
         refusals=(404, 422),
         parameters={"name": "wan2.2-5b"},
@@ -265,14 +265,14 @@ OPERATIONS: dict[tuple[str, str], DescribedOperation] = {
     ("get", "/v1/cards"): DescribedOperation(
         summary="List cards",
         group=_FARM,
-        answer=answers.CardsAnswer,
+        answer=farm_answers.CardsAnswer,
         example=examples.CARDS,
         refusals=(),
     ),
     ("post", "/v1/cards/{card}/{verb}"): DescribedOperation(
         summary="Command a card",
         group=_FARM,
-        answer=answers.CommandedCardAnswer,
+        answer=farm_answers.CommandedCardAnswer,
         example=examples.COMMANDED_CARD,
         refusals=(400, 404, 409, 422),
         bodies={_JSON: examples.CARD_COMMAND},
@@ -281,7 +281,7 @@ OPERATIONS: dict[tuple[str, str], DescribedOperation] = {
     ("post", "/v1/forecast"): DescribedOperation(
         summary="Forecast a catalog",
         group=_FARM,
-        answer=answers.ForecastAnswer,
+        answer=farm_answers.ForecastAnswer,
         example=examples.FORECAST_ANSWER,
         refusals=(400, 422),
         bodies={_JSON: examples.FORECAST},
