@@ -226,7 +226,7 @@ class ChangeFacts(DescribedAnswer):
     """In words."""
     command: str | None = None
     """The command that does it."""
-    at: int | None = None
+    at: float | None = None
     """When it happens by itself, in UTC epoch seconds."""
     starts: bool | None = None
     """Whether the row would start at once."""
