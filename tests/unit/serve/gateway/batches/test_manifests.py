@@ -147,6 +147,7 @@ def test_nothing_of_the_gateway_s_disk_is_read(http, farm, image, tmp_path, monk
     assert answer.status_code == 202
     (problem,) = answer.json()["refused"][0]["problems"]
     assert problem["field"] == "image"
+    assert "did not come with the manifest" in problem["message"], "it was looked for elsewhere"
     assert farm.batch_store.stills(farm.owner) == []
 
 
@@ -373,3 +374,68 @@ def test_by_default_nothing_near_is_asked(farm, url) -> None:
             assert "secret" not in str(error)
             assert "picture" not in str(error)
         assert server.connections == 0
+
+
+HOSTILE = [
+    '{"custom_id": "a", "body": {"prompt": "pan", "seed": NaN, "input_reference": {"file_id": "FILE"}}}',
+    '{"custom_id": "a", "body": {"prompt": "pan", "fps": 1e400, "input_reference": {"file_id": "FILE"}}}',
+    '{"custom_id": "a", "body": {"prompt": "pan\\u0000", "input_reference": {"file_id": "FILE"}}}',
+    '{"custom_id": "a", "body": {"prompt": "pan\\ud800", "input_reference": {"file_id": "FILE"}}}',
+    '{"custom_id": "a", "body": {"prompt": "pan", "metadata": {"n": 1180591620717411303424}, "seed": 1}}',
+    '{"custom_id": "a", "body": {"prompt": "pan", "metadata": ' + "[" * 5000 + "]" * 5000 + "}}",
+    '{"custom_id": "a", "body": []}',
+    '{"custom_id": 7, "body": {"prompt": "pan"}}',
+    '{"custom_id": "a/b", "body": {"prompt": "pan", "input_reference": {"file_id": "FILE"}}}',
+    '{"custom_id": "a", "body": {"prompt": "pan", "input_reference": {"image_url": "data:image/png;base64,xx"}}}',
+    '{"custom_id": "a", "body": {"prompt": "pan", "input_reference": {"image_url": "file:///etc/passwd"}}}',
+    '{"custom_id": "a", "method": ["POST"], "url": {}, "body": {"prompt": "pan"}}',
+    '{"image": "FILE", "prompt": "pan", "seed": 1180591620717411303424}',
+    '{"image": "FILE", "prompt": "pan", "price": ' + "[" * 5000 + "]" * 5000 + "}",
+    '{"image": ["FILE"], "prompt": {"a": 1}}',
+    '{"image": "https://[::1", "prompt": "pan"}',
+    '{"image": "s3://", "prompt": "pan"}',
+]
+
+
+@pytest.mark.parametrize("line", HOSTILE)
+def test_a_hostile_line_is_its_row_s_problem_and_the_next_row_is_made(http, farm, line) -> None:
+    file = f"file-{farm.put_still(still_png())}"
+    good = {"prompt": "pan", "input_reference": {"file_id": file}}
+    right = {"custom_id": "z", "body": good} if "custom_id" in line else {"id": "z", "image": file, "prompt": "pan"}
+    text = line.replace("FILE", file) + "\n" + json.dumps(right) + "\n"
+    answer = http.post("/v1/batches", content=text.encode(), headers={"Content-Type": "application/jsonl"})
+    assert answer.status_code == 202, answer.text
+    first, second = farm.jobs(answer.json()["id"])
+    assert (first.state.value, second.name, second.state.value) == ("failed", "z", "queued")
+    assert all(problem.remedy for problem in first.problems)
+    assert len(http.get(f"/v1/batches/{answer.json()['id']}/jobs").json()["data"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent"),
+    [
+        ("GET", "/v1/nothing", {}),
+        ("PATCH", "/v1/batches", {}),
+        ("GET", "/v1/batches/batch_x", {}),
+        ("GET", "/v1/jobs/video_x", {}),
+        ("GET", "/v1/videos/video_x/content", {}),
+        ("GET", "/v1/files/file-x", {}),
+        ("GET", "/v1/models/x", {}),
+        ("POST", "/v1/cards/x/lock", {}),
+        ("GET", "/v1/batches?limit=1180591620717411303424", {}),
+        ("POST", "/v1/jobs/video_x/prioritize", {"json": {"priority": True}}),
+        ("POST", "/v1/batches", {"content": b"{", "headers": {"Content-Type": "application/json"}}),
+        ("POST", "/v1/batches", {"content": b"[" * 9000, "headers": {"Content-Type": "application/json"}}),
+        ("POST", "/v1/batches", {"json": {"name": "a", "rows": [], "surprise": 1}}),
+        ("POST", "/v1/videos", {"json": {"prompt": "pan"}}),
+        ("POST", "/v1/files", {"data": {"purpose": "fine-tune"}, "files": {"file": b"x"}}),
+        ("POST", "/v1/files", {"data": {"purpose": "batch"}, "files": {"file": ("a.exe", b"x")}}),
+    ],
+)
+def test_every_refusal_has_a_code_a_param_and_a_remedy(http, method, path, sent) -> None:
+    answer = http.request(method, path, **sent)
+    assert 400 <= answer.status_code < 500, answer.text
+    error = answer.json()["error"]
+    assert error["code"]
+    assert error["remedy"].endswith((".", "…"))
+    assert "param" in error
