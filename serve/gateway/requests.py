@@ -116,6 +116,9 @@ def _filled(place: int, given: dict[str, Any]) -> dict[str, Any]:
         return given
     row = {name: value for name, value in given.items() if name in _OF_INCOMING}
     columns = {name: value for name, value in given.items() if name not in _OF_INCOMING}
+    if isinstance(still := row.get("still"), str):
+        # The id of a file that was handed in names it as well.
+        row["still"] = still.removeprefix("file-")
     name = row.setdefault("name", columns.get("id") or f"row-{place}")
     number = row.setdefault("number", row.setdefault("position", place))
     return row | {"row": {"number": number, "id": name, "image": row.get("still") or name} | columns}

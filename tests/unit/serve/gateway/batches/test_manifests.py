@@ -327,6 +327,13 @@ def test_what_is_not_there_is_refused(http, body, param) -> None:
     refusal(answer, answer.status_code, param)
 
 
+def test_a_flat_row_of_json_names_a_still_by_its_file_too(http, farm) -> None:
+    sha = farm.put_still(still_png())
+    rows = [{"still": sha, "name": "a", "prompt": "pan"}, {"still": f"file-{sha}", "name": "b", "prompt": "pan"}]
+    answer = http.post("/v1/batches", json={"name": "two", "rows": rows}).json()
+    assert [job.still for job in farm.jobs(answer["id"])] == [sha, sha]
+
+
 # -- elsewhere ----------------------------------------------------------------------------------------------------
 
 
