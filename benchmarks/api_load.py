@@ -72,7 +72,8 @@ def farm(folder: Path) -> Iterator[tuple[int, str]]:
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + _UP_S
     while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(httpx.HTTPError):
+        # Before its routes are there Serve answers with a text.
+        with contextlib.suppress(httpx.HTTPError, ValueError):
             if httpx.get(f"{url}/healthz", timeout=5).json().get("status") == "ok":
                 return
         time.sleep(0.5)
