@@ -13,6 +13,8 @@ CORPORA ?= 1
 BUDGET ?= 420
 #: Seeds of `make chaos-real`, and faults of each.
 SEED ?= 1
+#: Requests of each kind that `make schemathesis` sends to each route.
+EXAMPLES ?= 200
 FAULTS ?= 60
 
 VENV := .venv
@@ -34,7 +36,7 @@ UV_INSTALL = UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" UV_PYTHON_DOWNLOADS=never \
 .DELETE_ON_ERROR:
 # `make -j test` must not start two farms at once.
 .NOTPARALLEL:
-.PHONY: help demo test unit integration slow lint chaos chaos-real corpus stills-corpus bench bench-gpu install clean
+.PHONY: help demo test unit integration slow lint chaos chaos-real corpus schemathesis stills-corpus bench bench-gpu install clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +70,9 @@ chaos: $(DEV) ## Play SEEDS farms with faults in virtual time, from seed FROM on
 corpus: $(DEV) ## Give hostile pictures, manifests and requests, made from seed FROM on, to ingest and API
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.corpus $(FROM)
 
+schemathesis: $(DEV) ## Send EXAMPLES requests of each kind to every route, made from the OpenAPI document by SEED, with every check
+	OMP_NUM_THREADS=1 SEED=$(SEED) EXAMPLES=$(EXAMPLES) $(BIN)/python -m tests.schemathesis_run
+
 stills-corpus: $(DEV) ## Decode CORPORA corpora of some 750 stills, from seed FROM on, and compare every pixel with libvips
 	$(BIN)/python benchmarks/stills_corpus.py --seed $(FROM) --seeds $(CORPORA) --check
 chaos-real: $(DEV) ## Do FAULTS real faults to a real farm by SEED, on SQLite and PostgreSQL, and check what must hold
@@ -84,6 +89,8 @@ bench: $(DEV) ## Run the benchmarks; figures are printed with the machine they w
 	$(BIN)/python benchmarks/store.py --check
 	$(BIN)/python benchmarks/scale.py --check
 	$(BIN)/python benchmarks/polling.py --check
+	$(BIN)/python benchmarks/results_zip.py --keep --check
+	$(BIN)/python benchmarks/api_load.py --check
 
 bench-gpu: $(DEV) ## What needs an NVIDIA GPU, in seven minutes: ceilings, memory, steps, clips, decoding, resuming
 	$(BIN)/python benchmarks/gpu.py --budget $(BUDGET) --out out/bench-gpu --check

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from cluster.catalog.ingest import CHUNK_ROWS, CutTexts, IncomingRow, draft
@@ -63,7 +63,8 @@ class Farm:
 
     def check(self, row: IncomingRow, defaults: Defaults) -> tuple[Problem, ...]:
         """What is wrong with a row whose still was handed in, before anything is made of it; () where nothing is."""
-        return self._draft(row, defaults, self.accepted()).problems
+        [made] = self._drafts([row], defaults)
+        return made.problems
 
     def submit(
         self,
@@ -113,18 +114,12 @@ class Farm:
         return self.batch_store.batch(self.owner, batch_id)
 
     def _add(self, batch_id: str, rows: Iterable[IncomingRow], defaults: Defaults, *, attended: bool) -> None:
-        accepted = self.accepted()
         for chunk in chunks(rows, CHUNK_ROWS):
-            drafts = [self._draft(row, defaults, accepted) for row in chunk]
+            drafts = self._drafts(chunk, defaults)
             self._forget_lost_clips([d.content_key for d in drafts if d.content_key])
             self.batch_store.add(self.owner, batch_id, drafts)
             if attended:
                 self.attend(batch_id)
-
-    def _draft(self, row: IncomingRow, defaults: Defaults, accepted: Collection[str]) -> Draft:
-        # A tokenizer takes seconds to load: for a note alone renderers count soon enough.
-        cut_texts = self.cut_texts if defaults.strict else None
-        return draft(row, defaults, self._still_size, accepted, cut_texts)
 
     def attend(self, batch_id: str) -> None:
         """Renew an attended batch for `ATTENDED_SECONDS`: somebody still waits for it."""
@@ -222,8 +217,13 @@ class Farm:
         """Commands on batches, jobs and cards, in the store."""
         return CommandStore(self.batch_store.database)
 
-    def _still_size(self, sha256: str) -> tuple[int, int] | None:
-        return self.batch_store.still_size(self.owner, sha256)
+    def _drafts(self, rows: Sequence[IncomingRow], defaults: Defaults) -> list[Draft]:
+        # One look for all of them: at a look a row, most of a large batch's time went there.
+        sizes = self.batch_store.still_sizes(self.owner, {row.still for row in rows if row.still is not None})
+        # A tokenizer takes seconds to load: for a note alone renderers count soon enough.
+        cut_texts = self.cut_texts if defaults.strict else None
+        accepted = self.accepted()
+        return [draft(row, defaults, sizes.get, accepted, cut_texts) for row in rows]
 
     def _forget_lost_clips(self, content_keys: list[str]) -> None:
         # A clip counts as done only while its video can be had; after a cleaned storage it is rendered again. Before

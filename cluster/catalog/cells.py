@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from functools import partial
-from typing import TypeAlias
+from functools import cache, partial
+from typing import Any, TypeAlias, get_args
+
+from pydantic import BaseModel, model_validator
 
 from cluster.catalog.times import read_time
 from pipeline.clips.clip import Fit, ResolutionClass, Sampler, Tier, Upscale
@@ -245,3 +247,23 @@ def depth_of(value: object) -> int:
             most = max(most, depth + 1)
             left += [(inner, depth + 1) for inner in (one.values() if isinstance(one, dict) else one)]
     return most
+
+
+class JsonNumbers(BaseModel):
+    """A model whose numbers are never read of true and false."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        wrong = {name: str(values[name]) for name in _numbers(cls) if isinstance(values.get(name), bool)}
+        # As texts, of which pydantic itself then says that they are no numbers, and names the field.
+        return values | wrong if wrong else values
+
+
+@cache
+def _numbers(model: type[BaseModel]) -> tuple[str, ...]:
+    """Fields that are numbers, or may be, and no truth values."""
+    kinds = {name: {field.annotation, *get_args(field.annotation)} for name, field in model.model_fields.items()}
+    return tuple(name for name, found in kinds.items() if found & {int, float} and bool not in found)

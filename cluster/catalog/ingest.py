@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
 from cluster.catalog.resolve import Defaults, RowDefaults, RowProblems, resolve
 from cluster.jobs.model import Draft, stored_priority
@@ -24,7 +25,7 @@ from pipeline.problems import BadInputError, Problem
 CHUNK_ROWS = 64
 
 
-class IncomingRow(BaseModel):
+class IncomingRow(JsonNumbers):
     """A row on its way to the farm: its still handed in already, or what is wrong with it."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, frozen=True, extra="forbid")
@@ -51,20 +52,28 @@ PutStill = Callable[[bytes], str]
 CutTexts = Callable[[ClipSpec], Mapping[str, Any]]
 
 
-def gather(manifest: Manifest, put_still: PutStill, remote: RemoteStills | None = None) -> Iterator[IncomingRow]:
+def gather(
+    manifest: Manifest,
+    put_still: PutStill,
+    remote: RemoteStills | None = None,
+    *,
+    find: Callable[[Row], str] | None = None,
+) -> Iterator[IncomingRow]:
     """The manifest's rows with their stills handed in, one by one; a bad still becomes that row's problem.
 
     Pictures that lie elsewhere are read by `remote`, each URL once, several ahead of the rows and in threads: so
-    `put_still` has to be safe to call from them. Without `remote` they are refused.
+    `put_still` has to be safe to call from them. Without `remote` they are refused. `find` hands in the picture of a
+    row that is no URL and returns its SHA-256, or raises `BadInputError`; None: it is a file beside the manifest.
     """
+    found = find or (lambda row: put_still(read_image_bytes(manifest, row)))
     if remote is None:
-        yield from _gather(manifest, lambda row: put_still(read_image_bytes(manifest, row)))
+        yield from _gather(manifest, found)
         return
     urls = [row.image for row in manifest.good if is_remote(row.image)]
     with ReadAhead(remote.read, put_still, urls) as ahead:
         yield from _gather(
             manifest,
-            lambda row: ahead.result(row.image) if is_remote(row.image) else put_still(read_image_bytes(manifest, row)),
+            lambda row: ahead.result(row.image) if is_remote(row.image) else found(row),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-from cluster.catalog.cells import COLUMNS, MAX_CANDIDATES, MAX_PRIORITY, READERS, depth_of, strings_in, text_of
+from cluster.catalog.cells import (
+    COLUMNS,
+    MAX_CANDIDATES,
+    MAX_PRIORITY,
+    READERS,
+    JsonNumbers,
+    depth_of,
+    strings_in,
+    text_of,
+)
 from cluster.catalog.columns import meant_by, told_unknown
 from cluster.catalog.files import read_beside
 from cluster.catalog.names import Ids, elsewhere, id_fault, stem_of
@@ -29,6 +39,7 @@ __all__ = [
     "Row",
     "RowRead",
     "id_fault",
+    "manifest_of",
     "read_image_bytes",
     "read_manifest",
 ]
@@ -45,7 +56,7 @@ def _is_unset(value: object) -> bool:
     return value in (None, ())
 
 
-class Row(BaseModel):
+class Row(JsonNumbers):
     """One clip to make, as its manifest asks for it. What is None is decided by `cluster.catalog.resolve`."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, frozen=True, extra="forbid")
@@ -175,7 +186,13 @@ def read_manifest(path: str | PathLike[str], *, prompt: str | None = None, model
     Raises `ManifestError` where the manifest as a whole cannot be read.
     """
     path = Path(path)
-    records = read_records(path)
+    return manifest_of(path, read_records(path), prompt=prompt, model=model)
+
+
+def manifest_of(
+    path: Path, records: Sequence[RawRecord], *, prompt: str | None = None, model: str | None = None
+) -> Manifest:
+    """The rows of a manifest whose records were read, as `read_manifest` reads them. Raises `ManifestError`."""
     is_folder = path.is_dir()
     prompt = prompt.strip() if prompt else None
     if is_folder and not prompt and _reads_prompts(model):

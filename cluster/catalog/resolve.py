@@ -8,12 +8,12 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from cluster.catalog.acceleration import after_draft, check_base, check_step_cache, denoises, few_step, motion_base
 from cluster.catalog.adjust import Findings, fit_aspect, fit_class, fit_frames, fit_seconds
 from cluster.catalog.assumed import note_assumed
-from cluster.catalog.cells import MAX_FPS, MAX_GUIDANCE
+from cluster.catalog.cells import MAX_FPS, MAX_GUIDANCE, JsonNumbers
 from cluster.catalog.few_step import FewStep
 from cluster.catalog.manifest import Row
 from cluster.catalog.traps import note_traps
@@ -31,7 +31,7 @@ MAX_OWN_ASPECT = 2.0
 STRENGTH = 0.5
 
 
-class RowDefaults(BaseModel):
+class RowDefaults(JsonNumbers):
     """What whoever hands in a batch may say for rows that are silent."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, frozen=True, extra="forbid")

@@ -34,6 +34,7 @@ _OURS = (
     re.compile(rf"clips/[^/]+/[^/]+/(video\.mp4|poster\.jpg|spritesheet\.jpg|provenance\.json|{_HALF})"),
     re.compile(rf"stills/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}}|{_HALF})"),
     re.compile(rf"cache/[^/]+/([0-9a-f]{{64}}|{_HALF})"),
+    re.compile(rf"manifests/[0-9a-f]{{16}}/[0-9a-f]{{64}}/([A-Za-z0-9_@=+,~-][A-Za-z0-9._@=+,~-]*|{_HALF})"),
     re.compile(rf"probe/([0-9a-f]{{16}}|{_HALF})"),
     CHECKPOINT_KEYS,
 )
@@ -115,6 +116,7 @@ class Sweeper:
             self._sweep_stills,
             self._sweep_cache,
             self._sweep_probes,
+            self._sweep_manifests,
         ):
             if self._stop.is_set():
                 break
@@ -203,6 +205,12 @@ class Sweeper:
         # Whoever probes deletes the object at once, unless it is killed in between.
         for entry in older(self._entries("probe"), cutoffs.unreferenced):
             self._swept.unreferenced += self._remove(entry)
+
+    def _sweep_manifests(self, cutoffs: Cutoffs) -> None:
+        # No batch refers to the manifest that it was read from: it is kept for as long as outputs are.
+        if cutoffs.outputs is not None:
+            for entry in older(self._entries("manifests"), cutoffs.outputs):
+                self._swept.unreferenced += self._remove(entry)
 
     def _entries(self, prefix: str) -> list[StoredObject]:
         """What farms have written below `prefix`; the rest is counted and left."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import fsspec
@@ -23,8 +24,16 @@ _DRIVERS = {"s3": "pip install 'clipmill[s3]'", "gs": "pip install gcsfs"}
 class BucketReader:
     """Reads pictures from buckets that a policy names; safe to use from several threads."""
 
-    def __init__(self, policy: FetchPolicy, most_bytes: int, remembered: RememberedStills | None = None) -> None:
-        self._policy, self._most_bytes, self._remembered = policy, most_bytes, remembered
+    def __init__(
+        self,
+        policy: FetchPolicy,
+        most_bytes: int,
+        remembered: RememberedStills | None = None,
+        *,
+        begins: Callable[[bytes], object] = check_begins,
+    ) -> None:
+        """`begins` is given an object's first bytes, and raises `BadInputError` where they are not what is read."""
+        self._policy, self._most_bytes, self._remembered, self._begins = policy, most_bytes, remembered, begins
 
     def read(self, url: str) -> bytes:
         """The bytes of an object `s3://bucket/key` or `gs://bucket/key`, which begin as a picture does.
@@ -79,7 +88,7 @@ class BucketReader:
                 return kept
         with system.open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
-            check_begins(head)
+            self._begins(head)
             data: bytes = head + file.read(self._most_bytes + 1 - len(head))
         if len(data) > self._most_bytes:
             raise too_large

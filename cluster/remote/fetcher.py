@@ -69,8 +69,14 @@ class PictureFetcher:
         resolve: Resolve = system_addresses,
         wait: Callable[[float], object] = time.sleep,
         tls: ssl.SSLContext | None = None,
+        begins: Callable[[bytes], object] = check_begins,
+        accept: str = "image/*",
     ) -> None:
-        """`wait` pauses for so many seconds between two tries; `tls` says which certificates are believed."""
+        """`wait` pauses for so many seconds between two tries; `tls` says which certificates are believed.
+
+        `begins` is given the first bytes of an answer, and raises `BadInputError` where they are not what was asked
+        for; `accept` is the header of that name.
+        """
         self._policy = policy
         self._limits = limits or FetchLimits()
         self._remembered = remembered
@@ -78,6 +84,7 @@ class PictureFetcher:
         self._wait = wait
         self._tls = tls
         self._making_tls = threading.Lock()
+        self._begins, self._accept = begins, accept
 
     def fetch(self, url: str) -> bytes:
         """The bytes at an http or https URL, which begin as a picture does.
@@ -137,7 +144,7 @@ class PictureFetcher:
         self._policy.check_url(url)
         known = self._remembered.get(url.key) if self._remembered and not anew else None
         origin = httpcore.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
-        request = httpcore.Request("GET", origin, headers=_headers(url, known))
+        request = httpcore.Request("GET", origin, headers=_headers(url, known, self._accept))
         backend = GuardedBackend(self._policy, self._limits, deadline, self._resolve)
         tls = self._certificates() if url.scheme == "https" else None
         with httpcore.HTTPConnection(origin.origin, ssl_context=tls, network_backend=backend) as connection:
@@ -189,10 +196,10 @@ class PictureFetcher:
                 raise too_large
             if not looked_at and len(body) >= _HEAD_BYTES:
                 # Before the rest is read, whatever the answer says that it is.
-                check_begins(bytes(body[:_HEAD_BYTES]))
+                self._begins(bytes(body[:_HEAD_BYTES]))
                 looked_at = True
         if not looked_at:
-            check_begins(bytes(body))
+            self._begins(bytes(body))
         return bytes(body)
 
     def _remember(self, url: PictureUrl, headers: dict[bytes, str], data: bytes) -> None:
@@ -201,11 +208,11 @@ class PictureFetcher:
             self._remembered.put(url.key, data, etag=etag, last_modified=modified)
 
 
-def _headers(url: PictureUrl, known: FetchedStill | None) -> list[tuple[str, str]]:
+def _headers(url: PictureUrl, known: FetchedStill | None, accept: str) -> list[tuple[str, str]]:
     headers = [
         ("Host", url.authority),
         ("User-Agent", "clipmill"),
-        ("Accept", "image/*"),
+        ("Accept", accept),
         ("Accept-Encoding", "identity"),
         ("Connection", "close"),
     ]

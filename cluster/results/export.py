@@ -36,6 +36,7 @@ __all__ = [
     "ResultsError",
     "RowRefusedError",
     "State",
+    "provenance_of",
     "write_clip",
     "write_sheet",
     "write_table",
@@ -257,8 +258,7 @@ def _files_of(row: ResultRow, storage: ClipObjects, extra: Mapping[str, object],
     ]
     if row.provenance_key is not None:
         name = f"{file_stem(row.id)}.json"
-        # An equal row may have asked otherwise: what was adjusted is this row's own.
-        on_top = {**extra, "row": _row_facts(row), "adjusted": [note.message for note in row.noted if note.adjusted]}
+        on_top = _own_facts(row, extra)
         source = hashlib.sha256(_json([row.provenance_key, on_top])).hexdigest()
         files.append(_File(name, source, _merger(storage, row.provenance_key, on_top, folder / name)))
     return files
@@ -270,6 +270,27 @@ def _is_older_page(path: Path) -> bool:
             return _PAGE_MARK in file.read(_MARK_WITHIN_BYTES)
     except OSError:
         return False
+
+
+def provenance_of(row: ResultRow, stored: bytes, extra: Mapping[str, object]) -> bytes | None:
+    """A clip's provenance as `<id>.json` has it: as `stored`, with `extra` and the row's own facts on top.
+
+    None where what is stored is damaged.
+    """
+    return _merged(stored, _own_facts(row, extra))
+
+
+def _own_facts(row: ResultRow, extra: Mapping[str, object]) -> dict[str, object]:
+    # An equal row may have asked otherwise: what was adjusted is this row's own.
+    return {**extra, "row": _row_facts(row), "adjusted": [note.message for note in row.noted if note.adjusted]}
+
+
+def _merged(stored: bytes, on_top: Mapping[str, object]) -> bytes | None:
+    try:
+        provenance = json.loads(stored)
+    except ValueError:
+        return None
+    return _json({**provenance, **on_top}, indent=2) + b"\n" if isinstance(provenance, dict) else None
 
 
 def _row_facts(row: ResultRow) -> dict[str, object]:
@@ -288,16 +309,13 @@ def _copier(storage: ClipObjects, key: str) -> Callable[[Path], None]:
 
 def _merger(storage: ClipObjects, key: str, on_top: Mapping[str, object], name: Path) -> Callable[[Path], object]:
     def write(target: Path) -> None:
-        try:
-            provenance = json.loads(storage.get_bytes(key))
-        except ValueError:
-            provenance = None
-        if not isinstance(provenance, dict):
+        merged = _merged(storage.get_bytes(key), on_top)
+        if merged is None:
             raise RowRefusedError(
                 f"{name} was not written: the provenance {key!r} in {storage.url} is not a JSON object",
                 "The stored object is damaged: delete it and retry the row.",
             )
-        target.write_bytes(_json({**provenance, **on_top}, indent=2) + b"\n")
+        target.write_bytes(merged)
 
     return write
 

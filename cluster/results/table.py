@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from cluster.catalog.names import file_stem
 from cluster.results.contact_sheet import ResultRow
@@ -15,14 +16,24 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def table_of(rows: Sequence[ResultRow]) -> bytes:
     """The rows as CSV, in UTF-8 with the mark by which spreadsheets know it; no text can be taken for a formula."""
+    return b"".join(table_lines((row, {}) for row in rows))
+
+
+def table_lines(rows: Iterable[tuple[ResultRow, Mapping[str, object]]]) -> Iterator[bytes]:
+    """The lines of `table_of`, one by one, each row with further cells behind its own: the same ones in every row."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    for number, row in enumerate(rows):
-        cells = _cells(row)
-        if number == 0:
+    begun = False
+    for row, more in rows:
+        cells = {**_cells(row), **more}
+        if not begun:
             writer.writerow(cells)
         writer.writerow([_safe(cell) for cell in cells.values()])
-    return text.getvalue().encode("utf-8-sig", "replace")
+        line = text.getvalue().encode("utf-8", "replace")
+        yield line if begun else codecs.BOM_UTF8 + line
+        begun = True
+        text.seek(0)
+        text.truncate()
 
 
 def _cells(row: ResultRow) -> dict[str, object]:

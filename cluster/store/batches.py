@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -64,6 +64,16 @@ class BatchStore(BatchReader):
                 sa.select(stills.c.width, stills.c.height).where(stills.c.owner == owner, stills.c.sha256 == sha256)
             ).one_or_none()
         return (row.width, row.height) if row else None
+
+    def still_sizes(self, owner: str, names: Collection[str]) -> dict[str, tuple[int, int]]:
+        """(width, height) by SHA-256 of those of the stills `names` that this owner handed in before."""
+        found: dict[str, tuple[int, int]] = {}
+        query = sa.select(stills.c.sha256, stills.c.width, stills.c.height).where(stills.c.owner == owner)
+        for some in chunks(sorted(names), _MANY):
+            with self.database.read() as c:
+                rows = c.execute(query.where(stills.c.sha256.in_(some)))
+                found |= {row.sha256: (row.width, row.height) for row in rows}
+        return found
 
     def record_still(self, owner: str, sha256: str, size: tuple[int, int]) -> None:
         """Remember the upright size of a still that was checked and stored."""

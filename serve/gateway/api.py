@@ -21,8 +21,11 @@ from cluster.catalog.few_step import FewStep
 from cluster.explain.reasons import Rules
 from cluster.farm import Farm
 from cluster.fleet.cards import card_faults, storage_fault
+from cluster.remote.manifests import RemoteManifests
 from cluster.remote.stills import RemoteStills
 from serve.gateway.api_page import DOCS, api_page
+from serve.gateway.batches.submission import BatchSettings
+from serve.gateway.document.openapi import describe
 from serve.gateway.door import CheckedRoute, Door, DoorError
 from serve.gateway.errors import ERRORS, NO_SUCH_ROUTE, ErrorKind, answer_of, error_body
 from serve.gateway.guard import RequestGuard
@@ -41,6 +44,12 @@ log = logging.getLogger("clipmill.gateway")
 NUDGE_S = 1.0
 #: Fields at fault that an answer names; more are counted.
 _FAULTS_SHOWN = 10
+#: What to do about a field at fault, by pydantic's name of the fault.
+_REMEDIES = {
+    "extra_forbidden": "Leave it out: there is no such field.",
+    "missing": "Send it.",
+    "json_invalid": "Send whole JSON.",
+}
 #: Threads that nothing but `/healthz` has.
 HEALTH_THREADS = 2
 
@@ -66,12 +75,13 @@ def create_api(
     rules: Rules | None = None,
     keep_days: float | None = None,
     remote: RemoteStills | None = None,
+    remote_manifests: RemoteManifests | None = None,
 ) -> FastAPI:
     """The ASGI application over `farm`; `nudge` lets the dispatcher look for new work at once.
 
     `few_step` says what tier `fast` means, by family; `rules` are what the farm places jobs by, `keep_days` is
-    for how long it keeps clips (None: for ever). `remote` reads pictures that requests name by URL; without it they
-    are refused. `/metrics` shows `registry`; without one there is no such route.
+    for how long it keeps clips (None: for ever). `remote` reads pictures that requests name by URL, `remote_manifests`
+    manifests; without it they are refused. `/metrics` shows `registry`; without one there is no such route.
     """
     api = FastAPI(title="clipmill", docs_url=None, redoc_url=None)
     api.router.route_class = CheckedRoute
@@ -120,7 +130,10 @@ def create_api(
             content, content_type = exposition(registry, accept)
             return Response(content, headers={"Content-Type": content_type})
 
-    api.include_router(batch_routes(farm, nudge_dispatcher, default_model, few_step or {}))
+    batches = BatchSettings(
+        default_model=default_model, few_step=few_step or {}, remote=remote, remote_manifests=remote_manifests
+    )
+    api.include_router(batch_routes(farm, nudge_dispatcher, batches))
     api.include_router(job_routes(farm, nudge_dispatcher, rules or Rules()))
     api.include_router(card_routes(farm, nudge_dispatcher))
     api.include_router(forecast_routes(farm, default_model, few_step or {}))
@@ -128,6 +141,7 @@ def create_api(
     api.include_router(video_routes(farm, nudge_dispatcher, videos))
     api.include_router(file_routes(farm))
     api.include_router(model_routes())
+    describe(api)
     return api
 
 
@@ -146,7 +160,8 @@ def _explain_errors(api: FastAPI) -> None:
         named = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in faults[:_FAULTS_SHOWN]]
         more = f"; and {len(faults) - len(named)} more" if len(faults) > len(named) else ""
         param = ".".join(map(str, faults[0]["loc"]))
-        body = error_body(422, "; ".join(named) + more, "validation_error", param)
+        remedy = _REMEDIES.get(str(faults[0].get("type")), "Correct it.") + " GET /docs says what there is."
+        body = error_body(422, "; ".join(named) + more, "validation_error", param, remedy=remedy)
         return JSONResponse(body, status_code=422)
 
     @api.exception_handler(SlowBodyError)
@@ -161,4 +176,6 @@ def _explain_errors(api: FastAPI) -> None:
     @api.exception_handler(HTTPException)
     async def http(_request: Request, error: HTTPException) -> JSONResponse:
         code = NO_SUCH_ROUTE if error.status_code == 404 else "http"
-        return JSONResponse(error_body(error.status_code, str(error.detail), code), status_code=error.status_code)
+        remedy = "GET /docs lists the routes there are, with their methods."
+        body = error_body(error.status_code, str(error.detail), code, remedy=remedy)
+        return JSONResponse(body, status_code=error.status_code, headers=error.headers)

@@ -9,6 +9,7 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.farm import Farm
+from cluster.remote.manifests import RemoteManifests
 from cluster.remote.stills import RemoteStills
 from cluster.storage import Storage
 from cluster.store import BatchStore, Database
@@ -53,5 +54,6 @@ class Gateway:
             rules=self._args.rules(),
             keep_days=self._args.keep_outputs_days,
             remote=RemoteStills(self._args.fetch, storage=self._farm.storage),
+            remote_manifests=RemoteManifests(self._args.fetch),
         )
         return protect(api, allowed_hosts=self._args.allowed_hosts)

@@ -76,8 +76,12 @@ class Door:
             body = error_body(400, str(fault), "bad_input", fault.field, fault)
             await JSONResponse(body, status_code=400)(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         limit = _LARGE.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
-        told = Headers(scope=scope).get("content-length", "0")
+        if scope["path"] == "/v1/batches" and headers.get("content-type", "").lower().startswith("multipart/"):
+            # A manifest with its pictures.
+            limit = MAX_STILL_BYTES + MIB
+        told = headers.get("content-length", "0")
         if told.isascii() and told.isdigit() and int(told[:19]) > limit:
             await _too_large(limit).answer()(scope, receive, send)
             return

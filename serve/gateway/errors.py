@@ -42,6 +42,8 @@ class ErrorKind:
     param: str | None = None
     #: The field at fault, by the exception.
     param_of: Callable[[Any], str | None] | None = None
+    #: What to do next, where the exception has no problem that says it.
+    remedy: str | None = None
     #: What a person reads; None: the exception's own text.
     message_of: Callable[[Any], str] | None = None
     #: Makes the exception from the message of an answer; None: `raised` is called with it.
@@ -51,16 +53,59 @@ class ErrorKind:
 #: The kinds of errors that a farm raises; the first that an exception is an instance of counts.
 ERRORS: tuple[ErrorKind, ...] = (
     ErrorKind(raised=BadInputError, status=400, code="bad_input", param_of=lambda error: error.problem.field),
-    ErrorKind(raised=NoSuchBatchError, status=404, code="not_found", param="batch_id"),
-    ErrorKind(raised=NoSuchJobError, status=404, code="not_found", param="job_id"),
-    ErrorKind(raised=NoSuchCardError, status=404, code="not_found", param="card"),
-    ErrorKind(raised=NoSuchFileError, status=404, code="not_found", param="file_id"),
-    ErrorKind(raised=NoSuchModelError, status=404, code="model_not_found", param="model"),
-    ErrorKind(raised=AmbiguousIdError, status=400, code="ambiguous_id", param="id"),
     ErrorKind(
-        raised=RefusedError, status=409, code="refused", param_of=lambda error: error.verb, again=RefusedError.told
+        raised=NoSuchBatchError,
+        status=404,
+        code="not_found",
+        param="batch_id",
+        remedy="GET /v1/batches lists those there are.",
     ),
-    ErrorKind(raised=IdempotencyConflictError, status=422, code="idempotency_conflict", param="Idempotency-Key"),
+    ErrorKind(
+        raised=NoSuchJobError,
+        status=404,
+        code="not_found",
+        param="job_id",
+        remedy="GET /v1/videos lists those there are.",
+    ),
+    ErrorKind(
+        raised=NoSuchCardError,
+        status=404,
+        code="not_found",
+        param="card",
+        remedy="GET /v1/cards lists those there are.",
+    ),
+    ErrorKind(
+        raised=NoSuchFileError,
+        status=404,
+        code="not_found",
+        param="file_id",
+        remedy="GET /v1/files lists those there are.",
+    ),
+    ErrorKind(
+        raised=NoSuchModelError, status=404, code="model_not_found", param="model", remedy="GET /v1/models lists them."
+    ),
+    ErrorKind(
+        raised=AmbiguousIdError,
+        status=400,
+        code="ambiguous_id",
+        param="id",
+        remedy="Give more of the id.",
+    ),
+    ErrorKind(
+        raised=RefusedError,
+        status=409,
+        code="refused",
+        param_of=lambda error: error.verb,
+        again=RefusedError.told,
+        remedy="Look at it with GET: what can be done depends on its state.",
+    ),
+    ErrorKind(
+        raised=IdempotencyConflictError,
+        status=422,
+        code="idempotency_conflict",
+        param="Idempotency-Key",
+        remedy="Give another key, or the same body.",
+    ),
     ErrorKind(
         raised=sqlalchemy.exc.OperationalError,
         status=503,
@@ -75,19 +120,27 @@ def answer_of(kind: ErrorKind, error: Exception) -> dict[str, Any]:
     """The body of the answer to an exception of this kind."""
     param = kind.param_of(error) if kind.param_of else kind.param
     message = kind.message_of(error) if kind.message_of else str(error)
-    return error_body(kind.status, message, kind.code, param, getattr(error, "problem", None))
+    return error_body(kind.status, message, kind.code, param, getattr(error, "problem", None), remedy=kind.remedy)
 
 
 def error_body(
-    status: int, message: str, code: str, param: str | None = None, problem: Problem | None = None
+    status: int,
+    message: str,
+    code: str,
+    param: str | None = None,
+    problem: Problem | None = None,
+    *,
+    remedy: str | None = None,
 ) -> dict[str, Any]:
-    """The body of an answer that is an error."""
+    """The body of an answer that is an error; `remedy` says what to do where no `problem` does."""
     answer: dict[str, Any] = {
         "message": message,
         "type": "invalid_request_error" if status < 500 else "server_error",
         "param": param,
         "code": code,
     }
+    if problem or remedy:
+        answer["remedy"] = problem.remedy if problem else remedy
     if problem:
         answer["clipmill"] = problem.model_dump()
     return {"error": answer}

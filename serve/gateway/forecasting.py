@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.ingest import IncomingRow, draft
 from cluster.catalog.manifest import Row
 from cluster.catalog.resolve import Defaults, RowDefaults
@@ -52,7 +53,7 @@ class ForecastDefaults(RowDefaults):
     """A family's name; None: the farm's default."""
 
 
-class ForecastBody(BaseModel):
+class ForecastBody(JsonNumbers):
     """Body of `POST /v1/forecast`."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")

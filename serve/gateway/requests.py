@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.manifest import MAX_PRIORITY
 from cluster.jobs.model import Limits
 from cluster.jobs.transitions import Verb
@@ -16,7 +17,7 @@ from pipeline.problems import BadInputError
 MAX_ROW_NUMBER = 2**31 - 1
 
 
-class LimitFields(BaseModel):
+class LimitFields(JsonNumbers):
     """Where a batch stops by itself."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
@@ -45,7 +46,7 @@ class BatchCommand(LimitFields):
     """For `retry`: whether cancelled rows are put back too."""
 
 
-class JobCommand(BaseModel):
+class JobCommand(JsonNumbers):
     """Body of `POST /v1/jobs/{id}/{verb}`; all of it may be left out."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
@@ -54,7 +55,7 @@ class JobCommand(BaseModel):
     """For `prioritize`: the new priority."""
 
 
-class CardCommand(BaseModel):
+class CardCommand(JsonNumbers):
     """Body of `POST /v1/cards/{id}/{verb}`; all of it may be left out."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
@@ -115,6 +116,9 @@ def _filled(place: int, given: dict[str, Any]) -> dict[str, Any]:
         return given
     row = {name: value for name, value in given.items() if name in _OF_INCOMING}
     columns = {name: value for name, value in given.items() if name not in _OF_INCOMING}
+    if isinstance(still := row.get("still"), str):
+        # The id of a file that was handed in names it as well.
+        row["still"] = still.removeprefix("file-")
     name = row.setdefault("name", columns.get("id") or f"row-{place}")
     number = row.setdefault("number", row.setdefault("position", place))
     return row | {"row": {"number": number, "id": name, "image": row.get("still") or name} | columns}

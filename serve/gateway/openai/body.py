@@ -24,6 +24,8 @@ from serve.gateway.door import MAX_ROWS_BYTES, DoorError, check_storable
 
 #: Prefix of the ids of stills that were handed in as files; a still's SHA-256 follows.
 FILE_ID = "file-"
+#: Prefix of the ids of manifests that were handed in as files; a manifest's SHA-256 follows.
+MANIFEST_ID = "file-batch-"
 #: Fields of a form, and bytes of one that is no file.
 _MAX_FIELDS = 100
 _MAX_FIELD_BYTES = MIB
@@ -34,6 +36,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: Fields of a form whose text may be JSON.
 _BLOCKS = frozenset({"image_reference", "input_reference", "video_params", "extra_params", "metadata"})
 _REFERENCES = ("input_reference", "image_reference")
+
+
+class SentFile(bytes):
+    """The bytes of a file of a form, with what the form says of it."""
+
+    #: The name that the file has with its sender; empty where that says none.
+    filename: str = ""
+    #: In small letters, without parameters.
+    media_type: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +150,11 @@ async def _bytes_of(name: str, upload: UploadFile) -> bytes:
         raise BadInputError(name[:100], "it is a file", "Send the picture as input_reference, all else as text.")
     if (upload.size or 0) > MAX_STILL_BYTES:
         raise BadInputError(name, f"more than {format_bytes(MAX_STILL_BYTES)}", "Send a smaller picture.")
-    return await upload.read()
+    found = SentFile(await upload.read())
+    found.filename = upload.filename or ""
+    check_storable(found.filename, name)
+    found.media_type = (upload.content_type or "").split(";", 1)[0].strip().lower()
+    return found
 
 
 def _unpacked(name: str, text: str) -> Any:

@@ -82,7 +82,7 @@ VIDEO_BODY = _body(_PROPERTIES, [], "application/json")
 VIDEO_BODY["requestBody"]["content"] |= _body(_AS_FORM, [], "multipart/form-data")["requestBody"]["content"]
 #: The body of a request that hands a still in.
 FILE_BODY = _body(
-    {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": ["vision", "user_data"]}},
+    {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": ["vision", "user_data", "batch"]}},
     ["file"],
     "multipart/form-data",
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from cluster.catalog.uploads import UploadedManifest
 from cluster.explain.reasons import why_failed
 from cluster.jobs.model import JobState
 from cluster.store.videos import Video
 from pipeline.families import Family
 from pipeline.notes import as_json, distinct
-from serve.gateway.openai.body import FILE_ID
+from serve.gateway.openai.body import FILE_ID, MANIFEST_ID
 
 _DAY_S = 86_400
 #: A client comes back after so many milliseconds: at least, at most, and while its video waits.
@@ -123,6 +124,20 @@ def file_view(sha256: str, size: int, created_at: int) -> dict[str, Any]:
         "created_at": created_at,
         "filename": f"{sha256[:16]}",
         "purpose": "vision",
+        "status": "processed",
+        "expires_at": None,
+    }
+
+
+def manifest_view(upload: UploadedManifest) -> dict[str, Any]:
+    """A manifest that was handed in as a file object."""
+    return {
+        "id": f"{MANIFEST_ID}{upload.sha256}",
+        "object": "file",
+        "bytes": upload.size,
+        "created_at": upload.created_at,
+        "filename": upload.name,
+        "purpose": "batch",
         "status": "processed",
         "expires_at": None,
     }

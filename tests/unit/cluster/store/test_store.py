@@ -251,6 +251,15 @@ def test_a_still_is_known_to_its_owner_only(batch_store):
     assert batch_store.still_size("bob", "ab") is None
 
 
+def test_sizes_of_many_stills_are_looked_up_at_once(batch_store):
+    names = [f"{n:064x}" for n in range(2500)]
+    for name in names[::100]:
+        batch_store.record_still("local", name, (int(name, 16) + 1, 2))
+    batch_store.record_still("somebody-else", names[1], (9, 9))
+    assert batch_store.still_sizes("local", names) == {name: (int(name, 16) + 1, 2) for name in names[::100]}
+    assert batch_store.still_sizes("local", []) == {}
+
+
 # -- one owner sees nothing of another -------------------------------------------------------------------------
 
 

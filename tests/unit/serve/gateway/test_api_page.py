@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import zipfile
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,26 @@ def test_the_walk_of_the_documentation_works_as_it_stands(api, tmp_path) -> None
     assert (tmp_path / "BAG-1.mp4").read_bytes() == b"the clip of BAG-1"
     assert '"name": "BAG-1"' in done.stdout
     assert done.stdout.splitlines()[-1].startswith("batch_")
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="the walk takes curl and jq")
+def test_manifests_and_results_go_by_hand_as_the_documentation_says(api, tmp_path) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    for name in ("bag-1.png", "bag-2.png"):
+        (tmp_path / name).write_bytes(still_png())
+    (tmp_path / "catalog.csv").write_text("id,image,prompt\nA,bag-1.png,pan left\nB,bag-2.png,zoom in\n")
+    with served(api) as port:
+        # The shop's own host is not asked here.
+        sent = [line for line in blocks[3].splitlines() if "shop.example" not in line]
+        assert len(sent) == 4
+        script = ["set -euo pipefail", f"U=http://127.0.0.1:{port}", *sent[1:], "batch=$(" + sent[0] + " | jq -r .id)"]
+        script.append(blocks[4])
+        done = subprocess.run(
+            ["bash", "-c", "\n".join(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"object":"batch"') == 2
+    with zipfile.ZipFile(tmp_path / "results.zip") as made:
+        assert made.read("A.mp4") == b"the clip of A"
+        assert made.namelist()[-1] == "results.csv"
+    assert "/content" in (tmp_path / "results.csv").read_text(encoding="utf-8-sig")

@@ -1,0 +1,90 @@
+"""From a manifest's bytes to rows on their way: read in another process, no picture of them from the gateway's disk."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.catalog.ingest import IncomingRow, gather
+from cluster.catalog.manifest import Manifest, Row, manifest_of
+from cluster.catalog.resolve import Defaults
+from cluster.catalog.tables import ManifestError, read_records
+from cluster.farm import Farm
+from cluster.remote.stills import RemoteStills
+from cluster.remote.urls import is_remote, shown
+from pipeline.problems import BadInputError
+from serve.gateway.batches.bodies import ManifestFormat
+from serve.gateway.batches.lines import RequestLines, are_requests, read_lines
+from serve.gateway.openai.body import FILE_ID
+
+_STILL = re.compile(rf"(?:{FILE_ID}|sha256:)?([0-9a-f]{{64}})")
+#: Gives the bytes of a file that came with the request.
+ReadFile = Callable[[], bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestRead:
+    """A manifest whose rows were read; their pictures are handed in as `incoming` is walked through."""
+
+    manifest: Manifest
+    strict: frozenset[str] = field(default=frozenset())
+
+
+def read_sent(
+    data: bytes, kind: ManifestFormat, defaults: Defaults, farm: Farm, *, prompt: str | None = None
+) -> ManifestRead:
+    """The rows of a manifest that was sent, as `clipmill submit` reads them from a file.
+
+    Raises `BadInputError` on the field `manifest` where it cannot be read as a whole.
+    """
+    with tempfile.TemporaryDirectory(prefix="clipmill-manifest-") as folder:
+        path = Path(folder) / f"manifest.{kind.value}"
+        path.write_bytes(data)
+        try:
+            records = read_records(path)
+            if kind is ManifestFormat.JSONL and are_requests(records):
+                found: RequestLines = read_lines(records, farm.put_still, defaults.model, prompt=prompt)
+                return ManifestRead(manifest=found.manifest, strict=found.strict)
+            return ManifestRead(manifest=manifest_of(path, records, prompt=prompt, model=defaults.model))
+        except ManifestError as error:
+            raise BadInputError("manifest", error.message, error.remedy) from error
+
+
+def incoming(
+    read: ManifestRead, farm: Farm, defaults: Defaults, remote: RemoteStills | None, files: Mapping[str, ReadFile]
+) -> Iterator[IncomingRow]:
+    """The rows with their stills handed in: of `files` by their names, of URLs by `remote`, or handed in before."""
+    by_name = {_plain(name): read_file for name, read_file in files.items()}
+
+    def find(row: Row) -> str:
+        return _hand_in(row.image, farm, by_name)
+
+    strict = defaults.model_copy(update={"strict": True})
+    for row in gather(read.manifest, farm.put_still, remote, find=find):
+        if row.name in read.strict and not row.problems and (problems := farm.check(row, strict)):
+            row = row.model_copy(update={"problems": problems})
+        yield row
+
+
+def _hand_in(image: str, farm: Farm, files: Mapping[str, ReadFile]) -> str:
+    if still := _STILL.fullmatch(image):
+        if farm.batch_store.still_size(farm.owner, still[1]) is None:
+            what = f"there is no file {image[:20]}…"
+            raise BadInputError("image", what, "Hand it in by POST /v1/files or PUT /v1/stills first.")
+        return still[1]
+    if is_remote(image):
+        raise BadInputError("image", f"{shown(image)}: pictures are not fetched here", "Send it in the form as a file.")
+    name = _plain(image)
+    read_file = files.get(name) or files.get(name.rpartition("/")[2])
+    if read_file is None:
+        remedy = "Send it in the form as a file of that name, or name it by an https:// URL or by the id of its file."
+        raise BadInputError("image", f"{shown(image)[:100]!r} did not come with the manifest", remedy)
+    return farm.put_still(read_file())
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
