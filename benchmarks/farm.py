@@ -47,8 +47,9 @@ def default_catalog() -> Path:
 
 def render_one(catalog: str, number: int, folder: str) -> tuple[float, float]:
     """Render row `number` of the catalog without any farm; returns when it began and ended, in epoch seconds."""
+    from cluster.catalog.defaults import Defaults
     from cluster.catalog.manifest import Row, read_image_bytes, read_manifest
-    from cluster.catalog.resolve import Defaults, resolve
+    from cluster.catalog.resolve import resolve
     from pipeline.clips.stills import open_still
     from pipeline.families.layouts import RESIDENT
     from pipeline.models.camera import CameraModel

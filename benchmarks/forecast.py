@@ -105,9 +105,9 @@ def attempts(home: Path) -> int:
 
 def forecast_of(catalog: Path, cards: str, home: Path, startup_s: float, order: str) -> Any:
     """The forecast of a catalog on emulated cards, from what the store of `home` has measured."""
+    from cluster.catalog.defaults import Defaults
     from cluster.catalog.ingest import gather
     from cluster.catalog.manifest import read_manifest
-    from cluster.catalog.resolve import Defaults
     from cluster.fleet.fleet_file import cards_of, parse_fleet
     from cluster.forecast.forecast import Order, forecast
     from cluster.store import Database, measurements

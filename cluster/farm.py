@@ -7,8 +7,8 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import CHUNK_ROWS, CutTexts, IncomingRow, draft
-from cluster.catalog.resolve import Defaults
 from cluster.chunks import chunks
 from cluster.jobs.commands import CardOrder, CardVerb
 from cluster.jobs.model import Batch, Clip, Draft, Job, Limits

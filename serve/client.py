@@ -11,9 +11,8 @@ from urllib.parse import quote
 
 import httpx
 
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.ingest import IncomingRow
-from cluster.catalog.resolve import Defaults
 from cluster.explain.context import why
 from cluster.explain.reasons import Rules
 from cluster.farm import Farm, whole_card

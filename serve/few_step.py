@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from cluster.catalog.few_step import FewStep, check_few_step
+from cluster.catalog.defaults import FewStep, check_few_step
 from pipeline.problems import BadInputError
 
 

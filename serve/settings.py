@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from cluster.catalog.few_step import FewStep, check_few_step
+from cluster.catalog.defaults import FewStep, check_few_step
 from cluster.explain.reasons import Rules
 from cluster.fleet.cards import NOMINAL_BYTES, Fleet, promised_bytes, promised_of_card
 from cluster.fleet.quotas import OwnerShare

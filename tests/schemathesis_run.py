@@ -21,9 +21,9 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import Defaults
 from cluster.catalog.uploads import ManifestUploads
 from cluster.dispatch.retry import after_attempt
 from cluster.farm import Farm

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.catalog.adjust import Findings
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.defaults import FewStep
 from pipeline.clips.clip import BaseClip, ClipSpec, ResolutionClass, Tier
 from pipeline.families import Family, size_for
 

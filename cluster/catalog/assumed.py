@@ -12,8 +12,8 @@ from pipeline.clips.prompts import read_motion
 from pipeline.families import Family, parse_aspect, size_for
 
 if TYPE_CHECKING:
+    from cluster.catalog.defaults import RowDefaults
     from cluster.catalog.manifest import Row
-    from cluster.catalog.resolve import RowDefaults
 
 #: A still that is enlarged by more than this factor is noted: a person sees it.
 ENLARGED_FROM = 1.5

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from cluster.catalog.cells import JsonNumbers
+from cluster.catalog.defaults import Defaults, RowDefaults
 from cluster.catalog.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
-from cluster.catalog.resolve import Defaults, RowDefaults, RowProblems, resolve
+from cluster.catalog.resolve import RowProblems, resolve
 from cluster.jobs.model import Draft, stored_priority
 from cluster.jobs.strict import refusals
 from cluster.remote.stills import ReadAhead, RemoteStills

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 from dataclasses import dataclass
 from typing import Any
-
-from pydantic import ConfigDict, Field
 
 from cluster.catalog.acceleration import after_draft, check_base, check_step_cache, denoises, few_step, motion_base
 from cluster.catalog.adjust import Findings, fit_aspect, fit_class, fit_frames, fit_seconds
 from cluster.catalog.assumed import note_assumed
-from cluster.catalog.cells import MAX_FPS, MAX_GUIDANCE, JsonNumbers
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.cells import MAX_FPS, MAX_GUIDANCE
+from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.manifest import Row
 from cluster.catalog.traps import note_traps
-from pipeline.clips.clip import NO_PROMPT, ClipSpec, Fit, ResolutionClass, Sampler, Tier, Upscale
+from pipeline.clips.clip import NO_PROMPT, ClipSpec, Sampler, Tier
 from pipeline.families import Family, family_named, size_for
 from pipeline.notes import Note, distinct
 from pipeline.problems import BadInputError, Problem
@@ -27,55 +24,6 @@ MAX_PROMPT_CHARACTERS = 2000
 MAX_LCM_STEPS = 50
 #: A still's own aspect ratio (and its inverse) is followed up to here; a wider one has to be asked for.
 MAX_OWN_ASPECT = 2.0
-#: Share of the steps done on an enlarged clip where nobody says otherwise.
-STRENGTH = 0.5
-
-
-class RowDefaults(JsonNumbers):
-    """What whoever hands in a batch may say for rows that are silent."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True, frozen=True, extra="forbid")
-
-    resolution_class: ResolutionClass = ResolutionClass.P512
-    """Class of rows that name none."""
-    tier: Tier = Tier.STANDARD
-    """Tier of rows that name none."""
-    fit: Fit = Fit.CONTAIN
-    """How stills of another aspect are fitted, where a row does not say."""
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    """One seed for all; None derives each row's from its content."""
-    sampler: Sampler | None = None
-    """Sampler of rows that name none; None: the model's."""
-    window: int = Field(default=0, ge=0)
-    """Frames denoised at once, of longer clips; 0: all of them."""
-    window_overlap: int | None = Field(default=None, ge=0)
-    """Frames that windows share; None: a quarter of one."""
-    step_cache: int = Field(default=1, ge=1)
-    """Steps for which the deep layers are reused; 1: none."""
-    motion_class: ResolutionClass | None = None
-    """Smaller class in which the motion is made before it is enlarged; None: none."""
-    from_draft: bool = False
-    """Whether clips start from those that their rows would have at tier draft."""
-    strength: float = Field(default=STRENGTH, gt=0, le=1)
-    """With `motion_class` or `from_draft`: share of the steps done on the enlarged clip."""
-    upscale: Upscale = Upscale.LATENTS
-    """With either of these: what is enlarged."""
-    strict: bool = False
-    """Refuse what a family cannot take instead of adjusting it."""
-    not_before: int | None = Field(default=None, ge=0, lt=2**40)
-    """UTC epoch seconds before which rows do not start."""
-    # Left out where it is not asked for, as versions without it refuse it.
-    interactive: bool = Field(default=False, exclude_if=operator.not_)
-    """Whether somebody waits for the clips: they may go before batches, as far as the farm's share for those goes."""
-
-
-class Defaults(RowDefaults):
-    """What rows that are silent get: from whoever hands in the batch, and from the farm."""
-
-    #: A family's name; whoever offers `auto` decides before.
-    model: str
-    #: What tier `fast` means, by family.
-    few_step: dict[str, FewStep] = Field(default_factory=dict)
 
 
 class RowProblems(ValueError):  # noqa: N818 - named for what it carries

@@ -15,10 +15,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.ingest import gather
 from cluster.catalog.manifest import Manifest
-from cluster.catalog.resolve import Defaults
 from cluster.fleet.cards import Fleet
 from cluster.jobs.model import JobState
 from cluster.store.database import refuse_no_store

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import draft, gather
-from cluster.catalog.resolve import Defaults
 from cluster.jobs.after import judged
 from pipeline.families import FAMILIES, family_named
 from pipeline.models.tokens import PromptLengths

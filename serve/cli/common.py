@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.defaults import FewStep
 from cluster.catalog.manifest import ManifestError
 from cluster.explain.reasons import Rules
 from cluster.farm import Farm

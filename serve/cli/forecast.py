@@ -12,8 +12,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import gather
-from cluster.catalog.resolve import Defaults
 from cluster.estimates.times import TimeEstimates
 from cluster.fleet.fleet_file import Cards, cards_of, cards_of_roster, read_fleet
 from cluster.forecast.forecast import Forecast, Order, RowForecast, forecast

@@ -12,9 +12,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from pydantic import ValidationError
 
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.defaults import STRENGTH, FewStep, RowDefaults
 from cluster.catalog.manifest import Manifest, ManifestError, read_manifest
-from cluster.catalog.resolve import STRENGTH, RowDefaults
 from cluster.catalog.times import parse_time
 from cluster.remote.policy import FetchPolicy
 from cluster.remote.stills import RemoteStills

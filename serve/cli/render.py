@@ -16,8 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from cluster.catalog.few_step import FewStep
-from cluster.catalog.resolve import Defaults
+from cluster.catalog.defaults import Defaults, FewStep
 from cluster.farm import Farm
 from cluster.jobs.model import Batch, JobState, Outcome
 from cluster.results.ownership import Inputs, with_refusals

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import Defaults, RowProblems, resolve
+from cluster.catalog.resolve import RowProblems, resolve
 from cluster.dispatch.retry import no_card_fits
 from cluster.fleet.cards import Fleet
 from pipeline.clips.clip import ClipSpec

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow, gather
 from cluster.catalog.manifest import Manifest
-from cluster.catalog.resolve import Defaults
 from cluster.farm import Farm
 from cluster.fleet.cards import Beat, card_faults
 from cluster.jobs.model import Batch, Job, JobState

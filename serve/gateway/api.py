@@ -17,7 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.defaults import FewStep
 from cluster.explain.reasons import Rules
 from cluster.farm import Farm
 from cluster.fleet.cards import card_faults, storage_fault

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cluster.catalog.cells import JsonNumbers
+from cluster.catalog.defaults import Defaults, RowDefaults
 from cluster.catalog.ingest import IncomingRow, draft
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import Defaults, RowDefaults
 from cluster.estimates.times import TimeEstimates
 from cluster.fleet.cards import Beat
 from cluster.fleet.fleet_file import Cards, FleetFile, cards_of, cards_of_roster

@@ -8,8 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 
-from cluster.catalog.few_step import FewStep
-from cluster.catalog.resolve import Defaults
+from cluster.catalog.defaults import Defaults, FewStep
 from cluster.farm import Farm
 from cluster.store import measurements
 from serve.gateway.door import CheckedRoute

@@ -19,9 +19,9 @@ import httpx
 import psutil
 from starlette.testclient import TestClient
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import gather
 from cluster.catalog.manifest import ManifestError, read_manifest
-from cluster.catalog.resolve import Defaults
 from cluster.farm import Farm
 from cluster.storage import Storage
 from cluster.store import BatchStore, Database

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import gather
 from cluster.catalog.manifest import read_manifest
-from cluster.catalog.resolve import Defaults
 from cluster.farm import Farm
 from cluster.jobs.model import Batch
 from cluster.storage import Storage

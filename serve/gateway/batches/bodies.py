@@ -10,8 +10,8 @@ from typing import Any, Literal, Self, TypeVar
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from cluster.catalog.defaults import RowDefaults
 from cluster.catalog.ingest import IncomingRow
-from cluster.catalog.resolve import RowDefaults
 from serve.gateway.requests import TermFields, filled_rows
 
 _Body = TypeVar("_Body", bound=BaseModel)

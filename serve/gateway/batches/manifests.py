@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow, gather
 from cluster.catalog.manifest import Manifest, Row, manifest_of
-from cluster.catalog.resolve import Defaults
 from cluster.catalog.tables import ManifestError, read_records
 from cluster.farm import Farm
 from cluster.remote.stills import RemoteStills

@@ -13,9 +13,8 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Request
 from fastapi.exceptions import RequestValidationError
 
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.ingest import IncomingRow
-from cluster.catalog.resolve import Defaults
 from cluster.farm import Farm
 from cluster.jobs.model import Batch, JobState
 from cluster.remote.manifests import RemoteManifests

@@ -15,9 +15,8 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.ingest import IncomingRow
-from cluster.catalog.resolve import Defaults
 from cluster.farm import Farm
 from cluster.jobs.model import JobState
 from cluster.jobs.transitions import Verb

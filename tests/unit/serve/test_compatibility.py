@@ -72,7 +72,7 @@ ADDED_BODIES = {("/v1/stills", "put")}
 
 
 def without_added(value: Any) -> Any:
-    """A part of an OpenAPI document without `ADDED` fields where a row has them, `ADDED_DEFAULTS` where defaults have, and without `ADDED_PARAMETERS`."""
+    """A part of an OpenAPI document without what came later: `ADDED`, `ADDED_DEFAULTS`, `ADDED_PARAMETERS`."""
     if isinstance(value, dict):
         known = value.get("properties", {}).keys()
         if added := next((added for added in (ADDED, ADDED_DEFAULTS) if known > added), None):

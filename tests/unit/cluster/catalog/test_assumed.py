@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import Defaults, Resolved, RowProblems, resolve
+from cluster.catalog.resolve import Resolved, RowProblems, resolve
 from pipeline.clips.clip import ResolutionClass, Sampler
 from pipeline.families import FAMILIES, family_named
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.defaults import FewStep
 from pipeline.clips.clip import Adapter, Sampler
 from pipeline.problems import BadInputError
 from serve.cli.options import few_step_of

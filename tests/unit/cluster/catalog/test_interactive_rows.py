@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.catalog.defaults import Defaults, RowDefaults
 from cluster.catalog.ingest import IncomingRow, draft
 from cluster.catalog.manifest import BadRow, Row, read_manifest
-from cluster.catalog.resolve import Defaults, RowDefaults
 from cluster.jobs.model import INTERACTIVE_PRIORITY
 
 STILL = "ab" * 32

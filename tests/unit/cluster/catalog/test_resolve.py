@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import cluster.catalog.resolve
 from cluster.catalog.adjust import nearest_frames
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import MAX_PROMPT_CHARACTERS, Defaults, Resolved, RowProblems, resolve
+from cluster.catalog.resolve import MAX_PROMPT_CHARACTERS, Resolved, RowProblems, resolve
 from pipeline.clips.clip import (
     NO_PROMPT,
     Adapter,

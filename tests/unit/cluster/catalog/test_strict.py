@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow, draft
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import Defaults
 from cluster.jobs.model import Draft
 from cluster.jobs.strict import refusals
 from pipeline.clips.clip import ClipSpec

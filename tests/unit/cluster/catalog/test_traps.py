@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cluster.catalog import traps
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import Defaults, resolve
+from cluster.catalog.resolve import resolve
 from pipeline.clips.clip import ResolutionClass, Sampler, Tier
 from pipeline.families import FAMILIES
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import Defaults
 from cluster.dispatch.protocol import RendererDiedError, RendererLostError, StepDone
 from cluster.dispatch.retry import after_attempt
 from cluster.farm import Farm as Owner

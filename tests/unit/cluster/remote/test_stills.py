@@ -9,9 +9,9 @@ from threading import Barrier
 
 import pytest
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow, draft, gather
 from cluster.catalog.manifest import read_manifest
-from cluster.catalog.resolve import Defaults
 from cluster.farm import Farm
 from cluster.remote.fetcher import PictureFetcher
 from cluster.remote.policy import FetchPolicy

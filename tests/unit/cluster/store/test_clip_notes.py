@@ -7,9 +7,9 @@ import json
 
 import sqlalchemy as sa
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow, draft
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import Defaults
 from cluster.dispatch.retry import after_attempt
 from cluster.jobs.model import Objects
 from cluster.jobs.outcomes import Completed

@@ -14,9 +14,9 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from cluster.catalog import resolve as resolving
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import gather
 from cluster.catalog.manifest import read_manifest
-from cluster.catalog.resolve import Defaults
 from cluster.dispatch.retry import after_attempt
 from cluster.estimates.published import prior_version
 from cluster.farm import Farm

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import Defaults
 from cluster.farm import Farm
 from cluster.jobs.model import JobState
 from cluster.maintenance.audit import check

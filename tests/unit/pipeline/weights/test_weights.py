@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import Defaults
 from cluster.dispatch.protocol import Assignment
 from cluster.farm import Farm
 from cluster.jobs.model import Job, JobState, Outcome

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import gather
 from cluster.catalog.manifest import read_manifest
-from cluster.catalog.resolve import Defaults
 from serve.cli import forecast as forecast_module
 from serve.cli.common import local_farm
 from serve.cli.main import app

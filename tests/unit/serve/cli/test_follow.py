@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import Defaults
 from cluster.fleet.cards import Fleet
 from cluster.jobs.model import JobState
 from cluster.store import DispatchStore

@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 from typer.testing import CliRunner
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import gather
 from cluster.catalog.manifest import read_manifest
-from cluster.catalog.resolve import Defaults
 from cluster.dispatch.retry import after_attempt
 from cluster.farm import Farm
 from cluster.jobs.model import Batch, Job

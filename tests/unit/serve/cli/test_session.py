@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.manifest import read_manifest
-from cluster.catalog.resolve import Defaults
 from cluster.dispatch.retry import after_attempt
 from cluster.farm import Farm
 from cluster.jobs.outcomes import Completed

@@ -10,10 +10,9 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from cluster.catalog.few_step import FewStep
+from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.ingest import IncomingRow, gather
 from cluster.catalog.manifest import Row, read_manifest
-from cluster.catalog.resolve import Defaults
 from cluster.farm import Farm
 from cluster.jobs.model import JobState
 from cluster.jobs.transitions import Verb

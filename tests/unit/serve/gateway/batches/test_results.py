@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow
 from cluster.catalog.manifest import Row
-from cluster.catalog.resolve import Defaults
 from serve.gateway.batches.results import accepted_format
 from tests.building import still_png
 from tests.unit.serve.gateway.openai.conftest import POSTER, VIDEO, cards, farm, nudge, other_owner, url

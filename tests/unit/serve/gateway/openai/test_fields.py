@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.catalog.resolve import Defaults, resolve
+from cluster.catalog.defaults import Defaults
+from cluster.catalog.resolve import resolve
 from pipeline.families import FAMILIES
 from pipeline.problems import BadInputError
 from serve.gateway.openai.fields import FIELDS, read_fields
