@@ -197,6 +197,14 @@ def test_the_closed_form_is_close_to_dry_runs_at_sizes_it_was_not_fitted_to(fami
         assert abs(row["flops_error"]) <= 0.01, row
 
 
+def test_a_decoder_in_half_precision_is_held_against_its_own_weights():
+    found = family_named("wan2.2-5b")
+    half = next(layout for layout in found.layouts if layout.decode_half)
+    rows = list(table.check(found, [ResolutionClass.P256], [9], [1.0], [half]))
+    assert [row["stage"] for row in rows if "decoder=half" in row["layout"]] == ["encode", "denoise", "decode"]
+    assert max(abs(row["activation_error"]) for row in rows) <= 0.05
+
+
 def test_the_largest_convolution_is_known_by_what_goes_in_and_comes_out():
     device = DryDevice()
     wide = torch.nn.Conv2d(4, 16, 3, padding=1, device="meta", dtype=torch.float16)
