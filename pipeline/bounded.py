@@ -13,6 +13,7 @@ import os
 import queue
 import resource
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -46,6 +47,10 @@ Bounded = Callable[[bytes], Any]
 
 class ExhaustedError(RuntimeError):
     """The work took more memory or time than it may have; says in words which, and how much that is."""
+
+
+class _LostError(ExhaustedError):
+    """The process ended or fell silent, and perhaps not for this work: somebody killed it, or something before did."""
 
 
 class RaisedError(RuntimeError):
@@ -104,24 +109,38 @@ class _Pool:
             self.__init__()  # type: ignore[misc]
         with self._places:
             try:
-                process = self._idle.get_nowait()
-            except queue.Empty:
-                process = _Process()
-            try:
-                answer = process.ask(function, data, bounds)
-            except BaseException:
-                process.kill()
-                raise
-            # One that ran out of memory has its heap in pieces.
-            if answer.get("exhausted"):
-                process.kill()
-            else:
-                self._idle.put(process)
+                answer = self._ask(self._take(), function, data, bounds)
+            except _LostError:
+                # Whoever has a picture refused for what befell another process cannot mend it.
+                answer = self._ask(_Process(), function, data, bounds)
         if "exhausted" in answer:
             raise ExhaustedError(answer["exhausted"])
         if "raised" in answer:
             raise RaisedError(*answer["raised"])
         return answer["result"]
+
+    def _take(self) -> _Process:
+        while True:
+            try:
+                process = self._idle.get_nowait()
+            except queue.Empty:
+                return _Process()
+            if process.lives():
+                return process
+            process.kill()
+
+    def _ask(self, process: _Process, function: str, data: bytes, bounds: WorkBounds) -> dict[str, Any]:
+        try:
+            answer = process.ask(function, data, bounds)
+        except BaseException:
+            process.kill()
+            raise
+        # One that ran out of memory has its heap in pieces.
+        if answer.get("exhausted"):
+            process.kill()
+        else:
+            self._idle.put(process)
+        return answer
 
 
 class _Process:
@@ -139,16 +158,25 @@ class _Process:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
+        self._has_answered = False
+
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
 
     def ask(self, function: str, data: bytes, bounds: WorkBounds) -> dict[str, Any]:
-        """The answer of the process. Raises `ExhaustedError` where it ends or is not done in time."""
+        """The answer of the process. Raises `ExhaustedError` where it ends or is not done in time.
+
+        `_LostError` is one that may say nothing of this work.
+        """
         deadline = time.monotonic() + bounds.cpu_s * _WALL_TIMES
         try:
             _send(self._to, json.dumps({"function": function, **asdict(bounds)}).encode())
             _send(self._to, data)
             answer: dict[str, Any] = json.loads(self._receive(deadline, bounds))
         except (BrokenPipeError, EOFError):
-            raise ExhaustedError(self._why_it_ended(bounds)) from None
+            raise self._why_it_ended(bounds) from None
+        self._has_answered = True
         return answer
 
     def _receive(self, deadline: float, bounds: WorkBounds) -> bytes:
@@ -158,18 +186,24 @@ class _Process:
 
         def read(size: int) -> bytes:
             if not answers.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise ExhaustedError(bounds.time)
+                raise (_LostError if self._has_answered else ExhaustedError)(bounds.time)
             return self._from.read(size) or b""
 
         return _message(read)
 
-    def _why_it_ended(self, bounds: WorkBounds) -> str:
-        # SIGXCPU is what the kernel sends at the limit of CPU time; whatever else ended it was short of memory.
+    def _why_it_ended(self, bounds: WorkBounds) -> ExhaustedError:
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             code = 0
-        return bounds.time if code in (-24, -9) else bounds.memory
+        # What the kernel sends at the limit of CPU time.
+        if code == -signal.SIGXCPU:
+            return ExhaustedError(bounds.time)
+        # No limit of this work ends it so: the machine may be short of memory, or somebody ends what runs on it.
+        if code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
+            return _LostError(bounds.memory)
+        # Whatever else ended it was short of memory.
+        return ExhaustedError(bounds.memory)
 
     def kill(self) -> None:
         """End it now."""

@@ -127,8 +127,11 @@ class PromptLengths:
 
 
 def _fits(text: str, most: int) -> bool:
-    """Whether a text surely has at most so many tokens: each takes a character of it, or an entity that grows none."""
-    return text.isascii() and "&" not in text and len(text) <= most
+    """Whether a text surely has at most so many tokens: each takes a character of it, or an entity that grows none.
+
+    But for one: T5's tokenizer sets a space before a text, which may be a token of its own.
+    """
+    return text.isascii() and "&" not in text and len(text) < most
 
 
 def _surely_cut(family: Family, texts: Mapping[str, str], most: int) -> dict[str, Any]:

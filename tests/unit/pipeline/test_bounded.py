@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -82,6 +83,41 @@ def test_what_takes_too_much_is_ended_and_the_next_goes_on(function, words):
     with pytest.raises(ExhaustedError, match=words):
         run_bounded(HERE + function, b"", cpu_s=1)
     assert run_bounded(HERE + "length", b"abc", cpu_s=5) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+def test_what_befell_a_process_that_waited_is_not_held_against_the_next_work(number):
+    """A kernel short of memory, a person: pictures were refused for it, one for each process that had waited."""
+    idle = run_bounded(HERE + "process_id", b"", cpu_s=5)
+    handle = os.pidfd_open(idle)
+    try:
+        os.kill(idle, number)
+        if number != signal.SIGSTOP:
+            assert select.select([handle], [], [], 30)[0]
+        other = run_bounded(HERE + "process_id", b"", cpu_s=0.3)
+        assert other != idle
+        assert select.select([handle], [], [], 30)[0], "what does not answer is ended"
+    finally:
+        os.close(handle)
+
+
+def end_once(data: bytes) -> str:
+    mark = Path(data.decode())
+    if mark.exists():
+        return "done"
+    mark.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ""
+
+
+def killed(data: bytes) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_work_whose_process_somebody_kills_is_done_once_more(tmp_path):
+    assert run_bounded(HERE + "end_once", str(tmp_path / "mark").encode(), cpu_s=5) == "done"
+    with pytest.raises(ExhaustedError, match="MiB"):
+        run_bounded(HERE + "killed", b"", cpu_s=5)
 
 
 def test_an_exception_is_told_by_name():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.families import family_named
@@ -38,6 +38,8 @@ def texts() -> st.SearchStrategy[str]:
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60, deadline=None)
 @given(prompt=texts(), negative=texts())
+@example(prompt="a" * 75, negative="b" * 511)
+@example(prompt="a" * 76, negative="b" * 510)
 def test_a_machine_with_the_tokenizer_says_what_the_renderer_will(
     home: Path, name: str, prompt: str, negative: str
 ) -> None:
