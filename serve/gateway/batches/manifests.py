@@ -31,6 +31,7 @@ class ManifestRead:
     """A manifest whose rows were read; their pictures are handed in as `incoming` is walked through."""
 
     manifest: Manifest
+    #: Ids of rows that are strict, whatever is said of the batch.
     strict: frozenset[str] = field(default=frozenset())
 
 
@@ -55,7 +56,7 @@ def read_sent(
 
 
 def incoming(
-    read: ManifestRead, farm: Farm, defaults: Defaults, remote: RemoteStills | None, files: Mapping[str, ReadFile]
+    read: ManifestRead, farm: Farm, remote: RemoteStills | None, files: Mapping[str, ReadFile]
 ) -> Iterator[IncomingRow]:
     """The rows with their stills handed in: of `files` by their names, of URLs by `remote`, or handed in before."""
     by_name = {_plain(name): read_file for name, read_file in files.items()}
@@ -63,11 +64,7 @@ def incoming(
     def find(row: Row) -> str:
         return _hand_in(row.image, farm, by_name)
 
-    strict = defaults.model_copy(update={"strict": True})
-    for row in gather(read.manifest, farm.put_still, remote, find=find):
-        if row.name in read.strict and not row.problems and (problems := farm.check(row, strict)):
-            row = row.model_copy(update={"problems": problems})
-        yield row
+    yield from gather(read.manifest, farm.put_still, remote, find=find)
 
 
 def _hand_in(image: str, farm: Farm, files: Mapping[str, ReadFile]) -> str:

@@ -296,6 +296,28 @@ def test_a_strict_line_is_refused_where_its_model_would_adjust(http, farm) -> No
     assert [(job.name, job.state.value) for job in farm.jobs(batch)] == [("s", "failed"), ("l", "queued")]
 
 
+def test_a_strict_line_whose_text_is_not_counted_here_is_strict_to_its_renderer(http, farm) -> None:
+    # Longer than what is sure to fit, shorter than what is sure to be cut.
+    body = {"prompt": "a bag " * 30, "model": "i2vgen-xl-tiny"}
+    body |= {"input_reference": {"file_id": f"file-{farm.put_still(still_png())}"}}
+    lines = [{"custom_id": name, "body": body | {"seed": n, "strict": name == "s"}} for n, name in enumerate("sl")]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    batch = http.post("/v1/batches", content=text, headers={"Content-Type": "application/jsonl"}).json()["id"]
+    assert [(job.state.value, job.row.get("strict")) for job in farm.jobs(batch)] == [("queued", True), ("queued", None)]
+
+
+@pytest.mark.parametrize(("said", "query", "waits"), [
+    ({}, {}, False), ({"interactive": True}, {}, True), ({}, {"interactive": "true"}, True),
+    ({"interactive": False}, {"interactive": "true"}, False),
+])  # fmt: skip
+def test_nobody_waits_for_the_lines_of_a_batch_unless_it_is_said(http, farm, said, query, waits) -> None:
+    body = {"prompt": "pan", "input_reference": {"file_id": f"file-{farm.put_still(still_png())}"}, **said}
+    text = json.dumps({"custom_id": "x", "body": body})
+    answer = http.post("/v1/batches", params=query, content=text, headers={"Content-Type": "application/jsonl"})
+    (job,) = farm.jobs(answer.json()["id"])
+    assert job.interactive is waits
+
+
 def test_files_of_another_owner_are_not_there_and_old_ones_are_swept(http, farm) -> None:
     file = http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("c.csv", b"image\nx\n")}).json()
     other = Farm(farm.batch_store, farm.storage, owner="somebody-else")
