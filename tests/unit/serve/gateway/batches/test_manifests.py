@@ -276,6 +276,15 @@ def test_a_manifest_is_a_file_of_purpose_batch_and_a_batch_is_made_of_it_by_open
     assert [job.problems[0].field for job in jobs[2:]] == named
 
 
+@pytest.mark.parametrize("name", ["rows.dat", "catalog.2026", "shop.v1/rows", "rows", ""])
+def test_a_file_whose_media_type_says_what_it_is_is_read_as_that_later(http, farm, name) -> None:
+    data = b"image,prompt\n" + farm.put_still(still_png()).encode() + b",pan\n"
+    file = http.post("/v1/files", data={"purpose": "batch"}, files={"file": (name or "x", data, "text/csv")})
+    answer = http.post("/v1/batches", json={"input_file_id": file.json()["id"]})
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["counts"]["queued"] == 1
+
+
 def test_a_line_is_the_video_that_the_same_body_makes(http, farm) -> None:
     still = f"file-{farm.put_still(still_png())}"
     body = {"prompt": "pan left", "input_reference": {"file_id": still}, "size": "512x384", "num_frames": 16}
