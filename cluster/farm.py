@@ -227,9 +227,7 @@ class Farm:
         """Commands on batches, jobs and cards, in the store."""
         return CommandStore(self.batch_store.database)
 
-    def _drafts(
-        self, rows: Sequence[IncomingRow], defaults: Defaults, strict: Collection[str] = ()
-    ) -> list[Draft]:
+    def _drafts(self, rows: Sequence[IncomingRow], defaults: Defaults, strict: Collection[str] = ()) -> list[Draft]:
         # One look for all of them: at a look a row, most of a large batch's time went there.
         sizes = self.batch_store.still_sizes(self.owner, {row.still for row in rows if row.still is not None})
         accepted, strictly = self.accepted(), defaults.model_copy(update={"strict": True})

@@ -35,7 +35,7 @@ class InteractiveClips:
         self._budget.note(self._clock(), running=len(self._roster.interactive), contended=self._contended)
 
     def admit(self, waiting: Sequence[Job], estimates: TimeEstimates) -> frozenset[str]:
-        """Ids of those among `waiting` that go before all others now; one to which room is promised stays among them."""
+        """Ids of those among `waiting` that go before all others now; whom room is promised to is one of them."""
         self._contended = any(not job.interactive for job in waiting)
         self.note()
         if not any(job.interactive for job in waiting):

@@ -276,6 +276,27 @@ def test_a_manifest_is_a_file_of_purpose_batch_and_a_batch_is_made_of_it_by_open
     assert [job.problems[0].field for job in jobs[2:]] == named
 
 
+def test_a_picture_without_its_folder_is_taken_for_one_path_and_not_for_two(http, farm) -> None:
+    rows = [("A", "red/bag.png"), ("B", "blue/bag.png"), ("C", "green/hat.png"), ("D", "green/hat.png")]
+    rows += [("E", "https://shop.example/hat.png")]
+    body = written("csv", [{"id": name, "image": image, "prompt": f"pan {name}"} for name, image in rows])
+    files = [("manifest", ("c.csv", body)), ("images", ("bag.png", PICTURE)), ("images", ("hat.png", still_png()))]
+    batch = http.post("/v1/batches", files=files).json()
+    assert [job.state.value for job in farm.jobs(batch["id"])] == ["failed", "failed", "queued", "queued", "failed"]
+    (problem,) = batch["refused"][0]["problems"]
+    assert problem["field"] == "image"
+    assert "red/bag.png" in problem["message"]
+    whole = [*files[:1], ("images", ("red/bag.png", PICTURE)), ("images", ("bag.png", still_png())), files[2]]
+    batch = http.post("/v1/batches", files=whole).json()
+    assert [job.state.value for job in farm.jobs(batch["id"])] == ["queued", "failed", "queued", "queued", "failed"]
+
+
+def test_two_files_that_are_one_name_to_a_manifest_are_refused(http) -> None:
+    body = written("csv", [{"id": "A", "image": "bag.png", "prompt": "pan"}])
+    files = [("manifest", ("c.csv", body)), ("images", ("bag.png", PICTURE)), ("images", ("./bag.png", still_png()))]
+    refusal(http.post("/v1/batches", files=files), 400, "images")
+
+
 @pytest.mark.parametrize("name", ["rows.dat", "catalog.2026", "shop.v1/rows", "rows", ""])
 def test_a_file_whose_media_type_says_what_it_is_is_read_as_that_later(http, farm, name) -> None:
     data = b"image,prompt\n" + farm.put_still(still_png()).encode() + b",pan\n"
@@ -312,7 +333,10 @@ def test_a_strict_line_whose_text_is_not_counted_here_is_strict_to_its_renderer(
     lines = [{"custom_id": name, "body": body | {"seed": n, "strict": name == "s"}} for n, name in enumerate("sl")]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     batch = http.post("/v1/batches", content=text, headers={"Content-Type": "application/jsonl"}).json()["id"]
-    assert [(job.state.value, job.row.get("strict")) for job in farm.jobs(batch)] == [("queued", True), ("queued", None)]
+    assert [(job.state.value, job.row.get("strict")) for job in farm.jobs(batch)] == [
+        ("queued", True),
+        ("queued", None),
+    ]
 
 
 @pytest.mark.parametrize(("said", "query", "waits"), [
