@@ -63,12 +63,14 @@ def archive(
 ) -> Iterator[bytes]:
     """The zip of a batch, part by part: `<id>.mp4`, `.jpg` and `.json` of each clip, and `results.csv` of all rows.
 
-    Names are those that `write_clip` gives in a folder. Nothing is packed, as clips and posters are packed already;
-    lengths and offsets have 64 bits where they need them. `results` gives the rows, and is asked twice. Files that
-    are gone are named in `missing.txt`. Raises `StorageError` half way where an object cannot be read: whoever reads
-    then has a zip without an end, which no program takes for whole.
+    Names are those that `write_clip` gives in a folder, and the table has those that are in the zip. Nothing is packed,
+    as clips and posters are packed already; lengths and offsets have 64 bits where they need them. `results` gives the
+    rows, and is asked twice. Files that are gone are named in `missing.txt`. Raises `StorageError` half way where an
+    object cannot be read: whoever reads then has a zip without an end, which no program takes for whole.
     """
     sink, missing, taken = _Sink(), list[str](), set[str]()
+    #: Videos that are in the zip, by the places of their rows.
+    videos: dict[int, str] = {}
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as made:  # type: ignore[call-overload]
         for result in results():
             row = result.row
@@ -85,9 +87,11 @@ def archive(
                         yield sink.taken()
                     else:
                         yield from _copied(made, sink, storage, key, _entry(name, storage.size(key), result.updated_at))
+                        if name.endswith(".mp4"):
+                            videos[result.number] = name
                 except MissingObjectError:
                     missing.append(f"{name}: its object is gone")
-        yield from _tables(made, sink, results, missing)
+        yield from _tables(made, sink, results, videos, missing)
     yield sink.taken()
 
 
@@ -127,11 +131,16 @@ def _copied(
 
 
 def _tables(
-    made: zipfile.ZipFile, sink: _Sink, results: Callable[[], Iterable[JobResult]], missing: list[str]
+    made: zipfile.ZipFile,
+    sink: _Sink,
+    results: Callable[[], Iterable[JobResult]],
+    videos: Mapping[int, str],
+    missing: list[str],
 ) -> Iterator[bytes]:
     now = int(time.time())
     with made.open(_entry(TABLE, 0, now), "w") as target:
-        for line in table_lines((result.row, {}) for result in results()):
+        # Rows may have completed since, and some have another name here.
+        for line in table_lines((one.row, {"file": videos.get(one.number, "")}) for one in results()):
             target.write(line)
             if len(found := sink.taken()):
                 yield found

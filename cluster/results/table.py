@@ -24,16 +24,18 @@ def table_of(rows: Sequence[ResultRow]) -> bytes:
 def table_lines(rows: Iterable[tuple[ResultRow, Mapping[str, object]]], more: Sequence[str] = ()) -> Iterator[bytes]:
     """The lines of `table_of`, one by one: first the columns' names, also where there is no row.
 
-    `more`: further columns behind a row's own; what each row has in them is beside it.
+    `more`: further columns behind a row's own. What is beside a row is what it has in them, or instead of its own.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow([*_cells(_SILENT), *more])
+    columns = [*_cells(_SILENT), *more]
+    writer.writerow(columns)
     yield codecs.BOM_UTF8 + text.getvalue().encode()
     for row, cells in rows:
         text.seek(0)
         text.truncate()
-        writer.writerow([_safe(cell) for cell in (*_cells(row).values(), *(cells[name] for name in more))])
+        has = {**_cells(row), **cells}
+        writer.writerow([_safe(has[column]) for column in columns])
         yield text.getvalue().encode("utf-8", "replace")
 
 

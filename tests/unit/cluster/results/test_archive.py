@@ -10,6 +10,7 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import BinaryIO
 
 import pytest
@@ -82,6 +83,25 @@ def test_the_table_has_every_row(storage) -> None:
     rows = list(csv.DictReader(io.StringIO(zipped(storage).read("results.csv").decode("utf-8-sig"))))
     assert [row["state"] for row in rows] == ["completed"] * len(NAMES) + ["failed"]
     assert rows[5]["id"] == "'=1+1", "no formula"
+
+
+def test_the_table_names_the_files_that_are_in_the_zip(storage) -> None:
+    storage.delete("clips/4/v")
+    asked = []
+
+    def later() -> list[JobResult]:
+        """One more row has completed when the rows are read again for the table."""
+        asked.append(1)
+        row = replace(results()[0].row, id="late", number=50)
+        late = JobResult(job_id="video_l", number=50, updated_at=1, row=row)
+        return results() if len(asked) == 1 else [*results(), late]
+
+    made = zipfile.ZipFile(io.BytesIO(b"".join(archive(later, storage, {}))))
+    rows = list(csv.DictReader(io.StringIO(made.read("results.csv").decode("utf-8-sig"))))
+    named = {row["id"]: row["file"].removeprefix("'") for row in rows}
+    assert sorted(filter(None, named.values())) == sorted(n for n in made.namelist() if n.endswith(".mp4"))
+    assert {one for one, file in named.items() if not file} == {"con", "bad", "late"}
+    assert made.read(named["bag-1"]) == bytes([1]) * 10
 
 
 def test_another_program_reads_it(storage, tmp_path) -> None:
