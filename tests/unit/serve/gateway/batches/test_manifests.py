@@ -447,6 +447,8 @@ HOSTILE = [
     '{"custom_id": "a", "body": {"prompt": "pan", "metadata": ' + "[" * 5000 + "]" * 5000 + "}}",
     '{"custom_id": "a", "body": []}',
     '{"custom_id": 7, "body": {"prompt": "pan"}}',
+    '{"custom_id": "a\\ud800", "body": {"prompt": "pan", "input_reference": {"file_id": "FILE"}}}',
+    '{"custom_id": "a\\u0000", "body": {"prompt": "pan", "input_reference": {"file_id": "FILE"}}}',
     '{"custom_id": "a/b", "body": {"prompt": "pan", "input_reference": {"file_id": "FILE"}}}',
     '{"custom_id": "a", "body": {"prompt": "pan", "input_reference": {"image_url": "data:image/png;base64,xx"}}}',
     '{"custom_id": "a", "body": {"prompt": "pan", "input_reference": {"image_url": "file:///etc/passwd"}}}',
@@ -470,6 +472,8 @@ def test_a_hostile_line_is_its_row_s_problem_and_the_next_row_is_made(http, farm
     first, second = farm.jobs(answer.json()["id"])
     assert (first.state.value, second.name, second.state.value) == ("failed", "z", "queued")
     assert all(problem.remedy for problem in first.problems)
+    # PostgreSQL holds no NUL.
+    assert "\0" not in first.name
     assert len(http.get(f"/v1/batches/{answer.json()['id']}/jobs").json()["data"]) == 2
 
 
