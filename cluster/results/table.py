@@ -13,7 +13,7 @@ from cluster.results.contact_sheet import ResultRow
 #: What a spreadsheet takes for the begin of a formula (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 #: A row that says nothing, for the names of its columns.
-_SILENT = ResultRow(id="", number=0, prompt="", state="")
+_SILENT = ResultRow(id="", number=0, prompt="", state="queued")
 
 
 def table_of(rows: Sequence[ResultRow]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import islice
 from typing import Annotated
@@ -137,7 +137,7 @@ def _pages(farm: Farm, batch_id: str, since: int | None, after: int, page: int) 
         after = found[-1].number
 
 
-def _cells(result: JobResult, base: str) -> dict[str, object]:
+def _cells(result: JobResult, base: str) -> Mapping[str, object]:
     files = files_of(result, base)
     return {"job": result.job_id} | {f"{one}_url": files.get(one.value, "") for one in _FILES}
 
