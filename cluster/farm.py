@@ -77,6 +77,7 @@ class Farm:
         idempotency_key: str | None = None,
         fingerprint: str = "",
         terms: Terms | None = None,
+        strict: Collection[str] = (),
         on_open: Callable[[str], None] = lambda _batch_id: None,
     ) -> Batch:
         """Hand in a batch; jobs can start while later rows are still being read.
@@ -84,7 +85,8 @@ class Farm:
         The same `idempotency_key` again returns the first batch and reads nothing, or hands in what is missing where
         the first call broke off. An attended batch is rendered while `attend` is called every few seconds, and
         replaces what was left of an earlier run of its `source`.
-        `terms` say when it is held. `on_open` is called with the batch's id before the first row is read.
+        `terms` say when it is held. `strict`: names of rows that are strict even where `defaults` are not.
+        `on_open` is called with the batch's id before the first row is read.
         """
         batch_id, is_new = self.batch_store.open_batch(
             self.owner,
@@ -99,7 +101,7 @@ class Farm:
         if not is_new and (known := self.batch_store.batch(self.owner, batch_id)).sealed:
             return known
         try:
-            self._add(batch_id, rows, defaults, attended=attended)
+            self._add(batch_id, rows, defaults, strict=strict, attended=attended)
         except Exception:
             if is_new:
                 # Nothing of it is in: whoever mends what was wrong may use the same key.
@@ -113,9 +115,17 @@ class Farm:
         self.batch_store.kept_counts.forget()
         return self.batch_store.batch(self.owner, batch_id)
 
-    def _add(self, batch_id: str, rows: Iterable[IncomingRow], defaults: Defaults, *, attended: bool) -> None:
+    def _add(
+        self,
+        batch_id: str,
+        rows: Iterable[IncomingRow],
+        defaults: Defaults,
+        *,
+        strict: Collection[str],
+        attended: bool,
+    ) -> None:
         for chunk in chunks(rows, CHUNK_ROWS):
-            drafts = self._drafts(chunk, defaults)
+            drafts = self._drafts(chunk, defaults, strict)
             self._forget_lost_clips([d.content_key for d in drafts if d.content_key])
             self.batch_store.add(self.owner, batch_id, drafts)
             if attended:
@@ -217,13 +227,17 @@ class Farm:
         """Commands on batches, jobs and cards, in the store."""
         return CommandStore(self.batch_store.database)
 
-    def _drafts(self, rows: Sequence[IncomingRow], defaults: Defaults) -> list[Draft]:
+    def _drafts(self, rows: Sequence[IncomingRow], defaults: Defaults, strict: Collection[str] = ()) -> list[Draft]:
         # One look for all of them: at a look a row, most of a large batch's time went there.
         sizes = self.batch_store.still_sizes(self.owner, {row.still for row in rows if row.still is not None})
-        # A tokenizer takes seconds to load: for a note alone renderers count soon enough.
-        cut_texts = self.cut_texts if defaults.strict else None
-        accepted = self.accepted()
-        return [draft(row, defaults, sizes.get, accepted, cut_texts) for row in rows]
+        accepted, strictly = self.accepted(), defaults.model_copy(update={"strict": True})
+        drafts = []
+        for row in rows:
+            asked = strictly if row.name in strict else defaults
+            # A tokenizer takes seconds to load: for a note alone renderers count soon enough.
+            cut_texts = self.cut_texts if asked.strict else None
+            drafts.append(draft(row, asked, sizes.get, accepted, cut_texts))
+        return drafts
 
     def _forget_lost_clips(self, content_keys: list[str]) -> None:
         # A clip counts as done only while its video can be had; after a cleaned storage it is rendered again. Before

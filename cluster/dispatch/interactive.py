@@ -35,7 +35,7 @@ class InteractiveClips:
         self._budget.note(self._clock(), running=len(self._roster.interactive), contended=self._contended)
 
     def admit(self, waiting: Sequence[Job], estimates: TimeEstimates) -> frozenset[str]:
-        """Ids of those among `waiting` that go before all others now."""
+        """Ids of those among `waiting` that go before all others now; whom room is promised to is one of them."""
         self._contended = any(not job.interactive for job in waiting)
         self.note()
         if not any(job.interactive for job in waiting):
@@ -48,7 +48,16 @@ class InteractiveClips:
             attempt = self._roster.running[attempt_id]
             running[attempt.claim.job.owner] += 1
             left_s -= _seconds(attempt.claim.job, [attempt.claim.kind], estimates, attempt.steps[0])
-        return admitted(waiting, running, self._terms, left_s, lambda job: _seconds(job, kinds, estimates, job.step))
+        # Theirs are clips that have begun: what has been paid for room would else be paid for nothing, where that, or
+        # another clip on a slower card than was thought, has used up the share meanwhile.
+        promised = self.promised(waiting)
+        for job in waiting:
+            if job.id in promised:
+                running[job.owner] += 1
+                left_s -= _seconds(job, kinds, estimates, job.step)
+        others = [job for job in waiting if job.id not in promised]
+        found = admitted(others, running, self._terms, left_s, lambda job: _seconds(job, kinds, estimates, job.step))
+        return promised | found
 
     def promised(self, waiting: Sequence[Job]) -> frozenset[str]:
         """Ids of those among `waiting` for which a clip was told to make room, and may yet."""

@@ -15,10 +15,13 @@ def room_for(job: Job, decisions: Iterable[Decision]) -> Preempt | None:
     return next((one for one in decisions if isinstance(one, Preempt) and one.waits.id == job.id), None)
 
 
-def making_room(room: Preempt) -> str:
-    """Who makes room, in words."""
+def making_room(room: Preempt, terms: InteractiveTerms) -> str:
+    """Who makes room, in words; whether the share is used up is known to the dispatcher alone."""
     name = f"{room.job.name} ({room.job.id}) on {room.card}"
-    return f"It is interactive: {name} saves a checkpoint after the step that it is in, and makes room for it."
+    return (
+        f"It is interactive: {name} saves a checkpoint after the step that it is in, and makes room for it, while such "
+        f"clips have less than {_share(terms)}; else it waits as any other."
+    )
 
 
 def turn_words(job: Job, snapshot: Snapshot, terms: InteractiveTerms) -> str:
@@ -28,14 +31,16 @@ def turn_words(job: Job, snapshot: Snapshot, terms: InteractiveTerms) -> str:
     if not terms.share:
         return "It is interactive, but this farm lets no clip go before others."
     if job.id in snapshot.admitted:
-        hours = f"{terms.window_s / 3600:g} h" if terms.window_s != 3600 else "an hour"
-        return (
-            f"It is interactive: it goes before batches while such clips have less than {terms.share:.0%} of {hours}."
-        )
+        return f"It is interactive: it goes before batches while such clips have less than {_share(terms)}."
     return (
         f"It is interactive, but of each owner {terms.per_owner} such clips go before batches at a time: until one of "
         "those before it ends it waits as any other."
     )
+
+
+def _share(terms: InteractiveTerms) -> str:
+    hours = f"{terms.window_s / 3600:g} h" if terms.window_s != 3600 else "an hour"
+    return f"{terms.share:.0%} of {hours}"
 
 
 def room_words(job: Job, attempt: Attempt | None) -> str:

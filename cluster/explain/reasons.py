@@ -164,7 +164,7 @@ def _of_waiting(
     else:
         changes = tuple(changes_for(trial))
     if job.interactive and (room := room_for(job, place(with_job(snapshot, job), now, reasons=False))) is not None:
-        return Explanation(job=job.id, state=job.state, reason=MAKING_ROOM, text=making_room(room))
+        return Explanation(job=job.id, state=job.state, reason=MAKING_ROOM, text=making_room(room, known.interactive))
     words = WaitWords(trial)
     unusable = words.unusable() if reason is WaitReason.NO_CARD_OF_THIS_SIZE else ""
     return Explanation(

@@ -63,12 +63,14 @@ def archive(
 ) -> Iterator[bytes]:
     """The zip of a batch, part by part: `<id>.mp4`, `.jpg` and `.json` of each clip, and `results.csv` of all rows.
 
-    Names are those that `write_clip` gives in a folder. Nothing is packed, as clips and posters are packed already;
-    lengths and offsets have 64 bits where they need them. `results` gives the rows, and is asked twice. Files that
-    are gone are named in `missing.txt`. Raises `StorageError` half way where an object cannot be read: whoever reads
-    then has a zip without an end, which no program takes for whole.
+    Names are those that `write_clip` gives in a folder, and the table has those that are in the zip. Nothing is packed,
+    as clips and posters are packed already; lengths and offsets have 64 bits where they need them. `results` gives the
+    rows, and is asked twice. Files that are gone are named in `missing.txt`. Raises `StorageError` half way where an
+    object cannot be read: whoever reads then has a zip without an end, which no program takes for whole.
     """
     sink, missing, taken = _Sink(), list[str](), set[str]()
+    #: Videos that are in the zip, by the places of their rows.
+    videos: dict[int, str] = {}
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as made:  # type: ignore[call-overload]
         for result in results():
             row = result.row
@@ -85,9 +87,11 @@ def archive(
                         yield sink.taken()
                     else:
                         yield from _copied(made, sink, storage, key, _entry(name, storage.size(key), result.updated_at))
+                        if name.endswith(".mp4"):
+                            videos[result.number] = name
                 except MissingObjectError:
                     missing.append(f"{name}: its object is gone")
-        yield from _tables(made, sink, results, missing)
+        yield from _tables(made, sink, results, videos, missing)
     yield sink.taken()
 
 
@@ -108,22 +112,35 @@ def _files(row: ResultRow, stem: str) -> list[tuple[str, str]]:
 def _copied(
     made: zipfile.ZipFile, sink: _Sink, storage: ArchivedObjects, key: str, entry: zipfile.ZipInfo
 ) -> Iterator[bytes]:
-    with storage.open(key) as source, made.open(entry, "w") as target:
-        try:
-            while part := source.read(_AT_ONCE):
-                target.write(part)
-                yield sink.taken()
-        except MissingObjectError as error:
-            # Half of it is out: what follows would be taken for a whole zip with a short clip.
-            raise StorageError(key, f"{key!r} went while it was read", "Ask for the results again.") from error
+    begun = False
+    # Drivers tell in their own words that an object went while it was read: only `storage.open`, left, says which.
+    try:
+        with storage.open(key) as source:
+            part = source.read(_AT_ONCE)
+            with made.open(entry, "w") as target:
+                begun = True
+                while part:
+                    target.write(part)
+                    yield sink.taken()
+                    part = source.read(_AT_ONCE)
+    except MissingObjectError as error:
+        if not begun:
+            raise
+        # Half of it is out: what follows would be taken for a whole zip with a short clip.
+        raise StorageError(key, f"{key!r} went while it was read", "Ask for the results again.") from error
 
 
 def _tables(
-    made: zipfile.ZipFile, sink: _Sink, results: Callable[[], Iterable[JobResult]], missing: list[str]
+    made: zipfile.ZipFile,
+    sink: _Sink,
+    results: Callable[[], Iterable[JobResult]],
+    videos: Mapping[int, str],
+    missing: list[str],
 ) -> Iterator[bytes]:
     now = int(time.time())
     with made.open(_entry(TABLE, 0, now), "w") as target:
-        for line in table_lines((result.row, {}) for result in results()):
+        # Rows may have completed since, and some have another name here.
+        for line in table_lines((one.row, {"file": videos.get(one.number, "")}) for one in results()):
             target.write(line)
             if len(found := sink.taken()):
                 yield found

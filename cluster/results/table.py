@@ -12,6 +12,8 @@ from cluster.results.contact_sheet import ResultRow
 
 #: What a spreadsheet takes for the begin of a formula (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+#: A row that says nothing, for the names of its columns.
+_SILENT = ResultRow(id="", number=0, prompt="", state="queued")
 
 
 def table_of(rows: Sequence[ResultRow]) -> bytes:
@@ -19,21 +21,22 @@ def table_of(rows: Sequence[ResultRow]) -> bytes:
     return b"".join(table_lines((row, {}) for row in rows))
 
 
-def table_lines(rows: Iterable[tuple[ResultRow, Mapping[str, object]]]) -> Iterator[bytes]:
-    """The lines of `table_of`, one by one, each row with further cells behind its own: the same ones in every row."""
+def table_lines(rows: Iterable[tuple[ResultRow, Mapping[str, object]]], more: Sequence[str] = ()) -> Iterator[bytes]:
+    """The lines of `table_of`, one by one: first the columns' names, also where there is no row.
+
+    `more`: further columns behind a row's own. What is beside a row is what it has in them, or instead of its own.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    begun = False
-    for row, more in rows:
-        cells = {**_cells(row), **more}
-        if not begun:
-            writer.writerow(cells)
-        writer.writerow([_safe(cell) for cell in cells.values()])
-        line = text.getvalue().encode("utf-8", "replace")
-        yield line if begun else codecs.BOM_UTF8 + line
-        begun = True
+    columns = [*_cells(_SILENT), *more]
+    writer.writerow(columns)
+    yield codecs.BOM_UTF8 + text.getvalue().encode()
+    for row, cells in rows:
         text.seek(0)
         text.truncate()
+        has = {**_cells(row), **cells}
+        writer.writerow([_safe(has[column]) for column in columns])
+        yield text.getvalue().encode("utf-8", "replace")
 
 
 def _cells(row: ResultRow) -> dict[str, object]:

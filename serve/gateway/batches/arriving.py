@@ -20,7 +20,7 @@ from cluster.storage import MissingObjectError
 from pipeline.problems import BadInputError
 from pipeline.units import MIB, format_bytes
 from serve.gateway.batches.bodies import ManifestFormat, ManifestOptions, NewBatchOfManifest, options_of
-from serve.gateway.batches.manifests import ReadFile
+from serve.gateway.batches.manifests import ReadFile, picture_name
 from serve.gateway.batches.media import format_of
 from serve.gateway.door import MAX_ROWS_BYTES, check_storable
 from serve.gateway.errors import NoSuchFileError
@@ -42,7 +42,7 @@ class ArrivedManifest:
     #: For people.
     name: str
     options: ManifestOptions
-    #: Pictures that came along, by the names of their files.
+    #: Pictures that came along, by the names of their files (`picture_name`).
     files: Mapping[str, ReadFile] = field(default_factory=dict)
 
 
@@ -81,7 +81,7 @@ async def of_form(form: FormData) -> ArrivedManifest:
                 raise BadInputError(name, "it is there several times", "Send one manifest.")
             manifest = value
         elif name in _PICTURES:
-            file_name = value.filename or ""
+            file_name = picture_name(value.filename or "")
             check_storable(file_name, name)
             if not file_name or file_name in files:
                 what = f"{file_name[:60]!r} names several of them" if file_name else "it has no file name"

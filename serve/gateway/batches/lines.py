@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.catalog.manifest import BadRow, Manifest, Row, RowRead
-from cluster.catalog.names import Ids, elsewhere
-from cluster.catalog.tables import RawRecord
+from cluster.catalog.names import MAX_ID_CHARACTERS, Ids, elsewhere
+from cluster.catalog.tables import RawRecord, unreadable
 from pipeline.notes import distinct
 from pipeline.problems import BadInputError, Problem
 from serve.gateway.door import check_storable
@@ -45,7 +45,7 @@ def read_lines(
     rows: list[RowRead] = []
     strict: set[str] = set()
     for record in records:
-        name = str(record.values.get("custom_id") or f"row-{record.number}")[:128]
+        name = _name_of(record)
         try:
             row, is_strict = _row(record, ids, put_still, default_model, prompt)
             rows.append(row)
@@ -58,6 +58,12 @@ def read_lines(
             )
             rows.append(BadRow(number=record.number, line=record.line, id=name, problems=(problem,)))
     return RequestLines(manifest=Manifest(root=Path("/"), rows=rows), strict=frozenset(strict))
+
+
+def _name_of(record: RawRecord) -> str:
+    """What a line is called that is no row: its id, as far as a store can hold it."""
+    said = str(record.values.get("custom_id") or "")[:MAX_ID_CHARACTERS]
+    return said if said and unreadable(said) is None else f"row-{record.number}"
 
 
 class _LineProblems(Exception):  # noqa: N818 - named for what it carries

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class ManifestRead:
     """A manifest whose rows were read; their pictures are handed in as `incoming` is walked through."""
 
     manifest: Manifest
+    #: Ids of rows that are strict, whatever is said of the batch.
     strict: frozenset[str] = field(default=frozenset())
 
 
@@ -55,22 +56,25 @@ def read_sent(
 
 
 def incoming(
-    read: ManifestRead, farm: Farm, defaults: Defaults, remote: RemoteStills | None, files: Mapping[str, ReadFile]
+    read: ManifestRead, farm: Farm, remote: RemoteStills | None, files: Mapping[str, ReadFile]
 ) -> Iterator[IncomingRow]:
-    """The rows with their stills handed in: of `files` by their names, of URLs by `remote`, or handed in before."""
-    by_name = {_plain(name): read_file for name, read_file in files.items()}
+    """The rows with their stills handed in: of `files` by their names, of URLs by `remote`, or handed in before.
+
+    Names of `files` are as `picture_name` has them. One without folders is the picture of whatever path ends with it,
+    as browsers send none of their folders, but not of two.
+    """
+    paths: dict[str, set[str]] = {}
+    for name in (picture_name(row.image) for row in read.manifest.good if not is_remote(row.image)):
+        paths.setdefault(_last(name), set()).add(name)
+    alike = {name for name, found in paths.items() if len(found) > 1}
 
     def find(row: Row) -> str:
-        return _hand_in(row.image, farm, by_name)
+        return _hand_in(row.image, farm, files, alike)
 
-    strict = defaults.model_copy(update={"strict": True})
-    for row in gather(read.manifest, farm.put_still, remote, find=find):
-        if row.name in read.strict and not row.problems and (problems := farm.check(row, strict)):
-            row = row.model_copy(update={"problems": problems})
-        yield row
+    yield from gather(read.manifest, farm.put_still, remote, find=find)
 
 
-def _hand_in(image: str, farm: Farm, files: Mapping[str, ReadFile]) -> str:
+def _hand_in(image: str, farm: Farm, files: Mapping[str, ReadFile], alike: Collection[str]) -> str:
     if still := _STILL.fullmatch(image):
         if farm.batch_store.still_size(farm.owner, still[1]) is None:
             what = f"there is no file {image[:20]}…"
@@ -78,13 +82,21 @@ def _hand_in(image: str, farm: Farm, files: Mapping[str, ReadFile]) -> str:
         return still[1]
     if is_remote(image):
         raise BadInputError("image", f"{shown(image)}: pictures are not fetched here", "Send it in the form as a file.")
-    name = _plain(image)
-    read_file = files.get(name) or files.get(name.rpartition("/")[2])
+    name = picture_name(image)
+    read_file, last = files.get(name), _last(name)
+    if read_file is None and last not in alike:
+        read_file = files.get(last)
     if read_file is None:
         remedy = "Send it in the form as a file of that name, or name it by an https:// URL or by the id of its file."
-        raise BadInputError("image", f"{shown(image)[:100]!r} did not come with the manifest", remedy)
+        other = f": {last[:100]!r}, which did, may be another row's" if last in files else ""
+        raise BadInputError("image", f"{shown(image)[:100]!r} did not come with the manifest{other}", remedy)
     return farm.put_still(read_file())
 
 
-def _plain(name: str) -> str:
+def picture_name(name: str) -> str:
+    """A picture's path as manifests and forms write it, in the one way in which both are compared."""
     return unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]

@@ -47,6 +47,11 @@ def format_of(said: ManifestFormat | None, name: str = "", media_type: str = "")
     return found
 
 
+def named_as(kind: ManifestFormat, name: str) -> str:
+    """A manifest's file name by which alone `format_of` gives `kind`, where the name as it is says no kind."""
+    return name if PurePosixPath(name).suffix.lower() in _SUFFIXES else f"{name or 'manifest'}.{kind.value}"
+
+
 def unsupported(what: str) -> DoorError:
     """A 415: `what` was sent is nothing that a batch is read from."""
     remedy = f"Send application/json, one of {', '.join(SHOWN_TYPES)}, or a form with one as the file `manifest`."

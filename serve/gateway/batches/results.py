@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import islice
 from typing import Annotated
@@ -26,6 +26,9 @@ _PAGE_ROWS = 500
 _BLOCK_BYTES = 256 * 1024
 #: Rows of a page where nobody says, and at most.
 _PAGE, _MOST = 100, 1000
+#: Files of a clip that have a URL, and columns of a table besides those of a row.
+_FILES = (Variant.VIDEO, Variant.THUMBNAIL, Variant.PROVENANCE)
+_COLUMNS = ("job", *(f"{one}_url" for one in _FILES))
 _MEDIA_TYPES = {
     "application/zip": "zip",
     "text/csv": "csv",
@@ -84,7 +87,7 @@ def add_results(routes: APIRouter, farm: Farm) -> None:
             facts = {"batch": {"id": batch.id, "name": batch.name}}
             return _stream(archive(all_rows, farm.storage, facts), "application/zip", f"{name}.zip")
         if kind is ResultsFormat.CSV:
-            lines = table_lines((one.row, _cells(one, base)) for one in all_rows())
+            lines = table_lines(((one.row, _cells(one, base)) for one in all_rows()), _COLUMNS)
             return _stream(lines, "text/csv; charset=utf-8", f"{name}.csv")
         texts = (
             json.dumps(one.to_json() | {"files": files_of(one, base)}, ensure_ascii=False).encode() + b"\n"
@@ -134,12 +137,9 @@ def _pages(farm: Farm, batch_id: str, since: int | None, after: int, page: int) 
         after = found[-1].number
 
 
-def _cells(result: JobResult, base: str) -> dict[str, object]:
+def _cells(result: JobResult, base: str) -> Mapping[str, object]:
     files = files_of(result, base)
-    cells: dict[str, object] = {"job": result.job_id}
-    for variant in (Variant.VIDEO, Variant.THUMBNAIL, Variant.PROVENANCE):
-        cells[f"{variant}_url"] = files.get(variant.value, "")
-    return cells
+    return {"job": result.job_id} | {f"{one}_url": files.get(one.value, "") for one in _FILES}
 
 
 def _blocks(parts: Iterator[bytes]) -> Iterator[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -125,8 +125,8 @@ class _BatchMaker:
         read = read_sent(arrived.data, arrived.kind, defaults, self._farm, prompt=options.prompt)
         files = [part for name in sorted(arrived.files) for part in (name, arrived.files[name]())] if key else []
         fingerprint = fingerprint_of(arrived.data, arrived.kind.value, options.model_dump_json(), *files)
-        rows = incoming(read, self._farm, defaults, self._settings.remote, arrived.files)
-        answer = self._submit(rows, defaults, options, key, fingerprint, name=arrived.name)
+        rows = incoming(read, self._farm, self._settings.remote, arrived.files)
+        answer = self._submit(rows, defaults, options, key, fingerprint, name=arrived.name, strict=read.strict)
         return answer | ({"notes": [read.manifest.unknown]} if read.manifest.unknown else {})
 
     def _defaults(self, said: BatchDefaults) -> Defaults:
@@ -143,6 +143,7 @@ class _BatchMaker:
         fingerprint: str,
         *,
         name: str | None = None,
+        strict: Collection[str] = (),
     ) -> dict[str, Any]:
         batch = self._farm.submit(
             rows,
@@ -152,6 +153,7 @@ class _BatchMaker:
             idempotency_key=key,
             fingerprint=fingerprint,
             terms=body.terms(),
+            strict=strict,
         )
         refused = self._refused(batch)
         return batch_view(batch) | ({"refused": refused} if refused else {})

@@ -134,8 +134,6 @@ def read_fields(values: Mapping[str, Any], default_model: str) -> VideoRequest:
             raise BadInputError(name, f"values more than {MAX_JSON_DEPTH} deep in each other", "Send flat values.")
     # What a text of a form or a number of JSON was read as is no news to a program.
     told = tuple(note for note in notes if note.code != "number_read")
-    # Somebody waits for it, if nothing else is said.
-    columns.setdefault("interactive", True)
     row = Row(number=1, id="video", image="input_reference", model=family.name, extra=extra, notes=told, **columns)
     return VideoRequest(row=row, family=family, strict=strict, timeout_s=timeout, notes=told)
 

@@ -14,7 +14,7 @@ from cluster.storage import MissingObjectError, Storage
 from pipeline.families import FAMILIES, family_named
 from pipeline.problems import BadInputError
 from pipeline.units import format_bytes
-from serve.gateway.batches.media import format_of
+from serve.gateway.batches.media import format_of, named_as
 from serve.gateway.door import MAX_ROWS_BYTES, CheckedRoute
 from serve.gateway.errors import NoSuchFileError, NoSuchModelError
 from serve.gateway.openai.body import FILE_ID, MANIFEST_ID, read_body, sha256_of
@@ -170,7 +170,8 @@ def _put_manifest(uploads: ManifestUploads, data: bytes) -> dict[str, Any]:
         raise BadInputError("file", what, "Split the manifest into several.")
     name = getattr(data, "filename", "")
     kind = format_of(None, name, getattr(data, "media_type", ""))
-    sha256 = uploads.put(data, name if "." in name else f"{name or 'manifest'}.{kind.value}")
+    # Nothing else of what the sender said is kept.
+    sha256 = uploads.put(data, named_as(kind, name))
     found = uploads.find(sha256)
     assert found is not None
     return manifest_view(found)

@@ -119,12 +119,15 @@ class _Maker:
     def _submit(self, asked: VideoRequest, sha256: str, key: str | None) -> Video:
         given = {"model": asked.family.name, "few_step": dict(self._settings.few_step), "strict": asked.strict}
         defaults = Defaults.model_validate(given)
-        row = IncomingRow(position=1, name=asked.row.id, row=asked.row, still=sha256, number=1)
+        # Somebody waits for it, if nothing else is said; for the lines of a batch nobody does.
+        interactive = asked.row.interactive is not False
+        wanted = asked.row.model_copy(update={"interactive": interactive})
+        row = IncomingRow(position=1, name=asked.row.id, row=wanted, still=sha256, number=1)
         if problems := self._farm.check(row, defaults):
             raise _named(problems[0])
         # The request's own fields: its bytes differ from one try to the next where they are a form's. Without what
         # every request says that is silent of it: a version before had no such field.
-        told = asked.row if asked.row.interactive is False else asked.row.model_copy(update={"interactive": None})
+        told = asked.row.model_copy(update={"interactive": None if interactive else False})
         text = row.model_copy(update={"row": told}).model_dump_json()
         same = hashlib.sha256(f"{text}{asked.strict}".encode()).hexdigest()
         batch = self._farm.submit(

@@ -220,6 +220,24 @@ async def test_two_that_wait_have_two_cards_and_no_third_clip_is_stopped(farm):
     assert sorted(verdicts.values()) == sorted([Verdict.CHECKPOINT, Verdict.CHECKPOINT, Verdict.GO_ON])
 
 
+async def test_room_that_was_made_is_used_though_making_it_used_up_the_share(sqlite_database, clock):
+    # Of one card's time a hundredth of a second: to make room takes longer.
+    farm = Farm(sqlite_database, clock, interactive=InteractiveTerms(share=0.01 / 3600)).open()
+    farm.submit(resumable(1))
+    farm.dispatcher.beat(beat("gpu0"))
+    first = await farm.called()
+    attempt = first.assignment.attempt_id
+    first.report(StepDone(step=20, steps=50))
+    busy = beat("gpu0", state=CardState.BUSY, family="i2vgen-xl-tiny", steps={attempt: (20, 50)})
+    await farm.goes_on(1, busy)
+    farm.submit(waited_for())
+    await farm.looks_again()
+    assert (await farm.goes_on(1, busy))[attempt] is Verdict.CHECKPOINT
+    leave(first, 21)
+    assert (await farm.called(2)).assignment.content_key == "mine1", "the clip that made room has its card again"
+    await farm.close()
+
+
 async def test_a_share_that_is_used_up_has_interactive_clips_wait_as_others(sqlite_database, clock):
     farm = Farm(sqlite_database, clock, interactive=InteractiveTerms(share=0)).open()
     farm.submit(resumable(1), resumable(2))

@@ -598,6 +598,8 @@ def test_who_makes_room_is_named():
     found = explain(own, snapshot, NOW)
     assert found.reason == "making_room"
     assert "row1 (video_1) on a saves a checkpoint" in found.text
+    # Whether they had more is not known here.
+    assert "while such clips have less than 20% of an hour" in found.text
 
 
 def test_an_interactive_job_is_told_whether_it_goes_first():

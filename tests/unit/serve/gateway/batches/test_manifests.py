@@ -276,6 +276,36 @@ def test_a_manifest_is_a_file_of_purpose_batch_and_a_batch_is_made_of_it_by_open
     assert [job.problems[0].field for job in jobs[2:]] == named
 
 
+def test_a_picture_without_its_folder_is_taken_for_one_path_and_not_for_two(http, farm) -> None:
+    rows = [("A", "red/bag.png"), ("B", "blue/bag.png"), ("C", "green/hat.png"), ("D", "green/hat.png")]
+    rows += [("E", "https://shop.example/hat.png")]
+    body = written("csv", [{"id": name, "image": image, "prompt": f"pan {name}"} for name, image in rows])
+    files = [("manifest", ("c.csv", body)), ("images", ("bag.png", PICTURE)), ("images", ("hat.png", still_png()))]
+    batch = http.post("/v1/batches", files=files).json()
+    assert [job.state.value for job in farm.jobs(batch["id"])] == ["failed", "failed", "queued", "queued", "failed"]
+    (problem,) = batch["refused"][0]["problems"]
+    assert problem["field"] == "image"
+    assert "red/bag.png" in problem["message"]
+    whole = [*files[:1], ("images", ("red/bag.png", PICTURE)), ("images", ("bag.png", still_png())), files[2]]
+    batch = http.post("/v1/batches", files=whole).json()
+    assert [job.state.value for job in farm.jobs(batch["id"])] == ["queued", "failed", "queued", "queued", "failed"]
+
+
+def test_two_files_that_are_one_name_to_a_manifest_are_refused(http) -> None:
+    body = written("csv", [{"id": "A", "image": "bag.png", "prompt": "pan"}])
+    files = [("manifest", ("c.csv", body)), ("images", ("bag.png", PICTURE)), ("images", ("./bag.png", still_png()))]
+    refusal(http.post("/v1/batches", files=files), 400, "images")
+
+
+@pytest.mark.parametrize("name", ["rows.dat", "catalog.2026", "shop.v1/rows", "rows", ""])
+def test_a_file_whose_media_type_says_what_it_is_is_read_as_that_later(http, farm, name) -> None:
+    data = b"image,prompt\n" + farm.put_still(still_png()).encode() + b",pan\n"
+    file = http.post("/v1/files", data={"purpose": "batch"}, files={"file": (name or "x", data, "text/csv")})
+    answer = http.post("/v1/batches", json={"input_file_id": file.json()["id"]})
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["counts"]["queued"] == 1
+
+
 def test_a_line_is_the_video_that_the_same_body_makes(http, farm) -> None:
     still = f"file-{farm.put_still(still_png())}"
     body = {"prompt": "pan left", "input_reference": {"file_id": still}, "size": "512x384", "num_frames": 16}
@@ -294,6 +324,31 @@ def test_a_strict_line_is_refused_where_its_model_would_adjust(http, farm) -> No
     text = "".join(json.dumps(line) + "\n" for line in lines)
     batch = http.post("/v1/batches", content=text, headers={"Content-Type": "application/jsonl"}).json()["id"]
     assert [(job.name, job.state.value) for job in farm.jobs(batch)] == [("s", "failed"), ("l", "queued")]
+
+
+def test_a_strict_line_whose_text_is_not_counted_here_is_strict_to_its_renderer(http, farm) -> None:
+    # Longer than what is sure to fit, shorter than what is sure to be cut.
+    body = {"prompt": "a bag " * 30, "model": "i2vgen-xl-tiny"}
+    body |= {"input_reference": {"file_id": f"file-{farm.put_still(still_png())}"}}
+    lines = [{"custom_id": name, "body": body | {"seed": n, "strict": name == "s"}} for n, name in enumerate("sl")]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    batch = http.post("/v1/batches", content=text, headers={"Content-Type": "application/jsonl"}).json()["id"]
+    assert [(job.state.value, job.row.get("strict")) for job in farm.jobs(batch)] == [
+        ("queued", True),
+        ("queued", None),
+    ]
+
+
+@pytest.mark.parametrize(("said", "query", "waits"), [
+    ({}, {}, False), ({"interactive": True}, {}, True), ({}, {"interactive": "true"}, True),
+    ({"interactive": False}, {"interactive": "true"}, False),
+])  # fmt: skip
+def test_nobody_waits_for_the_lines_of_a_batch_unless_it_is_said(http, farm, said, query, waits) -> None:
+    body = {"prompt": "pan", "input_reference": {"file_id": f"file-{farm.put_still(still_png())}"}, **said}
+    text = json.dumps({"custom_id": "x", "body": body})
+    answer = http.post("/v1/batches", params=query, content=text, headers={"Content-Type": "application/jsonl"})
+    (job,) = farm.jobs(answer.json()["id"])
+    assert job.interactive is waits
 
 
 def test_files_of_another_owner_are_not_there_and_old_ones_are_swept(http, farm) -> None:
@@ -392,6 +447,8 @@ HOSTILE = [
     '{"custom_id": "a", "body": {"prompt": "pan", "metadata": ' + "[" * 5000 + "]" * 5000 + "}}",
     '{"custom_id": "a", "body": []}',
     '{"custom_id": 7, "body": {"prompt": "pan"}}',
+    '{"custom_id": "a\\ud800", "body": {"prompt": "pan", "input_reference": {"file_id": "FILE"}}}',
+    '{"custom_id": "a\\u0000", "body": {"prompt": "pan", "input_reference": {"file_id": "FILE"}}}',
     '{"custom_id": "a/b", "body": {"prompt": "pan", "input_reference": {"file_id": "FILE"}}}',
     '{"custom_id": "a", "body": {"prompt": "pan", "input_reference": {"image_url": "data:image/png;base64,xx"}}}',
     '{"custom_id": "a", "body": {"prompt": "pan", "input_reference": {"image_url": "file:///etc/passwd"}}}',
@@ -415,6 +472,8 @@ def test_a_hostile_line_is_its_row_s_problem_and_the_next_row_is_made(http, farm
     first, second = farm.jobs(answer.json()["id"])
     assert (first.state.value, second.name, second.state.value) == ("failed", "z", "queued")
     assert all(problem.remedy for problem in first.problems)
+    # PostgreSQL holds no NUL.
+    assert "\0" not in first.name
     assert len(http.get(f"/v1/batches/{answer.json()['id']}/jobs").json()["data"]) == 2
 
 

@@ -84,6 +84,8 @@ def test_pages_and_limits(url, batch, farm) -> None:
     assert len(get(url, batch, format="jsonl", limit=2).text.splitlines()) == 2
     since = max(job.updated_at for job in farm.jobs(batch)) + 1
     assert get(url, batch, format="jsonl", completed_since=since).content == b""
+    full = get(url, batch, format="csv").content.splitlines()
+    assert get(url, batch, format="csv", completed_since=since).content.splitlines() == full[:1], "columns, and no row"
 
 
 @pytest.mark.parametrize("kind", ["json", "csv", "jsonl", "zip"])

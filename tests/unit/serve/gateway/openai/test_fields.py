@@ -199,8 +199,8 @@ def test_every_field_is_described() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "read"), [({}, True), ({"interactive": "false"}, False), ({"interactive": True}, True)]
+    ("said", "read"), [({}, None), ({"interactive": "false"}, False), ({"interactive": True}, True)]
 )
-def test_somebody_waits_for_a_video_if_nothing_else_is_said(said, read) -> None:
+def test_whether_somebody_waits_is_read_as_it_is_said(said, read) -> None:
     assert asked(**said).row.interactive is read
     assert clip(**said) == clip()
