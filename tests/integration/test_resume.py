@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -231,27 +232,26 @@ def test_a_renderer_whose_thread_never_lets_go_of_its_card_is_replaced(tmp_path:
     """The still lies on a disk that does not answer: reading it never ends, and no thread can be ended from outside."""
     farm = ResumeFarm(tmp_path, stall_s=10)
     try:
-        place = tmp_path / "home" / "storage" / Storage.still_key(farm.still)
-        whole = place.read_bytes()
-        place.unlink()
-        os.mkfifo(place)
+        # While this test holds a lease on the file, whoever opens it waits: up to 45 s, as the kernel is set up.
+        held = os.open(tmp_path / "home" / "storage" / Storage.still_key(farm.still), os.O_RDWR)
+        # It is told that somebody waits, by a signal that is ignored unless one asks for it.
+        fcntl.fcntl(held, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         # A family that is loaded in no time: on a slow machine loading the other takes longer than the patience here.
         batch_id = farm.submit(family="camera", steps=1, guidance=1.0, sampler=None)
         farm.until(lambda: farm.attempts(batch_id), "its start")
         first = farm.attempts(batch_id)[0]
         pid = farm.tell(f"pid c8 {first.renderer}")["pid"]
         farm.until(lambda: farm.attempts(batch_id)[0].outcome, "the end of its patience")
-        # Whoever opens the pipe waits on; whoever comes from now on, at the latest a third attempt, finds the file.
-        aside = tmp_path / "still"
-        aside.write_bytes(whole)
-        aside.replace(place)
+        farm.until(lambda: not Path(f"/proc/{pid}").exists(), "the end of the process")
+        # Whoever comes from now on, at the latest a third attempt, finds the file.
+        os.close(held)
         farm.clip(batch_id)
         *before, _ = farm.attempts(batch_id)
         assert before[0].outcome is Outcome.CRASHED
         assert "hangs" in before[0].detail
         # The second may have been on its way to the process that was about to end.
         assert {attempt.outcome for attempt in before} <= {Outcome.CRASHED, Outcome.LOST}
-        farm.until(lambda: not Path(f"/proc/{pid}").exists(), "the end of the process")
         farm.until(lambda: len({beat.card for beat in farm.batch_store.cards()}) == 2, "its successor")
     finally:
         farm.close()
