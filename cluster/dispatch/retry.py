@@ -52,7 +52,8 @@ def after_attempt(
     """
     transition = obey(job, _after(job, ended, fleet, (*before, *ended.overflows), deaths))
     # A checkpoint may be what kills its renderers: whoever went on from one and failed is followed by a fresh start.
-    suspect = ended.resumed_step > 0 and isinstance(ended, Errored | Crashed)
+    cleared = isinstance(ended, Errored) and ended.denoised
+    suspect = ended.resumed_step > 0 and isinstance(ended, Errored | Crashed) and not cleared
     return replace(transition, keeps_checkpoint=not transition.state.final and not suspect)
 
 

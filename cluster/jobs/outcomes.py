@@ -117,6 +117,8 @@ class Errored(Ended):
     problem: Problem | None = None
     #: Storage could not be written or read: nobody's fault.
     storage: bool = False
+    #: The clip was denoised to its end, and what failed came after: no fault of the checkpoint that it went on from.
+    denoised: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

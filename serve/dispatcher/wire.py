@@ -53,6 +53,8 @@ def event_to_wire(event: Event) -> dict[str, Any]:
             # Only where there are some: versions without it do not know the key.
             if notes := body.pop("notes"):
                 body["notes"] = as_json(notes)
+            if body.pop("denoised"):
+                body["denoised"] = True
             if problem := getattr(event, "problem", None):
                 body["problem"] = problem.model_dump()
             body["kernel_runs"] = [run.model_dump(mode="json") for run in event.kernel_runs]

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from cluster.dispatch.protocol import CardFree
 from cluster.jobs.outcomes import Completed, Ended, Errored, Invalid, Lost, Stopped
 from cluster.storage import CorruptObjectError, MissingObjectError, Storage, StorageError
-from pipeline.clips.encode import EncoderEndedError
+from pipeline.clips.encode import EncodeError, EncoderEndedError
 from pipeline.clips.still_check import check_still
 from pipeline.devices.protocol import Device
 from pipeline.families import family_named
@@ -195,7 +195,8 @@ class Worker:
             # A full disk knows better than the dispatcher what to do about it.
             problem = getattr(error, "problem", None)
             away = isinstance(error, StorageError) and not isinstance(error, CorruptObjectError)
-            return Errored(detail=detail, problem=problem, sticky=sticky, storage=away)
+            denoised = isinstance(error, EncodeError)
+            return Errored(detail=detail, problem=problem, sticky=sticky, storage=away, denoised=denoised)
 
     def _run(self, clip: ActiveClip, checkpoints: CheckpointWriter) -> Ended:
         with ArrivingClip(clip) as arriving:

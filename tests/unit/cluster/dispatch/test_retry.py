@@ -236,6 +236,13 @@ def test_what_fits_nowhere_is_told_in_numbers():
     assert "0 MiB" in no_card_fits(spec(), 1, Fleet(usable_bytes={})).message
 
 
+def test_a_checkpoint_is_not_to_blame_for_what_failed_after_the_last_step():
+    """An ffmpeg that somebody killed: the clip was denoised from its first step once more."""
+    failed = Errored(detail="ffmpeg ended with -9", resumed_step=32)
+    assert not after_attempt(job(), failed, FLEET).keeps_checkpoint
+    assert after_attempt(job(), replace(failed, denoised=True), FLEET).keeps_checkpoint
+
+
 @given(jobs, endings, st.integers(0, 50))
 def test_only_a_waiting_job_keeps_its_checkpoint_and_no_suspect_one(before, ended, resumed_step):
     moved = after_attempt(before, replace(ended, resumed_step=resumed_step), FLEET)

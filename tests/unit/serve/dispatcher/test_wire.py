@@ -79,6 +79,7 @@ TOLD = {
     "overflows": st.lists(overflows, max_size=2).map(tuple),
     "sticky": st.booleans(),
     "storage": st.booleans(),
+    "denoised": st.booleans(),
     "peaks": st.lists(peaks, max_size=2).map(tuple),
     "kernel_runs": st.lists(runs, max_size=2).map(tuple),
     "notes": st.lists(notes, max_size=2, unique=True).map(tuple),
@@ -160,7 +161,7 @@ def test_an_ending_has_the_keys_that_renderers_and_dispatchers_of_other_versions
     for kind in ENDINGS.values():
         ended = ended_with(kind.outcome)
         # Notes are there only where something was judged.
-        assert set(event_to_wire(ended)) == {"event", "outcome", *TOLD} - {"notes"}
+        assert set(event_to_wire(ended)) == {"event", "outcome", *TOLD} - {"notes", "denoised"}
     lost = {
         "event": "ended",
         "outcome": "lost",

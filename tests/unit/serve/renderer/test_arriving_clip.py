@@ -315,7 +315,7 @@ def test_an_encoder_that_fails_fails_the_clip_and_not_the_next(
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(path))
     ended = worker.run(Clip(storage, CLIPS["camera"]))
-    assert ended.outcome is Outcome.ERROR
+    assert (ended.outcome, ended.denoised) == (Outcome.ERROR, True)
     assert "EncodeError: cannot write video.mp4: ffmpeg ended with 3: No space left" in ended.detail
     assert published(storage, tmp_path) == []
     monkeypatch.delenv("IMAGEIO_FFMPEG_EXE")
