@@ -18,7 +18,7 @@ from tests.acceptance.test_farm import Up
 pytestmark = pytest.mark.acceptance
 
 #: Long enough for a command to come while it runs, on a fast machine too.
-LONG = {"model": "i2vgen-xl-tiny", "frames": 16, "steps": 1000}
+LONG = {"model": "i2vgen-xl-tiny", "frames": 8, "steps": 900}
 SHORT = {"model": "i2vgen-xl-tiny", "frames": 8, "steps": 2}
 
 
