@@ -14,7 +14,7 @@ def refusals(notes: Iterable[Note]) -> tuple[Problem, ...]:
     """The problems of a strict row of which these are noted; () where it gets all that it asks for."""
     return tuple(
         Problem(
-            field=_FIELDS.get(note.code, note.code.removesuffix(ADJUSTED)),
+            field=note.field or _FIELDS.get(note.code, note.code.removesuffix(ADJUSTED)),
             message=note.message,
             remedy="Correct it, or hand it in without strict: it is then rendered so.",
         )

@@ -8,14 +8,19 @@ from pipeline.lint.texts import tidied
 
 #: Names that people give such places, where they are only in brackets.
 _SLOTS = (
-    "product|product[ _]?name|name|title|brand|colou?r|material|size|category|item|subject|style|sku|model|model[ _]?name|"
-    "price|description|motion|action|background|type|variant|pattern|insert|placeholder|your[ _]\\w+|text|x+"
+    "product|product[ _]?name|name|title|brand|colou?r|material|size|category|item|subject|style|sku|model|"
+    "model[ _]?name|price|description|motion|action|background|type|variant|pattern|insert|placeholder|"
+    "your[ _]\\w+|text|x+"
 )
 _PLACE = re.compile(
-    rf"\$?\{{\{{?[^{{}}]{{0,60}}\}}?\}}|%\(\w{{1,40}}\)[sd]|(?<![\w%])%[sd]\b|<(?:{_SLOTS})>|\[(?:{_SLOTS})\]", re.IGNORECASE
+    rf"\$?\{{\{{?[^{{}}]{{0,60}}\}}?\}}|%\(\w{{1,40}}\)[sd]|(?<![\w%])%[sd]\b|<(?:{_SLOTS})>|\[(?:{_SLOTS})\]",
+    re.IGNORECASE,
 )
 #: What programs write where they have nothing.
-_NOTHING = re.compile(r"#N/A\b|#REF!|#VALUE!|#NAME\?|#NULL!|\b(?:NaN|nan|NULL|null|undefined|N/A|n/a)\b(?![-'])|(?<=\S )None\b(?! of| other)")
+_NOTHING = re.compile(
+    r"#N/A\b|#REF!|#VALUE!|#NAME\?|#NULL!"
+    r"|\b(?:NaN|nan|NULL|null|undefined|N/A|n/a)\b(?![-'])|(?<=\S )None\b(?! of| other)"
+)
 #: A gap: a word that needs another one, and none there.
 _GAP = re.compile(
     r"\b(?:the|a|an|The|A|An)(?=\s*(?:[,.;!?](?:\s|$)|$)|\s+(?:and|or|of|with|on|in|from)\b(?![-/'’]))"

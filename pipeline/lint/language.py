@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from pipeline.lint.vocabulary import VERBS
+from pipeline.lint.vocabulary import VERBS, word_set
 
 #: Share of the letters from which another alphabet decides.
 _FOREIGN_SHARE = 0.3
@@ -38,30 +38,39 @@ _ALPHABETS = {
 }
 
 #: Words that only English has of these languages.
-_ENGLISH = frozenset(
-    "the of with and to are from by its while into through under behind slow slowly soft light shot background white black"
-    " red blue around across toward towards for this that".split()
+_ENGLISH = word_set(
+    "the of with and to are from by its while into through under behind slow slowly soft light shot background"
+    " white black red blue around across toward towards for this that"
 )
 
 #: Small words by language; such as English has too (`die`, `in`, `on`, `camera`) are left out.
 _SMALL = {
-    "German": "der das den dem des und mit auf aus sich ist ein eine einen einem einer im am zum zur von nach langsam sanft"
-    " während über bei durch wird weiches nicht kamera fährt",
-    "French": "le la les un une des du au aux et sur avec dans en est se lentement doucement vers pendant qui caméra ses",
-    "Spanish": "el la los las un una del al y con en sobre por se lentamente hacia mientras su cámara suavemente gira",
-    "Italian": "il lo la gli le un una del della dei degli delle e con su sul nel nella si lentamente verso mentre telecamera",
-    "Portuguese": "o os um uma do da dos das e com em no na se devagar lentamente enquanto câmera câmara sobre ao",
-    "Dutch": "de het een van en op met naar zich langzaam terwijl aan uit wordt deze zachtjes",
-    "Swedish": "den det en ett och på med mot sakta långsamt av från över åt medan kameran",
-    "Polish": "i w na z do się jest powoli oraz przez kamera podczas",
-    "Turkish": "bir ve ile için yavaşça kamera doğru üzerinde olan",
+    "German": (
+        "der das den dem des und mit auf aus sich ist ein eine einen einem einer im am zum zur von nach langsam"
+        " sanft während über bei durch wird weiches nicht kamera fährt"
+    ),
+    "French": (
+        "le la les un une des du au aux et sur avec dans en est se lentement doucement vers pendant qui caméra ses"
+    ),
+    "Spanish": (
+        "el la los las un una del al y con en sobre por se lentamente hacia mientras su cámara suavemente gira"
+    ),
+    "Italian": (
+        "il lo la gli le un una del della dei degli delle e con su sul nel nella si lentamente verso mentre telecamera"
+    ),
+    "Portuguese": ("o os um uma do da dos das e com em no na se devagar lentamente enquanto câmera câmara sobre ao"),
+    "Dutch": ("de het een van en op met naar zich langzaam terwijl aan uit wordt deze zachtjes"),
+    "Swedish": ("den det en ett och på med mot sakta långsamt av från över åt medan kameran"),
+    "Polish": ("i w na z do się jest powoli oraz przez kamera podczas"),
+    "Turkish": ("bir ve ile için yavaşça kamera doğru üzerinde olan"),
 }
-_SMALL_WORDS = {language: frozenset(text.split()) for language, text in _SMALL.items()}
+_SMALL_WORDS = {language: word_set(text) for language, text in _SMALL.items()}
 
 #: Letters with marks that English borrows words with.
-_BORROWED = frozenset(
-    "café cafés crème brûlée décor naïve façade jalapeño jalapeños piñata entrée sauté sautéed appliqué purée soufflé über"
-    " crêpe crêpes pâté rosé résumé fiancée fiancé matinée macramé piqué hermès lancôme nestlé citroën škoda señor açaí".split()
+_BORROWED = word_set(
+    "café cafés crème brûlée décor naïve façade jalapeño jalapeños piñata entrée sauté sautéed appliqué purée"
+    " soufflé über crêpe crêpes pâté rosé résumé fiancée fiancé matinée macramé piqué hermès lancôme nestlé"
+    " citroën škoda señor açaí"
 )
 _WORD = re.compile(r"[^\W\d_]+")
 
@@ -74,9 +83,11 @@ def foreign_language(prompt: str) -> str | None:
         # Japanese has Chinese letters too, no other the other way round.
         japanese = other.keys() & {"HIRAGANA", "KATAKANA"}
         return "Japanese" if japanese else _ALPHABETS.get(other.most_common(1)[0][0], "another language")
-    found = [word.lower() for word in _WORD.findall(prompt)]
-    if any(word in _ENGLISH or word in _english_motion() for word in found):
+    written = _WORD.findall(prompt)
+    if any(word in _ENGLISH or word in _english_motion() for word in map(str.lower, written)):
         return None
+    # `La Vie Est Belle` is a name, whatever language it is in.
+    found = [word.lower() for place, word in enumerate(written) if not place or word[0].islower()]
     proofs = {language: len(small.intersection(found)) for language, small in _SMALL_WORDS.items()}
     language, count = max(proofs.items(), key=lambda item: item[1])
     if count >= _PROOF:

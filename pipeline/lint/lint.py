@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pipeline.clips.prompts import read_motion
 from pipeline.families import Family, family_named
 from pipeline.lint import moves
 from pipeline.lint.columns import empty_places, without_places
 from pipeline.lint.language import foreign_language
 from pipeline.lint.negation import negated, without_negated
-from pipeline.lint.reading import PromptParts, read_parts
 from pipeline.lint.readers import PromptReader, reader_of
-from pipeline.lint.texts import joined, tidied
-from pipeline.lint.vocabulary import MEDIUM, SUITABLE
+from pipeline.lint.reading import PromptParts, read_parts
+from pipeline.lint.texts import joined
+from pipeline.lint.vocabulary import MEDIUM, SUITABLE, MotionKind
 from pipeline.notes import NewCell, Note
 
 #: Prompts that are remembered with their findings.
@@ -91,9 +92,11 @@ def _notes(texts: PromptTexts, reader: PromptReader) -> Iterator[Note]:
 
 
 def _rules_for(prompt: str, reader: PromptReader) -> tuple[_Rule, ...]:
+    if reader.answers_to == {MotionKind.CAMERA}:
+        return _OF_CAMERA
     language = foreign_language(prompt)
     if language is None:
-        return _OF_CAMERA if not reader.negative else _OF_ENGLISH
+        return _OF_ENGLISH
     # What is not English cannot be judged by English words.
     return (_EMPTY, _LANGUAGE) if reader.languages else (_EMPTY,)
 
@@ -195,7 +198,9 @@ def _find_many(parts: PromptParts, reader: PromptReader) -> str | None:
     count = len(moves.actions(parts.text))
     if count > reader.most_actions:
         most = reader.most_actions
-        return f"{count} actions one after the other in a clip of a few seconds: most are left out. Keep {most} or fewer"
+        return (
+            f"{count} actions one after the other in a clip of a few seconds: most are left out. Keep {most} or fewer"
+        )
     return None
 
 
@@ -242,10 +247,30 @@ def _find_foreign(parts: PromptParts, reader: PromptReader) -> str | None:
     return f"the prompt is written in {language}, and this model's encoder was trained on English: translate it"
 
 
-def _find_no_camera(parts: PromptParts, reader: PromptReader) -> str | None:
-    if parts.static or parts.moves:
+_NAME_ONE = "Name one, such as 'pan left', or write 'static camera'"
+
+
+def _find_cancelled(parts: PromptParts, reader: PromptReader) -> str | None:
+    motion = read_motion(parts.written)
+    if not motion.cancelled:
         return None
-    return None
+    instead = ": a slow zoom in is made instead" if motion.assumed else ""
+    return f"{' and '.join(motion.cancelled)} cancel each other{instead}. {_NAME_ONE}"
+
+
+def _find_no_camera(parts: PromptParts, reader: PromptReader) -> str | None:
+    motion = read_motion(parts.written)
+    if motion.cancelled or not motion.assumed:
+        return None
+    return f"the prompt names no camera move: a slow zoom in is made. {_NAME_ONE}"
+
+
+def _write_first(texts: PromptTexts, parts: PromptParts, reader: PromptReader) -> PromptTexts:
+    return PromptTexts(prompt=moves.with_moves(texts.prompt, 1), negative_prompt=texts.negative_prompt)
+
+
+def _write_zoom(texts: PromptTexts, parts: PromptParts, reader: PromptReader) -> PromptTexts:
+    return PromptTexts(prompt=joined(texts.prompt, reader.safe_move), negative_prompt=texts.negative_prompt)
 
 
 _EMPTY = _Rule(code="prompt_column_empty", finds=_find_empty, rewrites=_write_filled)
@@ -259,4 +284,9 @@ _OF_ENGLISH = (
     _Rule(code="prompt_contradictory", finds=_find_contradiction, rewrites=_write_one),
     _Rule(code="prompt_many_moves", finds=_find_many, rewrites=_write_few),
 )
-_OF_CAMERA = (_EMPTY,)
+#: The camera makes every move that it reads, so only these are of use to it.
+_OF_CAMERA = (
+    _EMPTY,
+    _Rule(code="moves_cancelled", finds=_find_cancelled, rewrites=_write_first),
+    _Rule(code="no_camera_move", finds=_find_no_camera, rewrites=_write_zoom),
+)

@@ -26,7 +26,8 @@ MOVE_TEXTS = {
 }
 _WAY = r"(?:in|out|left|right|up|down|forwards?|backwards?|clockwise|counter-?clockwise|anti-?clockwise)"
 _TWO_WAYS = re.compile(
-    rf"\b({_WAY})\b(?:\s*(?:,|/|&)\s*|\s+)(?:(?:and|or|then|and then) )?(?:(?:back|to the) )?{_WAY}\b(?!-)", re.IGNORECASE
+    rf"\b({_WAY})\b(?:\s*(?:,|/|&)\s*|\s+)(?:(?:and|or|then|and then) )?(?:(?:back|to the) )?{_WAY}\b(?!-)",
+    re.IGNORECASE,
 )
 _PART = re.compile(
     r"(\s*(?:[,;]|\.(?=\s|$))\s*(?:(?:and then|then|and|after that|finally|before|followed by|while)\s+)?"
@@ -34,12 +35,21 @@ _PART = re.compile(
     re.IGNORECASE,
 )
 _TAIL = re.compile(
-    r"\b(?:over|across|around|along|towards?|of|from|on|to|through|above|at|past) ((?:the|a|an|his|her|its) .+)$", re.IGNORECASE
+    r"\b(?:over|across|around|along|towards?|of|from|on|to|through|above|at|past) ((?:the|a|an|his|her|its) .+)$",
+    re.IGNORECASE,
 )
 #: What joins a move and the thing that it shows.
-_TOWARDS = {"zoom in": "on", "zoom out": "from", "pan": "across", "tilt": "over", "orbit": "around", "dolly in": "toward"}
+_TOWARDS = {
+    "zoom in": "on",
+    "zoom out": "from",
+    "pan": "across",
+    "tilt": "over",
+    "orbit": "around",
+    "dolly in": "toward",
+}
 _STANDS = re.compile(
-    r"\b(?:static|locked(?:[- ]off)?|locked[- ]down|fixed|stationary|still|motionless|immobile|unmoving) (?P<what>camera|shot|view|frame)\b"
+    r"\b(?:static|locked(?:[- ]off)?|locked[- ]down|fixed|stationary|still|motionless|immobile|unmoving)"
+    r" (?P<what>camera|shot|view|frame)\b"
     r"|\b(?:with )?(?:no|without(?: any)?|zero) (?:camera )?(?:movement|motion|moves?)\b"
     r"|\b(?:the )?camera (?:does not|doesn't|doesnt|never|not) mov(?:e|es|ing)\b"
     r"|\b(?:the )?camera (?:\w+ )?(?:stays? |remains? |is |kept )?(?:perfectly |completely )?"
@@ -47,7 +57,9 @@ _STANDS = re.compile(
     re.IGNORECASE,
 )
 _QUICK = rf"(?:very |too |extremely )?(?:{'|'.join(sorted(FAST, key=len, reverse=True))})"
-_FAST_WORDS = re.compile(rf"\b(?:and |but )?{_QUICK}\b(?: (?:and|but)(?= slow))?(?![- ]?\w+ing\b(?<!moving))", re.IGNORECASE)
+_FAST_WORDS = re.compile(
+    rf"\b(?:and |but )?{_QUICK}\b(?: (?:and|but)(?= slow))?(?![- ]?\w+ing\b(?<!moving))", re.IGNORECASE
+)
 _SLOW_WORD = r"slow(?:ly)?|slow[- ]?mo(?:tion)?|gently|gradually"
 _MOVE_WORD = r"(?:zoom|pan|tilt|orbit|doll|push|pull|rotat|mov|motion|camera|spin|roll|shot|turn)\w*"
 _BOTH_SPEEDS = re.compile(
@@ -81,7 +93,9 @@ def unmoved(text: str) -> bool:
 
 def without_unmoved(prompt: str) -> str:
     """The prompt without the words that say that something stands still."""
-    return tidied(re.sub(r",?\s*\b(?:still|frozen),(?=\s)", " ", _UNMOVED.sub(" ", prompt)) if unmoved(prompt.lower()) else prompt)
+    return tidied(
+        re.sub(r",?\s*\b(?:still|frozen),(?=\s)", " ", _UNMOVED.sub(" ", prompt)) if unmoved(prompt.lower()) else prompt
+    )
 
 
 def without_standing(prompt: str) -> str:
@@ -134,7 +148,9 @@ def with_moves(prompt: str, most: int) -> str:
 
 def _anew(parts: list[str], seen: list[CameraMove]) -> str:
     """The parts without a move, after the first move in plain words."""
-    rest = [part.strip() for part in parts[::2] if part.strip() and not _moves_of(part) and "camera" not in part.lower()]
+    rest = [
+        part.strip() for part in parts[::2] if part.strip() and not _moves_of(part) and "camera" not in part.lower()
+    ]
     first = MOVE_TEXTS[seen[0]] if seen else MOVE_TEXTS[CameraMove.ZOOM_IN]
     made = first[:1].upper() + first[1:]
     for part in rest:

@@ -6,7 +6,8 @@ import re
 
 from pipeline.lint.texts import tidied
 
-_END = r"(?=\s*(?:[,.;!?()]|$|\b(?:in|from|on) the (?:picture|image|frame|scene|video|background|shot|clip)\b|\b(?:anywhere|at all|please|while|but|as)\b))"
+_ABOUT = r"(?:in|from|on) the (?:picture|image|frame|scene|video|background|shot|clip)"
+_END = rf"(?=\s*(?:[,.;!?()]|$|\b{_ABOUT}\b|\b(?:anywhere|at all|please|while|but|as)\b))"
 _WHAT = rf"(?:any |a |an |the |other |more )*(?P<{{name}}>(?:(?!\b(?:no|without|not)\b)[\w'’ /-])+?){_END}"
 _SHOW = "show|add|include|display|have|use|draw|generate|make|put|render|insert|create|contain"
 _STATES = (
@@ -15,20 +16,18 @@ _STATES = (
 )
 #: Not denied things: a camera that stands still, names (`No. 5`), what never ends.
 _FINE = r"(?!(?:camera )?(?:movement|motion|moves?)\b|longer\b|matter\b|one\b|more than\b|doubt\b|\.|\d)"
+_GOES_ON = r"(?!(?:\w+ )?(?:stopping|pausing|moving|changing|losing|touching|interruption|pause|camera)\b)"
 _NEGATED = re.compile(
     r"(?:\b(?:and|or|but|with) )?(?:"
     rf"\b(?:there (?:are|is|should be|must be|shall be) |with |absolutely |please )*no {_FINE}{_WHAT.format(name='no')}"
-    rf"|\bwithout (?!(?:\w+ )?(?:stopping|pausing|moving|changing|losing|touching|interruption|pause|camera)\b){_WHAT.format(name='without')}"
+    rf"|\bwithout {_GOES_ON}{_WHAT.format(name='without')}"
     rf"|\b(?:please )?(?:do not|don't|don’t|dont|never|must not|should not) (?:{_SHOW}) {_WHAT.format(name='never')}"
     rf"|\b(?:please )?avoid(?:ing)? {_WHAT.format(name='avoid')}"
     rf"|\b(?:is |are )?not (?P<state>{_STATES})\b"
     r")",
     re.IGNORECASE,
 )
-_ASIDE = re.compile(
-    r"\s*\b(?:in|from|on) the (?:picture|image|frame|scene|video|background|shot|clip)\b(?=\s*(?:[,.;!?]|$))|\s*\b(?:anywhere|at all)\b",
-    re.IGNORECASE,
-)
+_ASIDE = re.compile(rf"\s*\b{_ABOUT}\b(?=\s*(?:[,.;!?]|$))|\s*\b(?:anywhere|at all)\b", re.IGNORECASE)
 #: A word of its own: `No. 5` begins no denial, and neither does `No Fear`.
 _NAME = re.compile(r"^(?:with )?No [A-Z]")
 

@@ -24,14 +24,12 @@ class PromptReader:
     most_moves: int
     #: Actions, one after the other, that fit into a clip of usual length.
     most_actions: int
-    #: Whether what a clip shall not show can be said apart, in `negative_prompt`.
-    negative: bool
     #: A move that every still can take, as this engine is best asked for it.
     safe_move: str
 
 
-#: By `Family.engine`; engines that read no prompts are left out. The limits of moves and actions are rules of thumb from
-#: the length of a clip (2 s of I2VGen-XL, 3 to 5 s of Wan): none was measured on pictures.
+#: By `Family.engine`; engines that read no prompts are left out. The limits of moves and actions are rules of thumb
+#: from the length of a clip (2 s of I2VGen-XL, 3 to 5 s of Wan): none was measured on pictures.
 READERS: Mapping[str, PromptReader] = MappingProxyType(
     {
         # Reads camera moves and nothing else: `pipeline.clips.prompts`.
@@ -40,7 +38,6 @@ READERS: Mapping[str, PromptReader] = MappingProxyType(
             answers_to=frozenset({MotionKind.CAMERA}),
             most_moves=3,
             most_actions=99,
-            negative=False,
             safe_move="camera slowly zooming in",
         ),
         # OpenCLIP ViT-H, trained on the English part of LAION-5B.
@@ -49,7 +46,6 @@ READERS: Mapping[str, PromptReader] = MappingProxyType(
             answers_to=_ALL,
             most_moves=1,
             most_actions=3,
-            negative=True,
             safe_move="camera slowly zooming in",
         ),
         # UMT5-XXL, trained on 107 languages.
@@ -58,7 +54,6 @@ READERS: Mapping[str, PromptReader] = MappingProxyType(
             answers_to=_ALL,
             most_moves=2,
             most_actions=5,
-            negative=True,
             safe_move="the camera slowly pushes in",
         ),
     }

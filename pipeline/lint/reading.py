@@ -9,27 +9,27 @@ from functools import cache
 
 from pipeline.clips.prompts import CameraMove, read_motion
 from pipeline.lint import vocabulary as words
-from pipeline.lint.vocabulary import MotionKind
+from pipeline.lint.vocabulary import MotionKind, word_set
 
 _TOKEN = re.compile(r"[^\W_]+(?:['-][^\W_]+)*|[^\w\s]")
 _PHRASES = {
     kind: re.compile(rf"(?<![\w-])(?:{'|'.join(patterns)})(?![\w-])") for kind, patterns in words.PHRASES.items()
 }
-_DETERMINERS = frozenset("the a an this that these those its his her their your my our some each every".split())
-_PLURAL = frozenset("people children men women feet fish sheep geese mice police they we".split())
-_BEFORE_BASE = frozenset("will to and then can let lets".split())
-_BE = frozenset("is are being be gets get was were".split())
-_DESIRE = frozenset("make turn bring show add create let do give please animate put transform generate produce".split())
+_DETERMINERS = word_set("the a an this that these those its his her their your my our some each every")
+_PLURAL = word_set("people children men women feet fish sheep geese mice police they we")
+_BEFORE_BASE = word_set("will to and then can let lets")
+_BE = word_set("is are being be gets get was were")
+_DESIRE = word_set("make turn bring show add create let do give please animate put transform generate produce")
 #: After a verb, but as often after a noun: no proof that a word that names things is a verb there.
-_AFTER_NOUNS = frozenset("on in with and or for is are of as under behind beside near inside each your".split())
+_AFTER_NOUNS = word_set("on in with and or for is are of as under behind beside near inside each your")
 #: Asked of everything and said of nothing: motion only where something is named that could do it.
-_EMPTY_MOTION = frozenset("move moves moving change changes changing happen happens happening".split())
+_EMPTY_MOTION = word_set("move moves moving change changes changing happen happens happening")
 _LEAST_LIKENESS, _LEAST_LETTERS = 0.84, 5
 
 #: `turn this photo into a video` is no motion of anything.
 _REQUEST = re.compile(
-    r"\b(?:turn|transform|make|bring|convert|change) (?:this|the|my|that|it|your)\b(?: \w+)?(?: (?:in)?to)?(?: an?| the)?"
-    r" ?(?:video|life|clip|gif|animation|movie)?"
+    r"\b(?:turn|transform|make|bring|convert|change) (?:this|the|my|that|it|your)\b(?: \w+)?(?: (?:in)?to)?"
+    r"(?: an?| the)? ?(?:video|life|clip|gif|animation|movie)?"
 )
 
 _STATIC = re.compile(
@@ -45,8 +45,8 @@ _STATIC = re.compile(
 _CLAUSE = re.compile(r"[,.;:!?()]| (?:while|and then|then|and|but|as|after that|finally|before|after) ")
 #: Verbs that things have as often as cameras.
 _OF_THINGS = re.compile(
-    r"\b(?:rotat\w+|spin\w*|turn(?:s|ing)?\b(?: ?table)?|turntable|revolv\w+|roll(?:s|ing)?|360\S*(?: degrees?)?|circl\w+|"
-    r"fly\w*|flies|mov(?:es|ing)|push(?:es|ing)?|pull(?:s|ing)?|track(?:s|ing)?|truck(?:s|ing)?|arcs|arcing|"
+    r"\b(?:rotat\w+|spin\w*|turn(?:s|ing)?\b(?: ?table)?|turntable|revolv\w+|roll(?:s|ing)?|360\S*(?: degrees?)?|"
+    r"circl\w+|fly\w*|flies|mov(?:es|ing)|push(?:es|ing)?|pull(?:s|ing)?|track(?:s|ing)?|truck(?:s|ing)?|arcs|arcing|"
     r"tilt(?:s|ing)|boom\w*|crane\w*|jib\w*)\b"
 )
 _OF_CAMERA = re.compile(r"\b(?:cameras?|shots?|views?|footage|drone|lens|cam|pov|frame)\b")
@@ -120,7 +120,9 @@ def _without_things(text: str) -> str:
         clause = text[begin:end]
         for match in _OF_THINGS.finditer(clause):
             subject = clause[: match.start()].strip(" ,.;:!?()")
-            subject = re.sub(r"^(?:(?:while|and|then|but|as|after that|finally|before|after|slowly|gently|slow)\b ?)+", "", subject)
+            subject = re.sub(
+                r"^(?:(?:while|and|then|but|as|after that|finally|before|after|slowly|gently|slow)\b ?)+", "", subject
+            )
             if subject and not _OF_CAMERA.search(clause):
                 kept[begin + match.start() : begin + match.end()] = "·" * (match.end() - match.start())
         begin = end
@@ -204,7 +206,12 @@ def _misspelt(tokens: list[str]) -> set[MotionKind]:
     """Kinds of motion that are named by words which are misspelt by a letter or two."""
     ing = _forms()[0]
     for word in tokens:
-        if len(word) < _LEAST_LETTERS or word in words.STILL_ING or word in words.FOR_ING or not word.endswith(("ng", "ig")):
+        if (
+            len(word) < _LEAST_LETTERS
+            or word in words.STILL_ING
+            or word in words.FOR_ING
+            or not word.endswith(("ng", "ig"))
+        ):
             continue
         if close := difflib.get_close_matches(word, ing, n=1, cutoff=_LEAST_LIKENESS):
             return {ing[close[0]]}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
-_PREPOSITIONS = "in|on|at|of|to|into|onto|from|over|across|around|along|toward|towards|with|for|by|under|behind|through|made of"
+_PREPOSITIONS = (
+    "in|on|at|of|to|into|onto|from|over|across|around|along|toward|towards|with|for|by|under|behind|through|made of"
+)
 #: Determiners and prepositions that stand before nothing.
 _DANGLING = re.compile(
-    rf"(?:\s+(?:{_PREPOSITIONS}))?\s+(?:the|a|an|its|and the|and an?)(?=\s*(?:[,.;!?]|$|(?:and|or|while|with|in|on)\b(?![-/])))",
+    rf"(?:\s+(?:{_PREPOSITIONS}))?\s+(?:the|a|an|its|and the|and an?)"
+    r"(?=\s*(?:[,.;!?]|$|(?:and|or|while|with|in|on)\b(?![-/])))",
     re.IGNORECASE,
 )
 _LEADING = re.compile(r"^(?:(?:and|or|but|while|then|with|as|that|which|of|please)\s+|[\s,.;:·-]+)+", re.IGNORECASE)
