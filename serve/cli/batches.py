@@ -259,7 +259,7 @@ def submit(
             model = family_named(model).name
         # Another machine's farm does not tell which model it takes by default.
         known = model or (None if url or settings.url else farm_facts(settings).get("default_model"))
-        manifest = rows.read(catalog, known)
+        manifest = rows.read(catalog, known, settings.home)
         require_farm(settings, url)
         if not (url or settings.url):
             _tell_what_cannot_run(manifest, rows, known, settings)
