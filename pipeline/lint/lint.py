@@ -27,6 +27,10 @@ from pipeline.notes import NewCell, Note
 _REMEMBERED = 8192
 #: Rewrites of one prompt, one after the other, until nothing is left to rewrite.
 _ROUNDS = 8
+#: Rewrites of one fault, until it is not found any more.
+_TRIES = 4
+#: Longest prompt that is rewritten, in characters: about twice what I2VGen-XL reads.
+_LONGEST_REWRITTEN = 700
 #: Longest prompt that is judged, in characters: longer ones are refused (`MAX_PROMPT_CHARACTERS` of the catalog).
 _LONGEST = 2000
 
@@ -103,11 +107,13 @@ def _rules_for(prompt: str, reader: PromptReader) -> tuple[_Rule, ...]:
 
 def _fix(rule: _Rule, texts: PromptTexts, parts: PromptParts, reader: PromptReader) -> dict[str, NewCell]:
     """New values with which `rule` finds nothing; {} where there are none."""
-    if rule.rewrites is None:
+    if rule.rewrites is None or len(texts.prompt) > _LONGEST_REWRITTEN:
         return {}
     made = texts
-    for _ in range(_ROUNDS):
-        made = rule.rewrites(made, parts, reader)
+    for _ in range(_TRIES):
+        before, made = made, rule.rewrites(made, parts, reader)
+        if made == before:
+            break
         parts = read_parts(made.prompt)
         if rule.finds(parts, reader) is None and made.prompt:
             new: dict[str, NewCell] = {"prompt": made.prompt}

@@ -18,13 +18,15 @@ _TRAILING = re.compile(
     r"(?:[\s,;:·-]|\b(?:and|or|but|while|then|with|as|the|a|an|that|which|is|are|at|of|to|into|onto|from|towards?|for)\s*$)+$",
     re.IGNORECASE,
 )
+#: Each pass may bare another word; a text made of nothing else is left as it is.
+_PASSES = 8
 _TOGETHER = re.compile(r"\s*\b(?:simultaneously|at the same time|at once|both at once)\b", re.IGNORECASE)
 
 
 def tidied(text: str) -> str:
     """`text` without gaps, doubled commas and words that have lost what they belong to."""
-    capital, before = text.lstrip()[:1].isupper(), None
-    while text != before:
+    capital = text.lstrip()[:1].isupper()
+    for _ in range(_PASSES):
         before = text
         text = " ".join(text.split())
         text = re.sub(r"\(\s*\)|\[\s*\]|\"\s*\"", " ", text)
@@ -36,6 +38,8 @@ def tidied(text: str) -> str:
         text = re.sub(r"\b(and|or)\s+(?:and|or)\b", r"\1", text, flags=re.IGNORECASE)
         text = _DANGLING.sub("", text)
         text = _TRAILING.sub("", _LEADING.sub("", text))
+        if text == before:
+            break
     return text[:1].upper() + text[1:] if capital else text
 
 

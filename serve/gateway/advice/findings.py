@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -22,7 +22,9 @@ from serve.gateway.forecasting import ForecastDefaults
 #: Rows or prompts of one request: more are judged by another one.
 MAX_LINTED = 1000
 #: Characters of one prompt in a request.
-MAX_CHARACTERS = 4000
+MAX_CHARACTERS = 2000
+#: Characters of all prompts in a request together.
+MAX_ALL_CHARACTERS = 200_000
 
 
 class LintedRow(JsonNumbers):
@@ -47,7 +49,7 @@ class LintBody(JsonNumbers):
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
-    prompts: list[str] = Field(default_factory=list, max_length=MAX_LINTED)
+    prompts: list[Annotated[str, Field(max_length=MAX_CHARACTERS)]] = Field(default_factory=list, max_length=MAX_LINTED)
     """Prompts to judge, in place of `rows`."""
     rows: list[LintedRow] = Field(default_factory=list, max_length=MAX_LINTED)
     """Rows to judge, with their parameters."""
@@ -59,8 +61,8 @@ class LintBody(JsonNumbers):
         if bool(self.prompts) == bool(self.rows):
             raise ValueError("give prompts or rows, one of both")
         texts = [*self.prompts, *(row.row.prompt or "" for row in self.rows)]
-        if max(map(len, texts)) > MAX_CHARACTERS:
-            raise ValueError(f"a prompt has more than {MAX_CHARACTERS} characters")
+        if sum(map(len, texts)) > MAX_ALL_CHARACTERS:
+            raise ValueError(f"the prompts have more than {MAX_ALL_CHARACTERS:,} characters in all")
         return self
 
 
