@@ -23,7 +23,8 @@ _NOTHING = re.compile(
 )
 #: A gap: a word that needs another one, and none there.
 _GAP = re.compile(
-    r"\b(?:the|a|an|The|A|An)(?=\s*(?:[,.;!?](?:\s|$)|$)|\s+(?:and|or|of|with|on|in|from)\b(?![-/'’]))"
+    r"(?:\b(?:the|a|an)|^(?:The|A|An)|(?<=[.!?] )(?:The|A|An))"
+    r"(?=\s*(?:[,.;!?](?:\s|$)|$)|\s+(?:and|or|of|with|on|in|from)\b(?![-/'’]))"
     r"|\b(?:made of|of|with|from|toward|towards|across)(?=\s*[,.;](?:\s|$))"
 )
 

@@ -16,9 +16,14 @@ _STATES = (
 )
 #: Not denied things: a camera that stands still, names (`No. 5`), what never ends.
 _FINE = r"(?!(?:camera )?(?:movement|motion|moves?)\b|longer\b|matter\b|one\b|more than\b|doubt\b|\.|\d)"
-_GOES_ON = r"(?!(?:\w+ )?(?:stopping|pausing|moving|changing|losing|touching|interruption|pause|camera)\b)"
+_GOES_ON = (
+    r"(?!(?:\w+ )?(?:\w+ing|interruption|pause|hesitation|warning|effort|limits?|end|"
+    r"camera (?:movement|motion|moves?))\b)"
+)
 _NEGATED = re.compile(
-    r"(?:\b(?:and|or|but|with) )?(?:"
+    # At the begin of a clause alone: `had no choice` and `to avoid the danger` tell a story.
+    r"(?:(?:^|(?<=[,.;:!?(])|(?<=[,.;:!?(] ))(?:and |or |but |with )?"
+    r"|\b(?:and|or|but|with) |(?=\bwithout |\bthere |\bnot ))(?:"
     rf"\b(?:there (?:are|is|should be|must be|shall be) |with |absolutely |please )*no {_FINE}{_WHAT.format(name='no')}"
     rf"|\bwithout {_GOES_ON}{_WHAT.format(name='without')}"
     rf"|\b(?:please )?(?:do not|don't|don’t|dont|never|must not|should not) (?:{_SHOW}) {_WHAT.format(name='never')}"

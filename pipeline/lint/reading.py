@@ -17,6 +17,8 @@ _PHRASES = {
 }
 _DETERMINERS = word_set("the a an this that these those its his her their your my our some each every")
 _PLURAL = word_set("people children men women feet fish sheep geese mice police they we")
+#: Whoever stands before a word in -ing does it: `men riding horses` beside `men's riding boots`.
+_DOERS = word_set("man men woman women person people boy boys girl girls child children kid kids couple she he they")
 _BEFORE_BASE = word_set("will to and then can let lets")
 _BE = word_set("is are being be gets get was were")
 _DESIRE = word_set("make turn bring show add create let do give please animate put transform generate produce")
@@ -158,6 +160,9 @@ def _kinds(tokens: list[str], text: str, concrete: bool) -> set[MotionKind]:
     found = {kind for kind, pattern in _PHRASES.items() if pattern.search(text)}
     for place, word in enumerate(tokens):
         before = tokens[place - 1] if place else ""
+        if before.endswith("ly") and place > 1:
+            # `leaves gradually change`, `being vigorously stirred`
+            before = tokens[place - 2]
         after = tokens[place + 1] if place + 1 < len(tokens) else ""
         if word in _EMPTY_MOTION and not concrete:
             continue
@@ -173,7 +178,7 @@ def _kind_of(word: str, before: str, after: str, *, first: bool) -> MotionKind |
     verb_like = ends or after in words.AFTER_VERBS
     if word.endswith("ing") and len(word) > 4 and "-" not in word:
         return _of_ing(word, before, after, ing)
-    if word in words.DONE and before in (*_BE, "slowly", "gently", "then"):
+    if word in words.DONE and before in (*_BE, "then"):
         return MotionKind.THINGS
     if word in third:
         verb, kind = third[word]
@@ -193,10 +198,13 @@ def _kind_of(word: str, before: str, after: str, *, first: bool) -> MotionKind |
 
 
 def _of_ing(word: str, before: str, after: str, ing: dict[str, MotionKind]) -> MotionKind | None:
-    if word in words.STILL_ING and not (word == "lighting" and after == "up"):
+    does = before in _BE or before in _DOERS
+    if word in words.STATE_ING:
+        return None
+    if word in words.STILL_ING and not (word in ing and (does or after in ("up", "out", "down"))):
         return None
     verb_like = not after or not after[0].isalnum() or after in words.AFTER_VERBS
-    if word in words.FOR_ING and (not verb_like or before in ("for", "of", "with", "and", "or", "")):
+    if word in words.FOR_ING and not does and (not verb_like or before in ("for", "of", "with", "and", "or", "")):
         return None
     # A form that is not known is a verb more often than a thing.
     return ing.get(word, MotionKind.THINGS)
@@ -208,7 +216,7 @@ def _misspelt(tokens: list[str]) -> set[MotionKind]:
     for word in tokens:
         if (
             len(word) < _LEAST_LETTERS
-            or word in words.STILL_ING
+            or word in words.STILL_ING | words.STATE_ING
             or word in words.FOR_ING
             or not word.endswith(("ng", "ig"))
         ):

@@ -51,7 +51,7 @@ VERBS: Mapping[MotionKind, frozenset[str]] = MappingProxyType(
             " cuddle play knit sew paint draw write type cook stir whisk knead chop slice peel fry sprinkle"
             " drizzle mix wash wipe brush comb dress undress put take open close raise lower wag purr bark peck"
             " gather work dig plant water wiggle wriggle squirm scamper scurry dart flee hatch cheer celebrate"
-            " greet tap step wade dip adjust tighten tie untie unzip zip button apply pluck strum juggle balance"
+            " greet tap step wade dip adjust tighten tie untie unzip zip button apply help hand clean exchange share place pluck strum juggle balance"
             " slip climb try enter leave arrive return wander emerge peek sneeze"
         ),
         MotionKind.THINGS: word_set(
@@ -96,6 +96,7 @@ PHRASES: Mapping[MotionKind, tuple[str, ...]] = MappingProxyType(
         MotionKind.THINGS: (
             r"turn ?table|360(?:°|[- ]?degrees?)?(?: (?:rotation|spin|turn|view|shot))?",
             r"in rotation|(?:a|full|slow) spin",
+            r"(?:changed|transformed|turned|morphed|melted|changes|transforms|turns) (?:in)?to",
             r"back and forth|up and down|side to side|to and fro",
         ),
         MotionKind.TIME: (
@@ -104,20 +105,24 @@ PHRASES: Mapping[MotionKind, tuple[str, ...]] = MappingProxyType(
     }
 )
 
-#: Forms in -ing that are no motion: states, things, and what a picture does.
-STILL_ING = word_set(
+#: Forms in -ing that are no motion: states, and what a picture does.
+STATE_ING = word_set(
     "being having wearing featuring including containing showing displaying depicting consisting resembling"
     " matching surrounding overlooking facing lacking hanging standing sitting lying resting leaning waiting"
-    " sleeping posing seating during evening morning ring string spring king thing something anything nothing"
-    " everything wing sling ceiling building painting drawing clothing lighting setting wedding bedding flooring"
-    " railing awning siding earring stocking lining piping padding quilting stitching styling branding packaging"
-    " engraving coating plating finishing upholstering interesting stunning amazing charming relaxing exciting"
-    " captivating breathtaking fascinating mesmerizing inspiring enchanting appealing outstanding astonishing"
-    " inviting missing remaining living dining sterling darling herring pudding icing dressing topping filling"
-    " frosting stuffing seasoning beijing according regarding holding using sporting engineering advertising"
-    " marketing photographing rendering trending understanding looking feeling being carving housing bearing"
-    " casing mating tubing webbing gaming viewing parking landing crossing sibling duckling dumpling sapling"
-    " seedling sterling offering serving starring boring calming soothing"
+    " sleeping posing seating missing remaining living according regarding holding using sporting understanding"
+    " looking feeling being serving starring"
+)
+#: Forms in -ing that are things and qualities: motion only where somebody is doing it (`the sun is setting`).
+STILL_ING = word_set(
+    "during evening morning ring string spring king thing something anything nothing everything wing sling"
+    " ceiling building painting drawing clothing lighting setting wedding bedding flooring railing awning siding"
+    " earring stocking lining piping padding quilting stitching styling branding packaging engraving coating"
+    " plating finishing upholstering interesting stunning amazing charming relaxing exciting captivating"
+    " breathtaking fascinating mesmerizing inspiring enchanting appealing outstanding astonishing inviting"
+    " dining sterling darling herring pudding icing dressing topping filling frosting stuffing seasoning beijing"
+    " engineering advertising marketing photographing rendering trending carving housing bearing casing mating"
+    " tubing webbing gaming viewing parking landing crossing sibling duckling dumpling sapling seedling sterling"
+    " offering boring calming soothing"
 )
 
 #: Forms in -ing that name what a product is for, where a noun follows: `running shoes`, `frying pan`.

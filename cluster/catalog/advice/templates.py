@@ -85,7 +85,12 @@ class PromptTemplate(BaseModel):
             return (place["instead"] or "").strip()
 
         texts = [_PLACE.sub(fill, text) for text in (self.prompt, self.negative_prompt)]
-        prompt, negative_prompt = (tidied(text) if empty else text.strip() for text in texts)
+        if empty:
+            texts = [tidied(text) for text in texts]
+        elif _PLACE.search(self.prompt):
+            # Where nothing stands instead, two spaces are left.
+            texts = [" ".join(text.split()) for text in texts]
+        prompt, negative_prompt = (text.strip() for text in texts)
         return FilledPrompt(prompt=prompt, negative_prompt=negative_prompt, empty=tuple(empty))
 
     def missing(self, columns: Iterable[str]) -> list[str]:
