@@ -51,7 +51,8 @@ VERBS: Mapping[MotionKind, frozenset[str]] = MappingProxyType(
             " cuddle play knit sew paint draw write type cook stir whisk knead chop slice peel fry sprinkle"
             " drizzle mix wash wipe brush comb dress undress put take open close raise lower wag purr bark peck"
             " gather work dig plant water wiggle wriggle squirm scamper scurry dart flee hatch cheer celebrate"
-            " greet tap step wade dip adjust tighten tie untie unzip zip button apply help hand clean exchange share place pluck strum juggle balance"
+            " greet tap step wade dip adjust tighten tie untie unzip zip button"
+            " apply help hand clean exchange share place pluck strum juggle balance"
             " slip climb try enter leave arrive return wander emerge peek sneeze"
         ),
         MotionKind.THINGS: word_set(

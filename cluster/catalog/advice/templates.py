@@ -87,7 +87,7 @@ class PromptTemplate(BaseModel):
         texts = [_PLACE.sub(fill, text) for text in (self.prompt, self.negative_prompt)]
         if empty:
             texts = [tidied(text) for text in texts]
-        elif _PLACE.search(self.prompt):
+        elif any(place["column"] is not None for place in _PLACE.finditer(self.prompt)):
             # Where nothing stands instead, two spaces are left.
             texts = [" ".join(text.split()) for text in texts]
         prompt, negative_prompt = (text.strip() for text in texts)
