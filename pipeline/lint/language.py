@@ -64,6 +64,8 @@ _SMALL = {
     "Polish": ("i w na z do się jest powoli oraz przez kamera podczas"),
     "Turkish": ("bir ve ile için yavaşça kamera doğru üzerinde olan"),
 }
+#: Beside these, languages that `lingua` tells apart.
+_RARER = ("Czech", "Danish", "Finnish", "Hungarian", "Indonesian", "Romanian", "Vietnamese")
 _SMALL_WORDS = {language: word_set(text) for language, text in _SMALL.items()}
 
 #: Letters with marks that English borrows words with.
@@ -114,7 +116,10 @@ def _english_motion() -> frozenset[str]:
 def _detector() -> Any:
     if find_spec("lingua") is None:
         return None
-    return import_module("lingua").LanguageDetectorBuilder.from_all_languages_with_latin_script().build()
+    library = import_module("lingua")
+    # All of them would take a gigabyte of memory.
+    languages = [getattr(library.Language, name.upper()) for name in (*_SMALL, "English", *_RARER)]
+    return library.LanguageDetectorBuilder.from_languages(*languages).build()
 
 
 def _by_library(prompt: str) -> str | None:

@@ -81,6 +81,11 @@ def with_fix(texts: PromptTexts, fix: Mapping[str, NewCell]) -> PromptTexts:
     )
 
 
+def forget_prompts() -> None:
+    """Judge prompts anew that were judged before."""
+    _lint.cache_clear()
+
+
 @lru_cache(maxsize=_REMEMBERED)
 def _lint(family: str, prompt: str, negative_prompt: str) -> tuple[Note, ...]:
     reader = reader_of(family_named(family))
