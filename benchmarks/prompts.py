@@ -18,9 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from report import Aim, Report, parser
+
 from pipeline.families import FAMILIES
 from pipeline.lint.lint import forget_prompts, lint_prompt
-from report import Aim, Report, parser
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "unit" / "pipeline" / "lint"
 FAMILY = FAMILIES["i2vgen-xl"]

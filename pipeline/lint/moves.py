@@ -128,7 +128,9 @@ def with_moves(prompt: str, most: int) -> str:
     text = without_together(prompt)
     text = _TWO_WAYS.sub(lambda m: m[1], text) if camera_moves(text.lower())[1] else text
     parts = _PART.split(text)
-    kept, tail, seen = [], "", []
+    kept: list[str] = []
+    seen: list[CameraMove] = []
+    tail = ""
     for place in range(0, len(parts), 2):
         separator = parts[place - 1] if place else ""
         moves = [m for m in _moves_of(parts[place]) if m not in seen]
