@@ -30,11 +30,11 @@ _GAP = re.compile(
 
 
 def empty_places(prompt: str) -> list[str]:
-    """The places as they are written; `…` for a gap after a word."""
+    """The places that a column left empty, as they are written; `…` for a gap after a word."""
     found = [match.group() for pattern in (_PLACE, _NOTHING) for match in pattern.finditer(prompt)]
     return found + [f"{match.group()} …" for match in _GAP.finditer(prompt)]
 
 
 def without_places(prompt: str) -> str:
-    """The prompt without them, and without what stands before them only for their sake."""
+    """The prompt without the places that a column left empty, and without what stands before them for their sake."""
     return tidied(_GAP.sub(" ", tidied(_NOTHING.sub(" ", _PLACE.sub(" ", prompt)))))

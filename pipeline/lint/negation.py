@@ -47,7 +47,7 @@ def negated(prompt: str) -> list[str]:
 
 
 def without_negated(prompt: str) -> str:
-    """The prompt without them."""
+    """The prompt without the things that it denies."""
     kept, begin = [], 0
     for match in _matches(prompt):
         aside = _ASIDE.match(prompt, match.end())

@@ -58,7 +58,7 @@ _OF_CAMERA = re.compile(r"\b(?:cameras?|shots?|views?|footage|drone|lens|cam|pov
 class PromptParts:
     """What is said by a prompt."""
 
-    #: As it was written, white space collapsed.
+    #: The prompt with white space collapsed.
     written: str
     #: In lower case, as it is read.
     text: str
@@ -66,7 +66,7 @@ class PromptParts:
     kinds: frozenset[MotionKind]
     #: Camera moves that are meant for the camera, in their order; those that undo each other too.
     moves: tuple[CameraMove, ...]
-    #: Of these, the ones that undo each other.
+    #: Camera moves that undo each other.
     cancelled: tuple[CameraMove, ...]
     #: Whether the camera is told to stand still.
     static: bool

@@ -27,7 +27,7 @@ class RowAdvice:
     number: int
     line: int | None
     id: str
-    #: As the row is rendered: empty where it has none, or cannot be read.
+    #: Prompt as the row is rendered with it: empty where it has none, or cannot be read.
     prompt: str = ""
     negative_prompt: str = ""
     #: Why it cannot be rendered.
