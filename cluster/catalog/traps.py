@@ -14,6 +14,7 @@ from cluster.catalog.defaults import STRENGTH
 from pipeline.clips.clip import ClipSpec, Sampler, Tier
 from pipeline.families import Family
 from pipeline.memory.slowdown import clip_flops
+from pipeline.notes import NewCell
 
 #: Guidance is high from so many times the family's own.
 HIGH_GUIDANCE = 2.0
@@ -98,7 +99,11 @@ def _distilled(family: Family, spec: ClipSpec, found: Findings) -> None:
         found.note("guidance_of_distilled", f"{message}. Take 1 to {DISTILLED_GUIDANCE:g}", {"guidance": 1.0})
     if spec.sampler is Sampler.LCM and spec.adapter is None:
         message = "the sampler lcm is for weights that were distilled for it, and the row has no adapter"
-        own = {"sampler": family.samplers[0], "steps": family.tiers[Tier.DRAFT].steps, "guidance": family.guidance}
+        own: dict[str, NewCell] = {
+            "sampler": family.samplers[0],
+            "steps": family.tiers[Tier.DRAFT].steps,
+            "guidance": family.guidance,
+        }
         found.note(
             "lcm_undistilled", f"{message}: with a model's own weights clips are washed out. Take tier fast", own
         )

@@ -208,10 +208,8 @@ def _find_many(parts: PromptParts, reader: PromptReader) -> str | None:
         return f"{len(distinct)} camera moves ({names}) in a clip of a few seconds: each is cut short. Keep {most}"
     count = len(moves.actions(parts.text))
     if count > reader.most_actions:
-        most = reader.most_actions
-        return (
-            f"{count} actions one after the other in a clip of a few seconds: most are left out. Keep {most} or fewer"
-        )
+        fit = reader.most_actions
+        return f"{count} actions one after the other in a clip of a few seconds: most are left out. Keep {fit} or fewer"
     return None
 
 
