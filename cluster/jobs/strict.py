@@ -7,7 +7,12 @@ from collections.abc import Iterable
 from pipeline.notes import ADJUSTED, Note
 from pipeline.problems import Problem
 
-_FIELDS = {"prompt_cut": "prompt", "negative_prompt_cut": "negative_prompt", "column_unknown": "column"}
+_FIELDS = {
+    "prompt_cut": "prompt",
+    "prompt_column_empty": "prompt",
+    "negative_prompt_cut": "negative_prompt",
+    "column_unknown": "column",
+}
 
 
 def refusals(notes: Iterable[Note]) -> tuple[Problem, ...]:

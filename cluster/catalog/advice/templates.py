@@ -45,13 +45,8 @@ class FilledPrompt:
             return []
         named = ", ".join(self.empty)
         message = f"the template's {named} is empty in this row, and its place was left out"
-        return [
-            Note(
-                code="prompt_column_empty",
-                message=f"{message}. Fill the column, or write {{name|instead}}",
-                field="prompt",
-            )
-        ]
+        # Sent with its row, perhaps to a farm that refuses notes with more than these.
+        return [Note(code="prompt_column_empty", message=f"{message}. Fill the column, or write {{name|instead}}")]
 
 
 class PromptTemplate(BaseModel):

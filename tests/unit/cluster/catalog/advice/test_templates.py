@@ -43,7 +43,7 @@ def test_an_empty_column_leaves_its_place_out_with_a_note() -> None:
     )
     assert filled.prompt == "pan left, soft light"
     (note,) = filled.notes
-    assert (note.code, note.field, note.reduces) == ("prompt_column_empty", "prompt", True)
+    assert (note.code, note.field, note.reduces) == ("prompt_column_empty", "", True)
     assert "color, title" in note.message
 
 
