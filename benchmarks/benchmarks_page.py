@@ -30,6 +30,7 @@ ON_CPUS: Mapping[str, tuple[str, str]] = {
     "oom_grid": ("python benchmarks/oom_grid.py --check", "cards that take more than predicted"),
     "store": ("python benchmarks/store.py --check", "claims and completions a second"),
     "scale": ("python benchmarks/scale.py --check", "placement with very many waiting clips"),
+    "prompts": ("python benchmarks/prompts.py --check", "how well prompts are judged, and what it costs"),
     "interactive": ("python benchmarks/interactive.py --check", "clips that somebody waits for, and others one by one"),
 }
 

@@ -6,8 +6,11 @@ still was decoded, or when the frames were reviewed. A fault that refuses the ro
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,9 +27,22 @@ QUIET = frozenset(
 ADJUSTED = "_adjusted"
 #: Codes of notes, beside those of adjusted values, on what a row asks for and does not get: refused where it is strict.
 #: Not among them: what a model has no use for, roundings to whole frames and pixels, and what is judged.
-REDUCED = frozenset({"prompt_cut", "negative_prompt_cut", "column_unknown"})
+REDUCED = frozenset({"prompt_cut", "negative_prompt_cut", "prompt_column_empty", "column_unknown"})
 #: Titles that are not the code's own words.
 _TITLES = {"enlarged": "still enlarged", "cut": "prompt cut"}
+
+
+#: A cell of a row, as a note proposes it; None: the cell left empty.
+NewCell: TypeAlias = str | int | float | bool | None
+
+
+class Severity(StrEnum):
+    """How much a note matters to whoever reads it."""
+
+    #: Nothing has to be done.
+    INFO = "info"
+    #: The clip is worth a look, or the row a second thought.
+    WARNING = "warning"
 
 
 class Note(BaseModel):
@@ -38,6 +54,19 @@ class Note(BaseModel):
     """Machine name such as `no_motion`: stable, for counting and filtering."""
     message: str
     """A sentence with the values, and what to do where there is something to do."""
+    # Both are left out where there is none, as versions without them refuse them.
+    field: str = Field(default="", exclude_if=operator.not_)
+    """Column of the row that it is about, where it is about one."""
+    fix: Mapping[str, NewCell] = Field(default_factory=dict, exclude_if=operator.not_)
+    """New values by column, with which it would not be noted: to be applied together, and only if a person wants it."""
+
+    def __hash__(self) -> int:
+        return hash((self.code, self.message))
+
+    @property
+    def severity(self) -> Severity:
+        """How much it matters; follows from the code."""
+        return Severity.WARNING if self.worth_a_look or self.reduces else Severity.INFO
 
     @property
     def title(self) -> str:
@@ -85,8 +114,11 @@ def notes_from(values: object) -> tuple[Note, ...]:
     return distinct(found)
 
 
-def reading_notes(facts: Mapping[str, Any]) -> list[Note]:
-    """Notes on what a model tells of how it read a clip (`Model.notes`): texts that were cut, moves without room."""
+def reading_notes(facts: Mapping[str, Any], texts: Mapping[str, str] = MappingProxyType({})) -> list[Note]:
+    """Notes on what a model tells of how it read a clip (`Model.notes`): texts that were cut, moves without room.
+
+    `texts`: the texts by name, where they are known; then the notes' fixes are what is read of them.
+    """
     found = []
     for name in ("prompt", "negative_prompt"):
         if tokens := facts.get(f"{name}_tokens_cut"):
@@ -94,7 +126,10 @@ def reading_notes(facts: Mapping[str, Any]) -> list[Note]:
             lost = f": {words[:200]!r}{'…' if len(words) > 200 else ''}" if words else ""
             count = f"at least {tokens}" if facts.get(f"{name}_at_least") else str(tokens)
             what = f"the {name} is {count} tokens longer than its encoder reads"
-            found.append(Note(code=f"{name}_cut", message=f"{what}, and its end is cut{lost}. Shorten it"))
+            read = texts.get(name, "").split()[: -len(words.split()) or None] if words else []
+            fix: dict[str, NewCell] = {name: " ".join(read)} if read else {}
+            message = f"{what}, and its end is cut{lost}. Shorten it"
+            found.append(Note(code=f"{name}_cut", message=message, field=name, fix=fix))
     if (share := facts.get("move_share")) is not None:
         text = f"the camera's move is {share:.0%} of its usual length, so that the product stays whole in the picture"
         found.append(Note(code="move_shortened", message=text))

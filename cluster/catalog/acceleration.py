@@ -102,7 +102,7 @@ def after_draft(spec: ClipSpec, draft: ClipSpec, asked_fps: int | None, found: F
             found.note("fps_of_draft", f"fps {spec.fps} -> {fps}: {why}")
         else:
             message = f"{asked_fps} frames per second would make it longer or shorter than its draft"
-            found.adjust("fps", f"{spec.fps} -> {fps}: {why}", message, f"Leave it empty for {fps}.")
+            found.adjust("fps", fps, f"{spec.fps} -> {fps}: {why}", message, f"Leave it empty for {fps}.")
     alone = started.base_spec
     differing = [name for name in ClipSpec.model_fields if getattr(alone, name) != getattr(draft, name)]
     message = f"the draft of this row is rendered with another {', '.join(differing)}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from cluster.catalog.cells import MAX_SECONDS
 from pipeline.clips.clip import ResolutionClass
 from pipeline.families import MAX_ASPECT, Family, FrameRule, parse_aspect
-from pipeline.notes import ADJUSTED, Note
+from pipeline.notes import ADJUSTED, NewCell, Note
 from pipeline.problems import BadInputError, Problem
 
 
@@ -28,14 +30,14 @@ class Findings:
             self.problems.append(Problem(field=field, message=message, remedy=remedy))
         return valid
 
-    def adjust(self, field: str, change: str, message: str, remedy: str) -> None:
-        """Note `change` (`16 -> 17: why`) of `field`, or, when strict, the problem that made it necessary."""
+    def adjust(self, field: str, value: NewCell, change: str, message: str, remedy: str) -> None:
+        """Note `change` (`16 -> 17: why`) of `field` to `value`, or, when strict, the problem that made it needed."""
         if self.check(not self.strict, field, message, remedy):
-            self.note(field + ADJUSTED, f"{field} {change}")
+            self.note(field + ADJUSTED, f"{field} {change}", {field: value})
 
-    def note(self, code: str, message: str) -> None:
-        """Note what a person should know."""
-        self.notes.append(Note(code=code, message=message))
+    def note(self, code: str, message: str, fix: Mapping[str, NewCell] = MappingProxyType({})) -> None:
+        """Note what a person should know; `fix`: values with which it would not be noted, its own column first."""
+        self.notes.append(Note(code=code, message=message, field=next(iter(fix), ""), fix=dict(fix)))
 
 
 def nearest_frames(rule: FrameRule, frames: int) -> int:
@@ -56,7 +58,11 @@ def fit_class(family: Family, asked: ResolutionClass, found: Findings) -> Resolu
     there = ", ".join(family.classes)
     message = f"{family.name} does not render {asked}"
     found.adjust(
-        "resolution_class", f"{asked} -> {nearest}: {family.name} renders {there}", message, f"Choose one of: {there}."
+        "resolution_class",
+        nearest,
+        f"{asked} -> {nearest}: {family.name} renders {there}",
+        message,
+        f"Choose one of: {there}.",
     )
     return nearest
 
@@ -74,7 +80,7 @@ def fit_aspect(text: str, found: Findings) -> float:
         what = "widest" if ratio > 1 else "tallest"
         message = f"{text!r} is not an aspect ratio a clip can have"
         found.adjust(
-            "aspect", f"{text} -> {limit}: the {what} a clip can be", message, "Choose one between 1:3 and 3:1."
+            "aspect", limit, f"{text} -> {limit}: the {what} a clip can be", message, "Choose one between 1:3 and 3:1."
         )
     return fitted
 
@@ -134,7 +140,7 @@ def fit_seconds(
     else:
         message = f"{family.name} cannot make {seconds:g} s at {fps} fps"
         remedy = f"The nearest it can do is {made:.3g} s. Another fps makes it longer or shorter: {can}."
-        found.adjust("seconds", f"{seconds:g} -> {made:.3g}: {can}", message, remedy)
+        found.adjust("seconds", made, f"{seconds:g} -> {made:.3g}: {can}", message, remedy)
     return frames, window, overlap
 
 
@@ -144,7 +150,7 @@ def _allowed(why: str, name: str, field: str, rule: FrameRule, frames: int, foun
     nearest = nearest_frames(rule, frames)
     where = " in a window" if field == "window" else ""
     message = f"{name} cannot render {frames} frames{where}: it takes {rule}"
-    found.adjust(field, f"{frames} -> {nearest}: {why}", message, f"The nearest it can do is {nearest}.")
+    found.adjust(field, nearest, f"{frames} -> {nearest}: {why}", message, f"The nearest it can do is {nearest}.")
     return nearest
 
 
@@ -160,5 +166,5 @@ def _overlap(family: Family, window: int, asked: int | None, found: Findings) ->
     if whole != asked:
         why = f"{family.name} cuts windows every {unit} frames"
         remedy = f"The nearest it can do is {whole}."
-        found.adjust("window_overlap", f"{asked} -> {whole}: {why}", f"{why}, not at {asked}", remedy)
+        found.adjust("window_overlap", whole, f"{asked} -> {whole}: {why}", f"{why}, not at {asked}", remedy)
     return whole

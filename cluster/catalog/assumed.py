@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from cluster.catalog.acceleration import denoises
 from cluster.catalog.adjust import Findings
 from pipeline.clips.clip import ClipSpec, Fit
-from pipeline.clips.prompts import read_motion
 from pipeline.families import Family, parse_aspect, size_for
 
 if TYPE_CHECKING:
@@ -32,22 +31,9 @@ def note_assumed(
     row: Row, defaults: RowDefaults, family: Family, spec: ClipSpec, still_size: tuple[int, int], found: Findings
 ) -> None:
     """Note what `spec`, made of `row` for a still of `still_size` pixels, assumes, drops, rounds or enlarges."""
-    _camera(family, spec, found)
     _enlarged(family, spec, still_size, found)
     _shape(row, family, spec, found)
     _unused(row, defaults, family, spec, found)
-
-
-def _camera(family: Family, spec: ClipSpec, found: Findings) -> None:
-    if family.engine != "camera":
-        return
-    motion = read_motion(spec.prompt)
-    names = "Name one, such as 'pan left', or write 'static camera'"
-    if motion.cancelled:
-        instead = ": a slow zoom in is made instead" if motion.assumed else ""
-        found.note("moves_cancelled", f"{' and '.join(motion.cancelled)} cancel each other{instead}. {names}")
-    elif motion.assumed:
-        found.note("no_camera_move", f"the prompt names no camera move: a slow zoom in is made. {names}")
 
 
 def enlargement(still_size: tuple[int, int], size: tuple[int, int], fit: Fit) -> float:
@@ -67,9 +53,10 @@ def _enlarged(family: Family, spec: ClipSpec, still_size: tuple[int, int], found
         if c.side < spec.resolution_class.side
         and enlargement(still_size, size_for(c, aspect, family.stride, family.native_sizes), spec.fit) <= ENLARGED_FROM
     ]
-    lower = f"resolution_class {max(smaller, key=lambda c: c.side)} shows all of it; " if smaller else ""
+    suits = max(smaller, key=lambda c: c.side, default=None)
+    lower = f"resolution_class {suits} shows all of it; " if suits else ""
     message = f"the still of {still_size[0]}×{still_size[1]} pixels is enlarged {factor:.1f} times and will look soft"
-    found.note("enlarged", f"{message}: {lower}a larger still is sharper")
+    found.note("enlarged", f"{message}: {lower}a larger still is sharper", {"resolution_class": suits} if suits else {})
 
 
 def _shape(row: Row, family: Family, spec: ClipSpec, found: Findings) -> None:

@@ -43,22 +43,22 @@ _LIKE = 0.75
 _BEGINNING = 5
 
 
-def _squashed(name: str) -> str:
+def letters_of(name: str) -> str:
     """A name by its letters and digits alone: without case, white space, underscores, hyphens, marks."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
-_BY_LETTERS = {_squashed(name): name for name in COLUMNS}
+_BY_LETTERS = {letters_of(name): name for name in COLUMNS}
 
 
 def column_of(name: str) -> str:
     """A known column's own name for whatever way it is spelt; others without white space around them."""
-    return _BY_LETTERS.get(_squashed(name), name.strip().strip("\ufeff").strip())
+    return _BY_LETTERS.get(letters_of(name), name.strip().strip("\ufeff").strip())
 
 
 def meant_by(name: str, there: Collection[str]) -> str | None:
     """The known column that was probably meant by the unknown `name`, of those that are not `there`; None: none."""
-    letters = _squashed(name)
+    letters = letters_of(name)
     free = {short: column for short, column in _BY_LETTERS.items() if column not in there}
     if (other := _ELSEWHERE.get(letters)) and other not in there:
         return other

@@ -144,7 +144,8 @@ def draft(
     spec = resolved.spec
     if problem := licence_problem(family_named(spec.family), accepted):
         return _failed(incoming, (problem,))
-    cut = reading_notes(cut_texts(spec)) if cut_texts is not None else []
+    texts = {"prompt": spec.prompt, "negative_prompt": spec.negative_prompt}
+    cut = reading_notes(cut_texts(spec), texts) if cut_texts is not None else []
     noted = distinct([*incoming.row.notes, *resolved.noted, *cut])
     if defaults.strict and (problems := refusals(noted)):
         return _failed(incoming, problems)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
+from cluster.catalog.advice.templates import PromptTemplate, plain_template
 from cluster.catalog.cells import (
     COLUMNS,
     MAX_CANDIDATES,
@@ -175,34 +176,48 @@ class Manifest:
         return [row for row in self.rows if isinstance(row, BadRow)]
 
 
-def read_manifest(path: str | PathLike[str], *, prompt: str | None = None, model: str | None = None) -> Manifest:
+def read_manifest(
+    path: str | PathLike[str],
+    *,
+    prompt: str | None = None,
+    model: str | None = None,
+    template: PromptTemplate | None = None,
+) -> Manifest:
     """All rows of a CSV (comma, semicolon or tab), JSONL or Parquet file, or of a folder of images.
 
-    `prompt` serves every row that has none of its own; a folder needs it, unless `model` (the one of rows that name
-    none, where it is known) does not read prompts. A row asking for several candidates becomes that many rows, with
-    ids `<id>-c1`, `<id>-c2` and so on. Rows without an id are called as their images; of several with one image the
-    second is `<name>-2`.
+    `prompt` serves every row that has none of its own, or `template`, filled from the row's columns; a folder needs one
+    of them, unless `model` (the one of rows that name none, where it is known) does not read prompts. A row asking for
+    several candidates becomes that many rows, with ids `<id>-c1`, `<id>-c2` and so on. Rows without an id are called as
+    their images; of several with one image the second is `<name>-2`.
 
     Raises `ManifestError` where the manifest as a whole cannot be read.
     """
     path = Path(path)
-    return manifest_of(path, read_records(path), prompt=prompt, model=model)
+    return manifest_of(path, read_records(path), prompt=prompt, model=model, template=template)
 
 
 def manifest_of(
-    path: Path, records: Sequence[RawRecord], *, prompt: str | None = None, model: str | None = None
+    path: Path,
+    records: Sequence[RawRecord],
+    *,
+    prompt: str | None = None,
+    model: str | None = None,
+    template: PromptTemplate | None = None,
 ) -> Manifest:
     """The rows of a manifest whose records were read, as `read_manifest` reads them. Raises `ManifestError`."""
     is_folder = path.is_dir()
-    prompt = prompt.strip() if prompt else None
-    if is_folder and not prompt and _reads_prompts(model):
+    template = template or plain_template(prompt or "")
+    if is_folder and template is None and _reads_prompts(model):
         raise ManifestError(path, "a folder of images says nothing of their prompt", "Give one for all with --prompt.")
     columns = dict.fromkeys(column for record in records for column in record.values)
+    if template is not None and (missing := template.missing(columns)):
+        message = f"the template has places for columns that the catalog has not: {', '.join(missing)}"
+        raise ManifestError(path, message, "Add the columns, or say what stands instead: {column|instead}.")
     strange = [column for column in columns if column not in COLUMNS]
     meant = {column: found for column in strange[:MAX_GUESSED_COLUMNS] if (found := meant_by(column, columns))}
     read = [_read_cells(record, meant) for record in records]
     ids = Ids((one.id, one.fields.get("candidates", 1)) for one in read if one.id)
-    rows = [row for one in read for row in _rows_of(one, prompt, model, ids)]
+    rows = [row for one in read for row in _rows_of(one, template, model, ids)]
     unknown = told_unknown([column for column in strange if column not in meant], ())
     # The parent of the path as given: a manifest that is itself a link (a mounted ConfigMap) lies where it is named.
     return Manifest(root=(path if is_folder else path.parent).resolve(), rows=_with_names(rows), unknown=unknown)
@@ -283,11 +298,16 @@ def _reads_prompts(model: str | None) -> bool:
     return family is None or family.uses_prompt
 
 
-def _rows_of(read: _Read, prompt: str | None, model: str | None, ids: Ids) -> list[RowRead]:
+def _rows_of(read: _Read, template: PromptTemplate | None, model: str | None, ids: Ids) -> list[RowRead]:
     """The rows one record asks for, or its one bad row."""
     record, fields, problems, notes = read.record, dict(read.fields), list(read.problems), list(read.notes)
-    if prompt and "prompt" not in record.values:
-        fields["prompt"] = prompt
+    if template is not None and "prompt" not in record.values:
+        filled = template.filled(record.values)
+        if filled.prompt:
+            fields["prompt"] = filled.prompt
+        if filled.negative_prompt and "negative_prompt" not in record.values:
+            fields["negative_prompt"] = filled.negative_prompt
+        notes += filled.notes
     # A value that was there but bad is a problem by now; where a row's whole form is broken, missing cells are no news.
     faulty = {problem.field for problem in problems}
     if "row" not in faulty:

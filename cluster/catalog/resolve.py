@@ -16,6 +16,7 @@ from cluster.catalog.manifest import Row
 from cluster.catalog.traps import note_traps
 from pipeline.clips.clip import NO_PROMPT, ClipSpec, Sampler, Tier
 from pipeline.families import Family, family_named, size_for
+from pipeline.lint.lint import lint_prompt
 from pipeline.notes import Note, distinct
 from pipeline.problems import BadInputError, Problem
 
@@ -73,6 +74,7 @@ def resolve(row: Row, still_size: tuple[int, int], defaults: Defaults, still_sha
         spec = _with_start(asked, family, spec, aspect, still_size, still_sha256, found)
     if found.problems:
         raise RowProblems(found.problems)
+    found.notes += lint_prompt(family, spec.prompt, spec.negative_prompt)
     note_assumed(row, defaults, family, spec, still_size, found)
     note_traps(family, spec, found)
     return Resolved(spec=spec, noted=distinct(found.notes))

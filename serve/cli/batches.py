@@ -53,6 +53,7 @@ from serve.cli.session import FarmHost, source_of
 from serve.cli.show import batches_table, moment_text, rows_table, unknown_text
 from serve.client import FarmClient, LocalClient, View
 from serve.embedded import EmbeddedFarm, FarmLock, token_file
+from serve.gateway.advice.prompts import PromptAdvice
 from serve.settings import FarmArgs, Settings
 
 #: A batch under a key that is so much older than the submission was handed in before it, in seconds.
@@ -259,10 +260,12 @@ def submit(
             model = family_named(model).name
         # Another machine's farm does not tell which model it takes by default.
         known = model or (None if url or settings.url else farm_facts(settings).get("default_model"))
-        manifest = rows.read(catalog, known)
+        manifest = rows.read(catalog, known, settings.home)
         require_farm(settings, url)
         if not (url or settings.url):
             _tell_what_cannot_run(manifest, rows, known, settings)
+        if known and not as_json:
+            _tell_of_prompts(manifest, known)
         client = connect(settings, url)
         # Another machine's farm has a storage that this command does not see.
         remote = rows.remote(client.farm.storage if isinstance(client, LocalClient) else None)
@@ -307,6 +310,15 @@ def _tell_what_cannot_run(manifest: Manifest, rows: RowOptions, model: str | Non
     models = Counter(name for row in manifest.good if (name := row.model or model))
     for note in check_runnable(models, settings, facts.get("weights", ())):
         console.print(f"  note: {note}", style="dim", markup=False, soft_wrap=True)
+
+
+def _tell_of_prompts(manifest: Manifest, model: str) -> None:
+    """Findings on the prompts of rows that are handed in, before their pictures go up; none holds them up."""
+    advice = PromptAdvice(model)
+    for row in manifest.good:
+        advice.add(row)
+    for note in advice.notes():
+        console.print(f"  note: {note}", style="yellow", markup=False, soft_wrap=True)
 
 
 def ray_submission_id() -> str | None:

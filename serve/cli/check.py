@@ -35,8 +35,8 @@ def check(
     """
     with exit_on_error():
         family = choose_model(model)[0] if model == "auto" else family_named(model).name
-        manifest = rows.read(catalog, family)
         settings = settings_for(home)
+        manifest = rows.read(catalog, family, settings.home)
         fast = few_step_of(settings, few_step)
         defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
         sizes = Sizes(notes=True)

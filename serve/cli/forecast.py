@@ -70,7 +70,7 @@ def forecast_catalog(
     with exit_on_error():
         settings = settings_for(home)
         family, choice = _model(settings, model, with_fleet=fleet is not None)
-        manifest = rows.read(catalog, family)
+        manifest = rows.read(catalog, family, settings.home)
         fast = few_step_of(settings, few_step)
         defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
         estimates, roster = _known(settings)

@@ -11,6 +11,7 @@ import typer
 from serve.cli import batches, cards, commands, doctor, follow, footprint, manifests, models, store
 from serve.cli.check import check
 from serve.cli.forecast import forecast_catalog
+from serve.cli.lint import lint
 from serve.cli.logs import logs
 from serve.cli.render import render
 from serve.cli.suggest import suggest
@@ -43,6 +44,7 @@ def _options(
 
 app.command()(render)
 app.command()(check)
+app.command()(lint)
 app.command()(batches.up)
 app.command()(batches.submit)
 app.command()(batches.status)

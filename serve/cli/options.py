@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from pydantic import ValidationError
 
+from cluster.catalog.advice.templates import template_named
 from cluster.catalog.defaults import STRENGTH, FewStep, RowDefaults
 from cluster.catalog.manifest import Manifest, ManifestError, read_manifest
 from cluster.catalog.times import parse_time
@@ -26,6 +27,9 @@ from serve.cli.common import farm_facts
 from serve.few_step import read_few_step
 from serve.gateway.requests import TermFields
 from serve.settings import Settings
+
+#: The file of a home in which a team keeps its prompts.
+TEMPLATES_FILE = "templates.yaml"
 
 _SPEED = "How clips are made (docs/parameters.md)"
 
@@ -111,6 +115,13 @@ class RowOptions(OptionGroup):
 
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None
     prompt: Annotated[str | None, typer.Option(help="Prompt of rows that have none.")] = None
+    template: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Prompt of rows that have none: this template, filled from their columns."),
+    ] = None
+    templates: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where templates are (default: templates.yaml in the home).")
+    ] = None
     resolution_class: Annotated[
         ResolutionClass, typer.Option("--class", help="Resolution class of rows that name none.")
     ] = ResolutionClass.P512
@@ -153,12 +164,18 @@ class RowOptions(OptionGroup):
             values["not_before"] = parse_time("--not-before", self.not_before)
         return RowDefaults(**values)
 
-    def read(self, catalog: Path, model: str | None) -> Manifest:
+    def read(self, catalog: Path, model: str | None, home: Path) -> Manifest:
         """The rows of `catalog` that are wanted; `model` is the one of rows that name none, where it is known.
 
-        Raises `ManifestError` where it cannot be read, or has no rows.
+        `home`: where templates lie if no file is named. Raises `ManifestError` where the catalog cannot be read, or has
+        no rows, and `BadInputError` where the template cannot.
         """
-        manifest = read_manifest(catalog, prompt=self.prompt, model=model)
+        template = None
+        if self.template is not None:
+            if self.prompt is not None:
+                raise BadInputError("--template", "a prompt was given as well", "Leave out --prompt or --template.")
+            template = template_named(self.templates or home / TEMPLATES_FILE, self.template)
+        manifest = read_manifest(catalog, prompt=self.prompt, model=model, template=template)
         if self.limit is not None:
             manifest = replace(manifest, rows=manifest.rows[: self.limit])
         if not manifest.rows:

@@ -92,8 +92,8 @@ def render(
     """
     with exit_on_error():
         family, choice = choose_model(model)
-        manifest = rows.read(catalog, family)
         settings = settings_for(home)
+        manifest = rows.read(catalog, family, settings.home)
         open_home(settings)
         accept_licenses(settings, accept_license)
         fast = few_step_of(settings, few_step)

@@ -23,6 +23,7 @@ from cluster.farm import Farm
 from cluster.fleet.cards import card_faults, storage_fault
 from cluster.remote.manifests import RemoteManifests
 from cluster.remote.stills import RemoteStills
+from serve.gateway.advice.routes import lint_routes
 from serve.gateway.api_page import DOCS, api_page
 from serve.gateway.batches.submission import BatchSettings
 from serve.gateway.document.openapi import describe
@@ -137,6 +138,7 @@ def create_api(
     api.include_router(job_routes(farm, nudge_dispatcher, rules or Rules()))
     api.include_router(card_routes(farm, nudge_dispatcher))
     api.include_router(forecast_routes(farm, default_model, few_step or {}))
+    api.include_router(lint_routes(farm, default_model, few_step or {}))
     videos = VideoSettings(default_model=default_model, few_step=few_step or {}, keep_days=keep_days, remote=remote)
     api.include_router(video_routes(farm, nudge_dispatcher, videos))
     api.include_router(file_routes(farm))

@@ -19,6 +19,7 @@ from cluster.farm import Farm
 from cluster.jobs.model import Batch, JobState
 from cluster.remote.manifests import RemoteManifests
 from cluster.remote.stills import RemoteStills
+from serve.gateway.advice.prompts import PromptAdvice
 from serve.gateway.batches.arriving import ArrivedManifest, of_body, of_elsewhere, of_form, read_form
 from serve.gateway.batches.bodies import (
     BatchDefaults,
@@ -127,7 +128,8 @@ class _BatchMaker:
         fingerprint = fingerprint_of(arrived.data, arrived.kind.value, options.model_dump_json(), *files)
         rows = incoming(read, self._farm, self._settings.remote, arrived.files)
         answer = self._submit(rows, defaults, options, key, fingerprint, name=arrived.name, strict=read.strict)
-        return answer | ({"notes": [read.manifest.unknown]} if read.manifest.unknown else {})
+        notes = [*([read.manifest.unknown] if read.manifest.unknown else []), *answer.get("notes", ())]
+        return answer | ({"notes": notes} if notes else {})
 
     def _defaults(self, said: BatchDefaults) -> Defaults:
         given = said.model_dump()
@@ -145,8 +147,9 @@ class _BatchMaker:
         name: str | None = None,
         strict: Collection[str] = (),
     ) -> dict[str, Any]:
+        advice = PromptAdvice(defaults.model)
         batch = self._farm.submit(
-            rows,
+            advice.passing(rows),
             defaults,
             name=name or body.name,
             source=body.source,
@@ -156,7 +159,8 @@ class _BatchMaker:
             strict=strict,
         )
         refused = self._refused(batch)
-        return batch_view(batch) | ({"refused": refused} if refused else {})
+        notes = advice.notes()
+        return batch_view(batch) | ({"refused": refused} if refused else {}) | ({"notes": notes} if notes else {})
 
     def _refused(self, batch: Batch) -> list[dict[str, Any]]:
         """The first rows that cannot be rendered, and why: whoever handed them in need not ask for them."""

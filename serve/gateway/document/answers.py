@@ -140,7 +140,8 @@ class BatchAnswer(DescribedAnswer):
     refused: list[RefusedRow] | None = None
     """Where it was just handed in: the first rows that cannot be rendered."""
     notes: list[str] | None = None
-    """Where it was just handed in: what was not read, such as columns that the farm does not know."""
+    """Where it was just handed in: what was not read, such as columns that the farm does not know, and each kind of
+    finding on its prompts (`POST /v1/lint` has rewrites)."""
 
 
 class BatchDeletionAnswer(DescribedAnswer):

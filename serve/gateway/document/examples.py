@@ -225,6 +225,35 @@ FORECAST_ANSWER = {
     "fleet": [],
     "notes": [],
 }
+LINT = {"prompts": ["make it dynamic"], "defaults": {"model": "i2vgen-xl"}}
+LINT_ANSWER = {
+    "object": "lint",
+    "default_model": "i2vgen-xl",
+    "prompts_judged": True,
+    "rows": [
+        {
+            "id": "prompt-1",
+            "number": 1,
+            "line": None,
+            "prompt": "make it dynamic",
+            "negative_prompt": "",
+            "warns": True,
+            "findings": [
+                {
+                    "code": "prompt_vague",
+                    "severity": "warning",
+                    "field": "prompt",
+                    "message": "the prompt asks for motion or beauty without saying what moves, and how. …",
+                    "fix": {"prompt": "Camera slowly zooming in, soft light"},
+                }
+            ],
+            "problems": [],
+            "fixed": {"prompt": "Camera slowly zooming in, soft light"},
+        }
+    ],
+    "rows_warned": 1,
+    "notes": ["1 row (prompt-1): the prompt asks for motion or beauty without saying what moves, and how. …"],
+}
 ID = {"object": "id", "id": BATCH_ID}
 HEALTH = {"status": "ok", "cards": 2}
 TABLE = f"id,row,state,file,…,job,video_url,thumbnail_url,provenance_url\nBAG-1,1,completed,BAG-1.mp4,…,{VIDEO_ID},…\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from cluster.jobs.commands import CardVerb
+from pipeline.problems import Problem
 from serve.gateway.document.answers import DescribedAnswer
 
 
@@ -150,3 +151,59 @@ class ForecastAnswer(DescribedAnswer):
     """The cards that were counted."""
     notes: list[str]
     """What was assumed."""
+
+
+class FindingAnswer(DescribedAnswer):
+    """One finding on a row."""
+
+    code: str
+    """Machine name such as `prompt_vague`: stable, for counting and filtering."""
+    severity: Literal["info", "warning"]
+    """`warning` where the row is worth a second thought."""
+    field: str | None
+    """The column that it is about, where it is about one."""
+    message: str
+    """A sentence with the values, and what to do."""
+    fix: dict[str, str | int | float | bool | None] | None
+    """New values by column with which it would not be found, to be applied together; null where a person has to write
+    it."""
+
+
+class LintRowAnswer(DescribedAnswer):
+    """What was found of one row."""
+
+    id: str
+    """The row's id, or `prompt-<number>`."""
+    number: int
+    """Its number, from 1."""
+    line: int | None
+    """Its line in the manifest, as it was sent."""
+    prompt: str
+    """The prompt as it would be rendered."""
+    negative_prompt: str
+    """What it says that the clip shall not show."""
+    warns: bool
+    """Whether it is worth a second thought."""
+    findings: list[FindingAnswer]
+    """What was found, in the order in which fixes are applied."""
+    problems: list[Problem]
+    """Why it cannot be rendered; empty where it can."""
+    fixed: dict[str, str | int | float | bool | None]
+    """New values by column with all fixes applied; empty where there is none."""
+
+
+class LintAnswer(DescribedAnswer):
+    """What was found of prompts or rows."""
+
+    object: Literal["lint"]
+    """Always `lint`."""
+    default_model: str
+    """The model of rows that name none."""
+    prompts_judged: bool
+    """Whether that model's prompts are judged: not where it reads none, or where its weights are random."""
+    rows: list[LintRowAnswer]
+    """Each row or prompt, in the order in which they were sent."""
+    rows_warned: int
+    """Rows that are worth a second thought."""
+    notes: list[str]
+    """Each kind of finding once, with how many rows have it."""

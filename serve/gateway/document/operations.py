@@ -286,6 +286,14 @@ OPERATIONS: dict[tuple[str, str], DescribedOperation] = {
         refusals=(400, 422),
         bodies={_JSON: examples.FORECAST},
     ),
+    ("post", "/v1/lint"): DescribedOperation(
+        summary="Judge prompts and rows",
+        group=_FARM,
+        answer=farm_answers.LintAnswer,
+        example=examples.LINT_ANSWER,
+        refusals=(400, 422),
+        bodies={_JSON: examples.LINT},
+    ),
     ("get", "/healthz"): DescribedOperation(
         summary="Whether the farm can work",
         group=_FARM,

@@ -38,7 +38,7 @@ def test_a_plain_row_of_a_good_still_has_no_notes(model: str) -> None:
 @pytest.mark.parametrize("prompt", ["make it nice", "Das Produkt langsam drehen", "商品をゆっくり"])
 def test_a_prompt_without_a_camera_move_is_said_by_the_camera_only(prompt: str) -> None:
     assert "a slow zoom in is made" in noted(made(prompt=prompt))["no_camera_move"]
-    assert made("i2vgen-xl", prompt=prompt).noted == ()
+    assert "no_camera_move" not in noted(made("i2vgen-xl", prompt=prompt))
 
 
 def test_moves_that_undo_each_other_are_said() -> None:

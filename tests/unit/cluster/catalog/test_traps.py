@@ -85,5 +85,5 @@ def test_the_documented_bounds_are_those_that_are_used() -> None:
             name: shown[name] for name in shown if shown[name]
         }
     said = set(re.findall(r"found\.note\(\s*\"([a-z_]+)\"", Path(traps.__file__).read_text()))
-    assert len(said) == 11
+    assert len(said) == 13
     assert all(f"`{code}`" in text for code in said)

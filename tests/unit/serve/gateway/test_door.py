@@ -292,6 +292,7 @@ PATHS = [
     "/v1/ids",
     "/v1/stills",
     "/v1/forecast",
+    "/v1/lint",
     "/healthz",
     "/docs",
     "/{}",

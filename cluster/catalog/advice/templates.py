@@ -1,0 +1,166 @@
+"""Prompts that a team keeps, with places which columns fill: `slow orbit around the {color|black} {title}`.
+
+A file of templates is YAML: a name, and either the prompt or a table of `prompt`, `negative_prompt` and `comment`. A
+place is a column's name in braces, spelt as columns may be; behind a bar stands what is said where the column is empty.
+Braces that are meant are doubled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cluster.catalog.columns import letters_of
+from pipeline.lint.texts import tidied
+from pipeline.notes import Note
+from pipeline.problems import BadInputError
+
+#: Largest file of templates, in bytes, and most templates in it.
+MAX_TEMPLATES_BYTES, MAX_TEMPLATES = 1 << 20, 1000
+#: Characters of a cell that fill a place: a description is no colour.
+MAX_FILLED_CHARACTERS = 200
+_FIELD = "--template"
+_PLACE = re.compile(r"\{\{|\}\}|\{(?P<column>[^{}|]*)(?:\|(?P<instead>[^{}]*))?\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilledPrompt:
+    """A template's texts for one row."""
+
+    prompt: str
+    negative_prompt: str
+    #: Columns that are empty and for which the template says nothing.
+    empty: tuple[str, ...]
+
+    @property
+    def notes(self) -> list[Note]:
+        """What the row's writer should know of it."""
+        if not self.empty:
+            return []
+        named = ", ".join(self.empty)
+        message = f"the template's {named} is empty in this row, and its place was left out"
+        # Sent with its row, perhaps to a farm that refuses notes with more than these.
+        return [Note(code="prompt_column_empty", message=f"{message}. Fill the column, or write {{name|instead}}")]
+
+
+class PromptTemplate(BaseModel):
+    """A prompt with places for columns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = Field(min_length=1, max_length=2000)
+    negative_prompt: str = Field(default="", max_length=2000)
+    #: For people.
+    comment: str = ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns without which a place is empty: those that have nothing instead."""
+        found = [*_PLACE.finditer(self.prompt), *_PLACE.finditer(self.negative_prompt)]
+        return tuple(dict.fromkeys(_column(place) for place in found if place["column"] and place["instead"] is None))
+
+    def filled(self, values: Mapping[str, object]) -> FilledPrompt:
+        """The texts with the places filled from a row's `values` by column."""
+        known = {letters_of(name): _text(value) for name, value in values.items()}
+        empty: dict[str, None] = {}
+
+        def fill(place: re.Match[str]) -> str:
+            if place["column"] is None:
+                return place.group()[0]
+            if value := known.get(letters_of(place["column"]), ""):
+                return value
+            if place["instead"] is None:
+                empty[_column(place)] = None
+            return (place["instead"] or "").strip()
+
+        texts = [_PLACE.sub(fill, text) for text in (self.prompt, self.negative_prompt)]
+        if empty:
+            texts = [tidied(text) for text in texts]
+        elif any(place["column"] is not None for place in _PLACE.finditer(self.prompt)):
+            # Where nothing stands instead, two spaces are left.
+            texts = [" ".join(text.split()) for text in texts]
+        prompt, negative_prompt = (text.strip() for text in texts)
+        return FilledPrompt(prompt=prompt, negative_prompt=negative_prompt, empty=tuple(empty))
+
+    def missing(self, columns: Iterable[str]) -> list[str]:
+        """Places for which a catalog of these columns has none, and which say nothing instead."""
+        known = {letters_of(name) for name in columns}
+        return [name for name in self.columns if letters_of(name) not in known]
+
+
+def plain_template(prompt: str) -> PromptTemplate | None:
+    """A template that is one prompt as it is written, braces too; None where it is empty."""
+    text = prompt.strip()
+    return PromptTemplate.model_construct(prompt=text.replace("{", "{{").replace("}", "}}")) if text else None
+
+
+def template_named(path: Path, name: str) -> PromptTemplate:
+    """The template of that name in the file at `path`. Raises `BadInputError` where it is not to be had."""
+    templates = read_templates(path)
+    if name not in templates:
+        there = ", ".join(sorted(templates)[:20]) or "none"
+        raise BadInputError(_FIELD, f"{path} has no template {name!r}", f"There are: {there}.")
+    return templates[name]
+
+
+def read_templates(path: Path) -> dict[str, PromptTemplate]:
+    """All templates of a file by name. Raises `BadInputError` where it cannot be read, or one of them is none."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_TEMPLATES_BYTES + 1)
+    except OSError as error:
+        remedy = "Name the file with --templates, or write templates.yaml into the farm's home."
+        raise BadInputError(_FIELD, f"{path} cannot be read: {error.strerror or error}", remedy) from error
+    if len(data) > MAX_TEMPLATES_BYTES:
+        raise BadInputError(
+            _FIELD, f"{path} is larger than {MAX_TEMPLATES_BYTES >> 20} MiB", "Leave out what is no prompt."
+        )
+    return templates_of(data, str(path))
+
+
+def templates_of(data: bytes, source: str) -> dict[str, PromptTemplate]:
+    """The templates that the YAML text `data` holds, by name; `source` names it in errors. Raises `BadInputError`."""
+    form = "Write `name: prompt`, or below the name `prompt:` and `negative_prompt:` (examples/templates.yaml)."
+    try:
+        found: Any = yaml.safe_load(data.decode("utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        first = str(error).splitlines()[0][:200]
+        raise BadInputError(_FIELD, f"{source} is no YAML: {first}", form) from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or len(found) > MAX_TEMPLATES:
+        raise BadInputError(_FIELD, f"{source} is no table of up to {MAX_TEMPLATES} templates", form)
+    return {str(name): _template(str(name), value, source, form) for name, value in found.items()}
+
+
+def _template(name: str, value: Any, source: str, form: str) -> PromptTemplate:
+    try:
+        made = PromptTemplate.model_validate({"prompt": value} if isinstance(value, str) else value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadInputError(_FIELD, f"{source}: {name}: {where} {first['msg']}", form) from error
+    for text in (made.prompt, made.negative_prompt):
+        if re.search(r"[{}]", _PLACE.sub("", text)):
+            remedy = "Write {column}, {column|instead}, or {{ and }} for braces that are meant."
+            raise BadInputError(_FIELD, f"{source}: {name}: a brace without its other one", remedy)
+        if any(place["column"] is not None and not place["column"].strip() for place in _PLACE.finditer(text)):
+            raise BadInputError(_FIELD, f"{source}: {name}: a place without a column's name", "Write {column}.")
+    return made
+
+
+def _column(place: re.Match[str]) -> str:
+    return place["column"].strip()
+
+
+def _text(value: object) -> str:
+    if value is None or isinstance(value, (dict, list, tuple)):
+        return ""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split())[:MAX_FILLED_CHARACTERS]

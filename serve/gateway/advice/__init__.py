@@ -1,0 +1,1 @@
+"""What is said of prompts and rows before they are handed in."""
