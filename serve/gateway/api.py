@@ -13,7 +13,7 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
@@ -33,6 +33,7 @@ from serve.gateway.limits import Limiter, RequestLimits, SlowBodyError
 from serve.gateway.metrics import exposition
 from serve.gateway.openai.files import file_routes, model_routes
 from serve.gateway.openai.videos import VideoSettings, video_routes
+from serve.gateway.page.routes import page_routes
 from serve.gateway.routes_batches import batch_routes
 from serve.gateway.routes_cards import card_routes
 from serve.gateway.routes_forecast import forecast_routes
@@ -95,10 +96,6 @@ def create_api(
         except Exception as error:
             log.warning("the dispatcher was not told of new work, it will see it by itself: %r", error)
 
-    @api.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse(DOCS)
-
     @api.get(DOCS, include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(api_page(api))
@@ -137,6 +134,7 @@ def create_api(
     api.include_router(job_routes(farm, nudge_dispatcher, rules or Rules()))
     api.include_router(card_routes(farm, nudge_dispatcher))
     api.include_router(forecast_routes(farm, default_model, few_step or {}))
+    api.include_router(page_routes(farm, rules or Rules()))
     videos = VideoSettings(default_model=default_model, few_step=few_step or {}, keep_days=keep_days, remote=remote)
     api.include_router(video_routes(farm, nudge_dispatcher, videos))
     api.include_router(file_routes(farm))

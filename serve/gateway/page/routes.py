@@ -1,0 +1,145 @@
+"""Routes of the page, for browsers: batches, clips and cards, and the files that their pages load."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+
+from cluster.explain.reasons import Rules
+from cluster.farm import Farm
+from serve.gateway.api_page import DOCS
+from serve.gateway.errors import ERRORS, answer_of, error_body
+from serve.gateway.page.cards import CardPanel, card_panels, summary_of
+from serve.gateway.page.progress import ProgressReader
+from serve.gateway.page.story import outcome_text, story_of
+from serve.gateway.page.templating import page, static_answer
+from serve.gateway.page.verbs import batch_verbs, card_verbs, job_verbs
+from serve.gateway.page.wall import PAGE_ROWS, tile, tiles
+from serve.gateway.requests import MAX_ROW_NUMBER
+from cluster.results.rows import results_of
+
+log = logging.getLogger("clipmill.gateway")
+
+#: Rows of a wall that a browser without scripts gets at once.
+_PLAIN_ROWS = 48
+
+
+class PageRoute(APIRoute):
+    """A route whose errors are pages, in the words that the API has for them."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's own handler, which answers what a farm raises with a page."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except Exception as error:
+                kind = next((kind for kind in ERRORS if isinstance(error, kind.raised)), None)
+                if kind is None:
+                    raise
+                if kind.status >= 500:
+                    log.error("%s", error)
+                return page("error.html.j2", status=kind.status, status_code=kind.status, **answer_of(kind, error))
+
+        return handle
+
+
+def page_routes(farm: Farm, rules: Rules) -> APIRouter:
+    """The routes of the page; `rules` are what the farm places jobs by."""
+    routes = APIRouter(route_class=PageRoute, include_in_schema=False)
+    _add_static(routes)
+    _add_batches(routes, farm, rules)
+    _add_clips(routes, farm, rules)
+    _add_cards(routes, farm)
+    return routes
+
+
+def _add_static(routes: APIRouter) -> None:
+    @routes.get("/static/{version}/{name}")
+    async def static(version: str, name: str) -> Response:
+        found = static_answer(version, name)
+        if found is None:
+            return JSONResponse(error_body(404, "there is no such file", "not_found", "name"), status_code=404)
+        return found
+
+
+def _add_batches(routes: APIRouter, farm: Farm, rules: Rules) -> None:
+    progress = ProgressReader(farm, rules)
+
+    @routes.get("/")
+    def batches(limit: Annotated[int, Query(ge=1, le=500)] = 25, everything: bool = False) -> Response:
+        found = farm.batch_store.batches(farm.owner, limit + 1, everything=everything)
+        panels = card_panels(farm)
+        return page(
+            "batches.html.j2",
+            batches=[progress.of(batch) for batch in found[:limit]],
+            has_more=len(found) > limit,
+            limit=limit,
+            everything=everything,
+            **_farm(panels),
+        )
+
+    @routes.get("/batches/{batch_id}")
+    def batch(batch_id: str, after: Annotated[int, Query(ge=-1)] = -1) -> Response:
+        found = progress.of(farm.batch(batch_id))
+        rows = results_of(
+            farm.batch_store, farm.owner, batch_id, after=min(after, MAX_ROW_NUMBER), limit=_PLAIN_ROWS + 1
+        )
+        return page(
+            "batch.html.j2",
+            batch=found.batch,
+            progress=found,
+            verbs=batch_verbs(found.batch),
+            tiles=[tile(row) for row in rows[:_PLAIN_ROWS]],
+            next_after=rows[_PLAIN_ROWS - 1].number if len(rows) > _PLAIN_ROWS else None,
+            after=after,
+            now=farm.batch_store.now(),
+            docs=DOCS,
+            **_farm(card_panels(farm)),
+        )
+
+    @routes.get("/batches/{batch_id}/rows")
+    def rows(
+        batch_id: str,
+        after: Annotated[int, Query(ge=-1)] = -1,
+        since: Annotated[int | None, Query(ge=0)] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = PAGE_ROWS,
+    ) -> Response:
+        since = None if since is None else min(since, 2**62)
+        found = tiles(farm, batch_id, after=min(after, MAX_ROW_NUMBER), since=since, limit=limit)
+        return JSONResponse(found, headers={"Cache-Control": "no-store"})
+
+
+def _add_clips(routes: APIRouter, farm: Farm, rules: Rules) -> None:
+    @routes.get("/clips/{job_id}")
+    def clip(job_id: str) -> Response:
+        story = story_of(farm, job_id, rules)
+        batch = farm.batch(story.job.batch_id)
+        return page(
+            "clip.html.j2",
+            story=story,
+            job=story.job,
+            batch=batch,
+            verbs=job_verbs(story.job, batch),
+            outcome_text=outcome_text,
+            **_farm(card_panels(farm)),
+        )
+
+
+def _add_cards(routes: APIRouter, farm: Farm) -> None:
+    @routes.get("/cards")
+    def cards() -> Response:
+        panels = card_panels(farm)
+        return page("cards.html.j2", panels=panels, card_verbs=card_verbs, **_farm(panels))
+
+
+def _farm(panels: list[CardPanel]) -> dict[str, Any]:
+    """What every page says of the farm as a whole."""
+    fault = next((panel.beat.storage_fault for panel in panels if panel.beat.storage_fault), "")
+    return {"cards_text": summary_of(panels), "storage_fault": fault, "has_cards": bool(panels)}
