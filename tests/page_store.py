@@ -37,7 +37,9 @@ from tests.served import served
 
 OWNER = "local"
 #: Text that breaks a page which does not escape it: markup, an end of a script, quotes, right-to-left, and no spaces.
-HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"\'&amp;{{7*7}}\u202eabc' + "w" * 300
+HOSTILE = (
+    "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\"'&amp;{{7*7}}\u202eabc" + "w" * 300
+)
 PROBLEM = Problem(field="image", message="pics/5.webp ends after 1,024 bytes", remedy="Export the picture again.")
 DARK = Note(code="still_dark", message="the picture is very dark: brighten it")
 PROMPTS = ("camera slowly zooming in on the ceramic mug, steam rising", "pan left across the sneaker", "tilt up")
@@ -94,7 +96,14 @@ class PageFarm:
     def many_completed(self, name: str, count: int) -> str:
         """A batch of so many finished rows that share four files: written at once, as rendering them takes too long."""
         drafts = [
-            draft(n, f"many-{name}-{n}", name=f"SKU-{n:05}", still=self.still, row={"number": n, "prompt": PROMPTS[n % 3]}, spec=_spec(n))
+            draft(
+                n,
+                f"many-{name}-{n}",
+                name=f"SKU-{n:05}",
+                still=self.still,
+                row={"number": n, "prompt": PROMPTS[n % 3]},
+                spec=_spec(n),
+            )
             for n in range(1, count + 1)
         ]
         batch_id, _ = self.farm.batch_store.open_batch(OWNER, name=name)
@@ -105,7 +114,9 @@ class PageFarm:
             made = objects(f"{name}/{kind}")
             self.store_clip(made.video, made.poster, size, kind)
         with self.database.engine.begin() as c:
-            found = c.execute(sa.select(jobs.c.id, jobs.c.number, jobs.c.content_key).where(jobs.c.batch_id == batch_id)).all()
+            found = c.execute(
+                sa.select(jobs.c.id, jobs.c.number, jobs.c.content_key).where(jobs.c.batch_id == batch_id)
+            ).all()
             values = [
                 {
                     "id": f"clip-{row.id}",
@@ -120,14 +131,22 @@ class PageFarm:
             ]
             c.execute(clips.insert(), values)
             for row in found:
-                c.execute(sa.update(jobs).where(jobs.c.id == row.id).values(state="completed", clip_id=f"clip-{row.id}"))
+                c.execute(
+                    sa.update(jobs).where(jobs.c.id == row.id).values(state="completed", clip_id=f"clip-{row.id}")
+                )
         return batch_id
 
 
 def _spec(n: int) -> Any:
     width, height = SIZES[n % 4]
     large = n % 5 == 0
-    return spec(width=width, height=height, prompt=PROMPTS[n % 3], frames=16, resolution_class=ResolutionClass.P512 if large else ResolutionClass.P256)
+    return spec(
+        width=width,
+        height=height,
+        prompt=PROMPTS[n % 3],
+        frames=16,
+        resolution_class=ResolutionClass.P512 if large else ResolutionClass.P256,
+    )
 
 
 @cache
@@ -137,12 +156,25 @@ def moving(size: tuple[int, int], hue: int) -> tuple[bytes, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         for n in range(8):
             frame = Image.new("RGB", size, colours[hue])
-            ImageDraw.Draw(frame).ellipse([20 + 16 * n, size[1] // 3, 20 + 16 * n + size[1] // 3, 2 * size[1] // 3], fill="white")
+            ImageDraw.Draw(frame).ellipse(
+                [20 + 16 * n, size[1] // 3, 20 + 16 * n + size[1] // 3, 2 * size[1] // 3], fill="white"
+            )
             frame.save(Path(folder) / f"{n:03}.png")
         out = Path(folder) / "clip.mp4"
         options = ["-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
         pattern = str(Path(folder) / "%03d.png")
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-threads", "1", "-framerate", "8", "-i", pattern]
+        command = [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            "-y",
+            "-loglevel",
+            "error",
+            "-threads",
+            "1",
+            "-framerate",
+            "8",
+            "-i",
+            pattern,
+        ]
         subprocess.run([*command, *options, str(out)], check=True)
         first = io.BytesIO()
         Image.open(Path(folder) / "000.png").save(first, "JPEG")
@@ -171,9 +203,33 @@ def page_farm(folder: Path) -> Iterator[PageFarm]:
 def beats_of(running: dict[str, tuple[int, int]]) -> list[Any]:
     """Three cards: one that renders the attempts of `running`, one that others fill, one that cannot be used."""
     return [
-        beat("gpu0", usable_bytes=21 * GIB, total_bytes=24 * GIB, used_bytes=14 * GIB, state=CardState.BUSY, steps=running, card_class="c24", kind="NVIDIA L4", family="wan2.2-5b"),
-        beat("gpu1", usable_bytes=2 * GIB, total_bytes=8 * GIB, used_bytes=GIB, foreign_bytes=6 * GIB - 2**28, kind="NVIDIA RTX 4060"),
-        beat("gpu2", usable_bytes=0, total_bytes=8 * GIB, used_bytes=0, kind="NVIDIA RTX 4060", fault="The driver does not answer. Restart the machine."),
+        beat(
+            "gpu0",
+            usable_bytes=21 * GIB,
+            total_bytes=24 * GIB,
+            used_bytes=14 * GIB,
+            state=CardState.BUSY,
+            steps=running,
+            card_class="c24",
+            kind="NVIDIA L4",
+            family="wan2.2-5b",
+        ),
+        beat(
+            "gpu1",
+            usable_bytes=2 * GIB,
+            total_bytes=8 * GIB,
+            used_bytes=GIB,
+            foreign_bytes=6 * GIB - 2**28,
+            kind="NVIDIA RTX 4060",
+        ),
+        beat(
+            "gpu2",
+            usable_bytes=0,
+            total_bytes=8 * GIB,
+            used_bytes=0,
+            kind="NVIDIA RTX 4060",
+            fault="The driver does not answer. Restart the machine.",
+        ),
     ]
 
 

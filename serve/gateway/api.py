@@ -134,7 +134,7 @@ def create_api(
     api.include_router(job_routes(farm, nudge_dispatcher, rules or Rules()))
     api.include_router(card_routes(farm, nudge_dispatcher))
     api.include_router(forecast_routes(farm, default_model, few_step or {}))
-    api.include_router(page_routes(farm, rules or Rules()))
+    api.include_router(page_routes(farm, rules or Rules(), batches))
     videos = VideoSettings(default_model=default_model, few_step=few_step or {}, keep_days=keep_days, remote=remote)
     api.include_router(video_routes(farm, nudge_dispatcher, videos))
     api.include_router(file_routes(farm))

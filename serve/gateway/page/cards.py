@@ -34,9 +34,7 @@ class MemoryBar:
         # A clip that takes more than was planned eats into what is kept free.
         reserved = min(max(total - beat.usable_bytes - foreign, 0), total - foreign - used)
         free = total - foreign - used - reserved
-        return cls(
-            total_bytes=total, used_bytes=used, foreign_bytes=foreign, reserved_bytes=reserved, free_bytes=free
-        )
+        return cls(total_bytes=total, used_bytes=used, foreign_bytes=foreign, reserved_bytes=reserved, free_bytes=free)
 
     @property
     def full_share(self) -> float:

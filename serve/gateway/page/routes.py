@@ -12,16 +12,18 @@ from fastapi.routing import APIRoute
 
 from cluster.explain.reasons import Rules
 from cluster.farm import Farm
+from cluster.results.rows import results_of
 from serve.gateway.api_page import DOCS
+from serve.gateway.batches.submission import BatchSettings
 from serve.gateway.errors import ERRORS, answer_of, error_body
 from serve.gateway.page.cards import CardPanel, card_panels, summary_of
+from serve.gateway.page.handing_in import add_handing_in
 from serve.gateway.page.progress import ProgressReader
 from serve.gateway.page.story import outcome_text, story_of
 from serve.gateway.page.templating import page, static_answer
 from serve.gateway.page.verbs import batch_verbs, card_verbs, job_verbs
 from serve.gateway.page.wall import PAGE_ROWS, tile, tiles
 from serve.gateway.requests import MAX_ROW_NUMBER
-from cluster.results.rows import results_of
 
 log = logging.getLogger("clipmill.gateway")
 
@@ -41,7 +43,8 @@ class PageRoute(APIRoute):
                 return await handler(request)
             except Exception as error:
                 kind = next((kind for kind in ERRORS if isinstance(error, kind.raised)), None)
-                if kind is None:
+                # Scripts are answered as programs are.
+                if kind is None or "text/html" not in request.headers.get("accept", ""):
                     raise
                 if kind.status >= 500:
                     log.error("%s", error)
@@ -50,13 +53,14 @@ class PageRoute(APIRoute):
         return handle
 
 
-def page_routes(farm: Farm, rules: Rules) -> APIRouter:
-    """The routes of the page; `rules` are what the farm places jobs by."""
+def page_routes(farm: Farm, rules: Rules, settings: BatchSettings) -> APIRouter:
+    """The routes of the page; `rules` are what the farm places jobs by, `settings` are for batches that are silent."""
     routes = APIRouter(route_class=PageRoute, include_in_schema=False)
     _add_static(routes)
     _add_batches(routes, farm, rules)
     _add_clips(routes, farm, rules)
     _add_cards(routes, farm)
+    add_handing_in(routes, farm, settings)
     return routes
 
 

@@ -52,7 +52,9 @@ _KEPT = "public, max-age=31536000, immutable"
 @cache
 def static_files() -> Mapping[str, bytes]:
     """Files that pages load, by name."""
-    return {path.name: path.read_bytes() for path in sorted((_HERE / "static").iterdir()) if path.suffix in _MEDIA_TYPES}
+    return {
+        path.name: path.read_bytes() for path in sorted((_HERE / "static").iterdir()) if path.suffix in _MEDIA_TYPES
+    }
 
 
 @cache
