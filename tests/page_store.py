@@ -16,7 +16,6 @@ import imageio_ffmpeg
 import sqlalchemy as sa
 from PIL import Image, ImageDraw
 
-from cluster.catalog.defaults import Defaults
 from cluster.dispatch.retry import after_attempt
 from cluster.farm import Farm
 from cluster.fleet.cards import CardState
@@ -54,6 +53,8 @@ class PageFarm:
     dispatch: DispatchStore
     database: Database
     still: str
+    #: Whether clips can be played; without it they are a few bytes.
+    films: bool = True
 
     def batch(self, name: str, drafts: Sequence[Draft], **terms: Any) -> str:
         """A sealed batch of these rows."""
@@ -89,7 +90,7 @@ class PageFarm:
             self.dispatch.finish(claim, ended, after_attempt(self.dispatch.current_job(claim), ended, FLEET))
 
     def store_clip(self, video: str, poster: str, size: tuple[int, int], number: int) -> None:
-        film, picture = moving(size, number % 6)
+        film, picture = moving(size, number % 6) if self.films else (b"a film", still_png())
         self.farm.storage.put_bytes(video, film)
         self.farm.storage.put_bytes(poster, picture)
 
@@ -102,7 +103,7 @@ class PageFarm:
                 name=f"SKU-{n:05}",
                 still=self.still,
                 row={"number": n, "prompt": PROMPTS[n % 3]},
-                spec=_spec(n),
+                spec=clip_spec(n),
             )
             for n in range(1, count + 1)
         ]
@@ -111,7 +112,7 @@ class PageFarm:
             self.farm.batch_store.add(OWNER, batch_id, drafts[first : first + 500])
         self.farm.batch_store.seal(OWNER, batch_id)
         for kind, size in enumerate(SIZES):
-            made = objects(f"{name}/{kind}")
+            made = objects(f"many/{kind}")
             self.store_clip(made.video, made.poster, size, kind)
         with self.database.engine.begin() as c:
             found = c.execute(
@@ -122,8 +123,8 @@ class PageFarm:
                     "id": f"clip-{row.id}",
                     "owner": OWNER,
                     "content_key": row.content_key,
-                    "attempt_id": f"{name}-{row.number % 4}",
-                    "objects": dict(vars(objects(f"{name}/{row.number % 4}")))
+                    "attempt_id": f"many-{row.number % 4}",
+                    "objects": dict(vars(objects(f"many/{row.number % 4}")))
                     | ({"notes": as_json([DARK])} if row.number % 9 == 0 else {}),
                     "created_at": 1,
                 }
@@ -137,7 +138,7 @@ class PageFarm:
         return batch_id
 
 
-def _spec(n: int) -> Any:
+def clip_spec(n: int) -> Any:
     width, height = SIZES[n % 4]
     large = n % 5 == 0
     return spec(
@@ -185,18 +186,18 @@ def row(number: int, name: str, still: str, **changes: Any) -> Draft:
     """A row that can be rendered; `prompt` is one of `changes`."""
     prompt = changes.pop("prompt", PROMPTS[number % 3])
     facts = {"number": number, "prompt": prompt, "image": f"pics/{number}.webp", "extra": {"brand": f"Brand{number}"}}
-    made = _spec(number).model_copy(update={"prompt": prompt})
+    made = clip_spec(number).model_copy(update={"prompt": prompt})
     return draft(number, f"{name}-{number}-{prompt[:9]}", name=name, still=still, row=facts, spec=made, **changes)
 
 
 @contextmanager
-def page_farm(folder: Path) -> Iterator[PageFarm]:
+def page_farm(folder: Path, *, films: bool = True) -> Iterator[PageFarm]:
     """An empty store with a dispatcher in office that is not there."""
     database = Database.in_folder(folder / "home")
     farm = Farm(BatchStore(database), Storage(folder / "storage"), accepted=lambda: ())
     dispatch = DispatchStore(database)
     dispatch.take_office("test")
-    yield PageFarm(farm=farm, dispatch=dispatch, database=database, still=farm.put_still(still_png()))
+    yield PageFarm(farm=farm, dispatch=dispatch, database=database, still=farm.put_still(still_png()), films=films)
     database.close()
 
 
@@ -257,7 +258,12 @@ def fill(it: PageFarm) -> dict[str, str]:
     hostile = row(1, "x" * 60 + "<b>", still, prompt=HOSTILE)
     ids["hostile"] = it.batch(HOSTILE[:400], [
         replace(hostile, row=hostile.row | {"extra": {"note": HOSTILE}}),
-        Draft(number=2, name="y<i>'\"", row={"number": 2, "prompt": HOSTILE}, problems=(Problem(field="image", message=HOSTILE, remedy=HOSTILE),)),
+        Draft(
+            number=2,
+            name="y<i>'\"",
+            row={"number": 2, "prompt": HOSTILE},
+            problems=(Problem(field="image", message=HOSTILE, remedy=HOSTILE),),
+        ),
     ])  # fmt: skip
     it.complete(it.jobs(ids["hostile"])[0], notes=[Note(code="still_dark", message=HOSTILE)])
     it.farm.command_card("gpu2", CardVerb.LOCK, reason=HOSTILE[:200], by="<b>me</b>")
@@ -273,6 +279,3 @@ def gateway(it: PageFarm) -> Iterator[str]:
     """The application over this store behind a real server; yields its address."""
     with served(protect(create_api(it.farm, default_model="camera", nudge=nobody))) as port:
         yield f"http://127.0.0.1:{port}"
-
-
-__all__ = ["HOSTILE", "Defaults", "PageFarm", "fill", "gateway", "page_farm", "row"]

@@ -65,8 +65,8 @@ def results_of(
 ) -> list[JobResult]:
     """A batch's rows in its order, those behind the place `after`. Raises `NoSuchBatchError`.
 
-    `completed_since`: only those that completed at or after this time, in UTC epoch seconds; `updated_since`: those that
-    changed in any way.
+    `completed_since`: only those that completed at or after this time, in UTC epoch seconds; `updated_since`:
+    those that changed in any way.
     """
     state = None if completed_since is None else JobState.COMPLETED
     since = updated_since if completed_since is None else completed_since

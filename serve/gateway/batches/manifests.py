@@ -65,8 +65,8 @@ def incoming(
     """The rows with their stills handed in: of `files` by their names, of URLs by `remote`, or handed in before.
 
     Names of `files` are as `picture_name` has them, and so are those of `handed_in`: pictures of which the SHA-256 is
-    known, or what is wrong with them. One without folders is the picture of whatever path ends with it, as browsers send
-    none of their folders, but not of two.
+    known, or what is wrong with them. One without folders is the picture of whatever path ends with it, as browsers
+    send none of their folders, but not of two.
     """
     stills = {name: _still_of_file(farm, read_file) for name, read_file in files.items()}
     stills |= {name: _still_known(farm, found) for name, found in (handed_in or {}).items()}

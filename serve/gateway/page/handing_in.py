@@ -1,4 +1,4 @@
-"""What is told of rows before they are handed in: problems, notes, where they fit, when they are done, what they cost."""
+"""What is told of rows before they are handed in: problems, notes, where they fit, when and for how much."""
 
 from __future__ import annotations
 

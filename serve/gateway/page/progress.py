@@ -117,7 +117,7 @@ def states_of(counts: BatchCounts) -> list[tuple[State, int]]:
 
 
 def _left_s(farm: Farm, batch: Batch, running: list[Job]) -> float | None:
-    """The forecast of what is queued and being rendered, on the cards there are; None where none of it would be done."""
+    """The forecast of what is queued and being rendered, on the cards there are; None where none would be done."""
     queued_rows = batch.counts[JobState.QUEUED]
     store = farm.batch_store
     queued = store.jobs(batch.owner, batch.id, state=JobState.QUEUED, limit=SAMPLED) if queued_rows else []

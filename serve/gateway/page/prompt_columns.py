@@ -43,7 +43,7 @@ def _filled(row: Row, prompt: str) -> Row | BadRow:
 
 
 def columns_of(row: Row) -> Mapping[str, str]:
-    """What a prompt can name of a row, by names in small letters: its own columns, `id`, and `name` where it has none."""
+    """What a prompt can name of a row, by names in small letters: its columns, `id`, and `name` where none is so."""
     found = {"id": row.id, "name": row.id}
     for name, value in row.extra.items():
         if isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
