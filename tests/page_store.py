@@ -275,7 +275,7 @@ async def nobody() -> None:
 
 
 @contextmanager
-def gateway(it: PageFarm) -> Iterator[str]:
-    """The application over this store behind a real server; yields its address."""
-    with served(protect(create_api(it.farm, default_model="camera", nudge=nobody))) as port:
-        yield f"http://127.0.0.1:{port}"
+def gateway(it: PageFarm, port: int = 0) -> Iterator[str]:
+    """The application over this store behind a real server (`port` 0: on a free one); yields its address."""
+    with served(protect(create_api(it.farm, default_model="camera", nudge=nobody)), port) as found:
+        yield f"http://127.0.0.1:{found}"

@@ -199,7 +199,7 @@ def _why(row: ResultRow) -> str:
 
 
 def facts_of(row: ResultRow) -> list[tuple[str, str]]:
-    """All that is known of a row besides its prompt, as labels and texts; without a label, a text goes on with the last."""
+    """All that is known of a row besides its prompt, as labels and texts; one without a label goes on with the last."""
     frames = f"{row.frames} at {row.fps} fps, {duration(row.seconds)}" if row.frames and row.fps else ""
     looks = [note.message for note in row.noted if note.worth_a_look]
     known = [

@@ -18,7 +18,7 @@ def fill_prompts(manifest: Manifest, prompt: str) -> Manifest:
     `{{` and `}}` are braces. A row that lacks a column, or has nothing in it, becomes a `BadRow` that says which: a
     prompt with a hole in it would be rendered as it stands.
     """
-    if not _COLUMN.search(prompt):
+    if not any(found[1] for found in _COLUMN.finditer(prompt)):
         return manifest
     rows = [_filled(row, prompt) if isinstance(row, Row) and row.prompt == prompt else row for row in manifest.rows]
     return replace(manifest, rows=rows)
