@@ -1,9 +1,9 @@
 """Frames a second and memory of the page while a person scrolls through a wall of thousands of playing clips.
 
-A gateway of its own process over a store of `--rows` finished rows, and Debian's Chromium, headless and without a GPU. The
-wall is scrolled from its first row to its last, `--pixels` a frame, as a person who searches does; a frame is what the
-browser draws (`requestAnimationFrame`). Elements, decoders and the heap of scripts are counted at the beginning and at the
-end, after a collection.
+A gateway of its own process over a store of `--rows` finished rows, and Debian's Chromium, headless and without a GPU.
+The wall is scrolled from its first row to its last, `--pixels` a frame, as a person who searches does; a frame is what
+the browser draws (`requestAnimationFrame`). Elements, decoders and the heap of scripts are counted at the beginning and
+at the end, after a collection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 
 from report import Aim, Report, parser
 
-#: Aims: milliseconds of a frame on average (50 frames a second), and of 95 of 100; the heap at the end over the beginning.
+#: Aims: milliseconds of a frame on average (50 frames a second), and of 95 of 100; the heap at the end over that at the
+#: beginning.
 FRAME_AIM_MS, SLOW_AIM_MS, HEAP_AIM = 20.0, 40.0, 1.5
 #: Elements of the page at the end; all rows would be ten times as many as there are rows.
 ELEMENTS_AIM = 1500

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,8 +127,6 @@ def test_pictures_in_another_form_are_refused(empty: Any, stills: bytes) -> None
 
 def made(extra: dict[str, Any], prompt: str, name: str = "SKU-1") -> Row | BadRow:
     row = Row(number=1, id=name, image="a.png", prompt=prompt, extra=extra)
-    from pathlib import Path
-
     [found] = fill_prompts(Manifest(root=Path("/"), rows=[row]), prompt).rows
     return found
 
@@ -154,8 +153,6 @@ def test_a_prompt_with_a_hole_in_it_is_a_problem_of_its_row(extra: dict[str, Any
 
 
 def test_a_prompt_without_columns_and_a_rows_own_prompt_are_left_alone() -> None:
-    assert made({}, "a bag }{ of }} things").prompt == "a bag }{ of }} things"  # type: ignore[union-attr]
-    from pathlib import Path
-
+    assert made({}, "a bag }{{ of }} things").prompt == "a bag }{{ of }} things"  # type: ignore[union-attr]
     own = Row(number=1, id="A", image="a.png", prompt="my {own} words")
     assert fill_prompts(Manifest(root=Path("/"), rows=[own]), "all {id}").rows == [own]

@@ -27,20 +27,24 @@ def beats(it: Any, count: int = 1) -> None:
 
 
 def test_the_time_left_is_the_forecast_of_the_rows_that_are_left(empty: Any) -> None:
-    batch = empty.batch("a", [row(n, f"A-{n}", empty.still) for n in range(1, 31)])
-    reader = ProgressReader(empty.farm, Rules())
-    # Nothing renders: nobody knows.
-    assert reader.of(empty.farm.batch(batch)).left_s is None
-    beats(empty)
-    left = ProgressReader(empty.farm, Rules()).of(empty.farm.batch(batch)).left_s
+    http = client_of(empty)
     rows = [
-        {"row": {"number": n, "id": f"A-{n}", "image": "a", "frames": 16, "fps": 8, "resolution_class": "256p"}}
+        {"number": n, "id": f"A-{n}", "image": "a", "prompt": "pan", "resolution_class": ("256p", "512p")[n % 2]}
         for n in range(1, 31)
     ]
-    answer = client_of(empty).post("/v1/forecast", json={"rows": rows, "defaults": {"model": "camera"}}).json()
+    defaults = {"model": "camera"}
+    flat = [{name: value for name, value in one.items() if name != "image"} | {"still": empty.still} for one in rows]
+    batch = http.post("/v1/batches", json={"name": "a", "rows": flat, "defaults": defaults}).json()["id"]
+    # Nothing renders: nobody knows.
+    assert ProgressReader(empty.farm, Rules()).of(empty.farm.batch(batch)).left_s is None
+    beats(empty, 3)
+    wanted = [{"row": one, "still_size": [160, 120]} for one in rows]
+    told = http.post("/v1/forecast", json={"rows": wanted, "defaults": defaults}).json()["finish_seconds"]
+    left = ProgressReader(empty.farm, Rules()).of(empty.farm.batch(batch)).left_s
     assert left is not None
-    # Of other sizes of one class, so about.
-    assert 0.5 < left / answer["finish_seconds"] < 2.0
+    assert left > 1
+    # The API rounds to tenths.
+    assert abs(left - told) <= 0.06
 
 
 def test_of_a_large_batch_some_rows_stand_for_all(empty: Any) -> None:
