@@ -92,7 +92,7 @@ class Farm:
         the first call broke off. An attended batch is rendered while `attend` is called every few seconds, and
         replaces what was left of an earlier run of its `source`.
         `terms` say when it is held. `strict`: names of rows that are strict even where `defaults` are not.
-        `on_open` is called with the batch's id before the first row is read. Raises `QuotaExceededError`, before any row
+        `on_open` is called with the batch's id before the first row is read. Raises `QuotaExceededError`, before a row
         is in, where the owner may hand in no more, or not `count` rows.
         """
         batch_id, is_new = self.batch_store.open_batch(

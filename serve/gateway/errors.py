@@ -29,6 +29,10 @@ class NoSuchModelError(LookupError):
     """The farm has no model of this name."""
 
 
+#: Code of the answer to an owner who may ask for no more, for now.
+QUOTA_EXCEEDED = "quota_exceeded"
+
+
 class AccessRefusedError(RuntimeError):
     """A farm lets nobody in with this key, or without one; or not to this."""
 
@@ -89,7 +93,7 @@ ERRORS: tuple[ErrorKind, ...] = (
         param="key_id",
         remedy="GET /v1/keys lists those there are.",
     ),
-    ErrorKind(raised=QuotaExceededError, status=429, code="quota_exceeded", param_of=lambda error: error.problem.field),
+    ErrorKind(raised=QuotaExceededError, status=429, code=QUOTA_EXCEEDED, param_of=lambda error: error.problem.field),
     ErrorKind(
         raised=NoSuchFileError,
         status=404,

@@ -23,7 +23,7 @@ from pipeline.problems import BadInputError, Problem
 from serve.gateway.access.callers import LOOKUP_S, Caller, CallerLookup, Credential, RefusedCredential
 from serve.gateway.access.rates import RequestRates
 from serve.gateway.access.scopes import OPEN, scope_of
-from serve.gateway.errors import ERRORS, answer_of, error_body
+from serve.gateway.errors import ERRORS, NO_SUCH_ROUTE, QUOTA_EXCEEDED, answer_of, error_body
 from serve.gateway.guard import AsgiApp, Message, Receive, Send
 
 #: Cookies of a session: the first over https, where no other host of the domain can set it.
@@ -37,6 +37,9 @@ _NAMED = ("batch_id", "job_id", "video_id")
 
 _MAKE_ONE = "Make one on the farm's machine: `clipmill keys create`"
 _SHOW_ONE = "Send `Authorization: Bearer clipmill_…`; whoever runs the farm makes keys with `clipmill keys create`."
+_NO_ROUTE = Problem(
+    field="path", message="there is no such route", remedy="GET /docs lists the routes there are, with their methods."
+)
 _STORE = next(kind for kind in ERRORS if kind.raised is sqlalchemy.exc.OperationalError)
 
 
@@ -158,9 +161,11 @@ class AccessGate:
         return _Refused(401, "no_key", problem, {"WWW-Authenticate": 'Bearer realm="clipmill"'})
 
     def _check_scope(self, scope: MutableMapping[str, Any], caller: Caller) -> dict[str, Any]:
-        """The parameters in the path of a route that the caller may ask; {} where there is no such route."""
+        """The parameters in the path of a route that the caller may ask; {} where it has no such method."""
+        other_method = False
         for route in self._routes:
             match, child = route.matches(scope)
+            other_method |= match is Match.PARTIAL
             if match is Match.FULL:
                 try:
                     needed = scope_of(str(scope["method"]), getattr(route, "path", ""))
@@ -169,7 +174,9 @@ class AccessGate:
                 if needed is not None and needed not in caller.scopes:
                     raise _too_small(needed, caller)
                 return dict(child.get("path_params", {}))
-        # Told by the routes: 404, or 405 of another method.
+        if not other_method:
+            # Not left to the routes: one that the gate was not told of is closed.
+            raise _Refused(404, NO_SUCH_ROUTE, _NO_ROUTE, {})
         return {}
 
     def _check_rate(self, caller: Caller) -> None:
@@ -181,7 +188,7 @@ class AccessGate:
             message=f"{caller.owner} may send {most} requests a minute, and has",
             remedy=f"Come back in {wait_s} s, or ask less often: events of a batch need no polling.",
         )
-        raise _Refused(429, "quota_exceeded", problem, {"Retry-After": str(wait_s)})
+        raise _Refused(429, QUOTA_EXCEEDED, problem, {"Retry-After": str(wait_s)})
 
     async def _owner_of_named(self, parameters: dict[str, Any]) -> str | None:
         """The owner of the batch or job that an operator names; None where the path names none, or there is none."""
