@@ -152,7 +152,7 @@ jobs = Table(
     Index("ix_jobs_timed", "lane", "not_before", *QUEUE, sqlite_where=text(_TIMED), postgresql_where=text(_TIMED)),
     Index("ix_jobs_batch_state", "batch_id", "state"),
     # How many rows of an owner wait, which a quota may limit.
-    Index("ix_jobs_owner_waits", "owner", sqlite_where=text(WAITS), postgresql_where=text(WAITS)),
+    Index("ix_jobs_owner_waits", "owner", "state", sqlite_where=text(WAITS), postgresql_where=text(WAITS)),
     # The guarantee that no clip is rendered twice at once, kept by the store itself.
     Index(
         "uq_jobs_running_content",

@@ -181,7 +181,7 @@ def _with_keys(args: FarmArgs, own: Farm, address: str) -> FarmArgs:
     """The arguments of a farm on this address: beyond loopback it asks for keys. Exits 2 where there is none yet."""
     if is_loopback(address):
         return args
-    keys, now = KeyStore(own.batch_store.database).keys(), own.batch_store.now()
+    keys, now = KeyStore(own.batch_store.database).listed(), own.batch_store.now()
     if not any(key.state(now) is KeyState.ACTIVE for key in keys):
         fail(
             Exit.USAGE,
@@ -228,9 +228,7 @@ def _require_free(address: str, port: int) -> None:
         try:
             probe.bind((address, port))
         except OSError as error:
-            fail(
-                Exit.NO_FARM, f"port {port} of {address} cannot be had ({error.strerror}). Choose another with --port."
-            )
+            fail(Exit.NO_FARM, f"{address}:{port} cannot be had ({error.strerror}). Choose another with --port.")
 
 
 def _obey_signals(stop: threading.Event) -> None:

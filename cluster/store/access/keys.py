@@ -60,7 +60,7 @@ class KeyStore:
         with self.database.write() as c:
             return self._insert(c, owner, frozenset(scopes), name, expires_s)
 
-    def keys(self, owner: str | None = None) -> list[AccessKey]:
+    def listed(self, owner: str | None = None) -> list[AccessKey]:
         """All keys, or those of an owner, the oldest first; revoked and expired ones among them."""
         query = sa.select(access_keys).order_by(access_keys.c.created_at, access_keys.c.id)
         if owner is not None:

@@ -62,7 +62,7 @@ def list_keys(
 ) -> None:
     """List keys, revoked and expired ones among them. Their texts are kept nowhere."""
     with exit_on_error(), _store(home, database) as store:
-        found, now = KeyStore(store).keys(owner), _now(store)
+        found, now = KeyStore(store).listed(owner), _now(store)
     if as_json:
         print_json({"object": "list", "data": [key_view(key, now) for key in found]})
         return

@@ -101,7 +101,7 @@ def _add_keys(routes: APIRouter, keys: KeyStore, lookup: CallerLookup | None) ->
     @routes.get("/v1/keys")
     async def list_keys(owner: str | None = None) -> dict[str, Any]:
         """All keys, or those of an owner, the oldest first; revoked and expired ones among them. Never their texts."""
-        found, at = await run_sync(keys.keys, owner), await run_sync(now)
+        found, at = await run_sync(keys.listed, owner), await run_sync(now)
         return {"object": "list", "data": [key_view(key, at) for key in found], "has_more": False}
 
     @routes.get("/v1/keys/{key_id}")

@@ -61,7 +61,7 @@ def upgrade() -> None:
         " SELECT owner, ended_at / 86400, kind, sum(ended_at - started_at) FROM attempts"
         " WHERE ended_at IS NOT NULL AND ended_at >= started_at GROUP BY owner, ended_at / 86400, kind"
     )
-    op.create_index("ix_jobs_owner_waits", "jobs", ["owner"], sqlite_where=WAITS, postgresql_where=WAITS)
+    op.create_index("ix_jobs_owner_waits", "jobs", ["owner", "state"], sqlite_where=WAITS, postgresql_where=WAITS)
 
 
 def downgrade() -> None:
