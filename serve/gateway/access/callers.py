@@ -80,7 +80,8 @@ class CallerLookup:
     ) -> None:
         """`clock` in seconds, for how old a look-up is."""
         self._keys, self._sessions, self._quotas = KeyStore(database), SessionStore(database), QuotaStore(database)
-        self._kept_s, self._clock = kept_s, clock
+        #: A look-up holds for so many seconds of this clock.
+        self.kept_s, self.clock = kept_s, clock
         self._threads = CapacityLimiter(_THREADS)
         self._known: dict[Credential, tuple[float, asyncio.Task[Caller | RefusedCredential]]] = {}
         self._any: tuple[float, bool] = (float("-inf"), False)
@@ -88,17 +89,17 @@ class CallerLookup:
     async def needs_key(self) -> bool:
         """Whether a key was ever made on this farm. Once it was, the answer stays."""
         at, found = self._any
-        if not found and self._clock() - at >= self._kept_s:
+        if not found and self.clock() - at >= self.kept_s:
             found = await run_sync(self._keys.any, limiter=self._threads)
-            self._any = self._clock(), found
+            self._any = self.clock(), found
         return found
 
     async def find(self, credential: Credential) -> Caller | RefusedCredential:
         """Who has this credential. Raises `sqlalchemy.exc.SQLAlchemyError` where the store cannot be asked."""
-        now = self._clock()
+        now = self.clock()
         at, task = self._known.get(credential, (float("-inf"), None))
         failed = task is not None and task.done() and (task.cancelled() or task.exception() is not None)
-        if task is None or failed or now - at >= self._kept_s:
+        if task is None or failed or now - at >= self.kept_s:
             task = asyncio.create_task(run_sync(self._look, credential, limiter=self._threads))
             self._known.pop(credential, None)
             if len(self._known) >= _REMEMBERED:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ from cluster.access.scopes import Scope
 from cluster.farm import Farm
 from cluster.store.lookup import owner_of
 from pipeline.problems import BadInputError, Problem
-from serve.gateway.access.callers import LOOKUP_S, Caller, CallerLookup, Credential, RefusedCredential
+from serve.gateway.access.callers import Caller, CallerLookup, Credential, RefusedCredential
 from serve.gateway.access.rates import RequestRates
 from serve.gateway.access.scopes import OPEN, scope_of
 from serve.gateway.errors import ERRORS, NO_SUCH_ROUTE, QUOTA_EXCEEDED, answer_of, error_body
@@ -102,12 +102,10 @@ class AccessGate:
         routes: Sequence[BaseRoute],
         terms: AccessTerms | None = None,
         rates: RequestRates | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app, self._farm, self._routes = app, farm, routes
         self._terms = terms or AccessTerms()
         self._rates = rates or RequestRates()
-        self._clock = clock
         self._everybody = Caller(owner=farm.owner, scopes=frozenset(Scope))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -201,13 +199,17 @@ class AccessGate:
         """Answer, and look now and then whether the credential still opens anything."""
         lookup = self._terms.lookup
         assert lookup is not None
-        looked_at, began = self._clock(), False
+        looked_at, began = lookup.clock(), False
 
         async def send_while_open(message: Message) -> None:
             nonlocal looked_at, began
-            if self._clock() - looked_at >= LOOKUP_S:
-                looked_at = self._clock()
-                if isinstance(found := await lookup.find(credential), RefusedCredential):
+            if lookup.clock() - looked_at >= lookup.kept_s:
+                looked_at = lookup.clock()
+                found = None
+                # A store that is away for a moment breaks off nobody's download.
+                with suppress(sqlalchemy.exc.SQLAlchemyError):
+                    found = await lookup.find(credential)
+                if isinstance(found, RefusedCredential):
                     raise _Withdrawn(found.message)
             if message["type"] == "http.response.start":
                 began = True

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 #: Owners whose buckets are remembered; a forgotten one is full again.
 _REMEMBERED = 10_000
+#: Of sums of fractions, in seconds: nobody waits a second more for it.
+_NOISE = 1e-6
 
 
 class RequestRates:
@@ -30,4 +32,4 @@ class RequestRates:
         if len(self._buckets) >= _REMEMBERED:
             self._buckets.pop(next(iter(self._buckets)))
         self._buckets[owner] = (left - 1 if left >= 1 else left), now
-        return None if left >= 1 else max(1, math.ceil((1 - left) * 60 / per_minute))
+        return None if left >= 1 else max(1, math.ceil((1 - left) * 60 / per_minute - _NOISE))

@@ -35,10 +35,10 @@ MEANINGS = {
 #: What may be answered to any request.
 ANY_REQUEST = (
     "Any request may be refused: 400 for a path or a header that no store could hold, 401 without a key that is valid "
-    "where the farm asks for one, 403 for a key without the scope and for a page of another origin, 404 for a path that "
-    "there is not, 405 for a method, 408 for a body that comes too slowly, 413 for one that is too large, 421 for "
-    "another host's name, 429 and 503 for too much at once, 429 for an owner who is over their quota, 503 where store or "
-    "storage cannot be reached."
+    "where the farm asks for one, 403 for a key without the scope and for a page of another origin, 404 for a path "
+    "that there is not, 405 for a method, 408 for a body that comes too slowly, 413 for one that is too large, 421 for "
+    "another host's name, 429 and 503 for too much at once, 429 for an owner who is over their quota, 503 where store "
+    "or storage cannot be reached."
 )
 
 _BEARER = "A key: `Authorization: Bearer clipmill_…`. What each route asks for is its `x-clipmill-scope`."

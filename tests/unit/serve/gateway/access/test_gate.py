@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,13 +306,15 @@ def test_a_stream_of_events_ends_when_its_key_is_revoked(sqlite_database: Databa
         work = hand_in(gate, text.text, 1)
         with http.stream("GET", f"/v1/batches/{work.batch}/events", timeout=60) as stream:
             lines = stream.iter_lines()
-            assert next(lines) == "event: batch"
+            while next(lines) != "event: batch":
+                pass
             KeyStore(sqlite_database).revoke(key.id)
             ticks.now += KEPT_S
             # Something is sent about a change, and the gate looks at whoever gets it.
             farm.of("a").command_batch(work.batch, _verb("pause"))
             rest = list(lines)
-        assert not any("held" in line and "event" in line for line in rest)
+        # The batch as it was before, and nothing after that.
+        assert not [line for line in rest if line.startswith("event:")]
         assert http.get("/v1/batches").status_code == 401
 
 
@@ -430,4 +431,3 @@ def test_a_thousand_requests_at_once_look_a_key_up_once(sqlite_database: Databas
 
     assert asyncio.run(ask()) == {"a"}
     assert len(looks) == 1
-    assert time.monotonic() > 0
