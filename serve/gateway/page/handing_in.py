@@ -26,10 +26,12 @@ from pipeline.clips.still_check import still_notes
 from pipeline.families import FAMILIES
 from pipeline.notes import Note, counted, distinct, notes_from
 from pipeline.problems import BadInputError, Problem
+from serve.gateway.access.gate import OwnersFarm, WhoAsks
 from serve.gateway.batches.arriving import ArrivedManifest, of_form, read_form
 from serve.gateway.batches.manifests import incoming, picture_name, read_sent
 from serve.gateway.batches.submission import BatchSettings
 from serve.gateway.door import CHECK_PATH
+from serve.gateway.page.login import Viewer
 from serve.gateway.page.prompt_columns import fill_prompts
 from serve.gateway.page.templating import page
 
@@ -81,14 +83,15 @@ class Preflight:
         return counted(self.notes)
 
 
-def add_handing_in(routes: APIRouter, farm: Farm, settings: BatchSettings) -> None:
+def add_handing_in(routes: APIRouter, settings: BatchSettings) -> None:
     """Add the page on which rows are handed in, and the check that it asks for."""
     limiter = CapacityLimiter(_AT_ONCE)
 
     @routes.get("/new")
-    async def new() -> Response:
+    async def new(caller: WhoAsks) -> Response:
         return page(
             "new.html.j2",
+            viewer=Viewer.of(caller),
             families=[family for family in FAMILIES.values() if _is_offered(family.name, settings.default_model)],
             default_model=settings.default_model,
             classes=[one.value for one in ResolutionClass],
@@ -97,7 +100,7 @@ def add_handing_in(routes: APIRouter, farm: Farm, settings: BatchSettings) -> No
         )
 
     @routes.post(CHECK_PATH)
-    async def check(request: Request) -> Response:
+    async def check(request: Request, farm: OwnersFarm) -> Response:
         form = await read_form(request)
         try:
             stills = await _stills_of(form)

@@ -10,14 +10,17 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from cluster.access.scopes import Scope
 from cluster.explain.reasons import Rules
 from cluster.farm import Farm
 from cluster.results.rows import results_of
-from serve.gateway.api_page import DOCS
+from serve.gateway.access.callers import Caller
+from serve.gateway.access.gate import OwnersFarm, WhoAsks
 from serve.gateway.batches.submission import BatchSettings
 from serve.gateway.errors import ERRORS, answer_of, error_body
 from serve.gateway.page.cards import CardPanel, card_panels, summary_of
 from serve.gateway.page.handing_in import add_handing_in
+from serve.gateway.page.login import Viewer, add_login
 from serve.gateway.page.progress import ProgressReader
 from serve.gateway.page.story import outcome_text, story_of
 from serve.gateway.page.templating import page, static_answer
@@ -57,10 +60,11 @@ def page_routes(farm: Farm, rules: Rules, settings: BatchSettings) -> APIRouter:
     """The routes of the page; `rules` are what the farm places jobs by, `settings` are for batches that are silent."""
     routes = APIRouter(route_class=PageRoute, include_in_schema=False)
     _add_static(routes)
-    _add_batches(routes, farm, rules)
-    _add_clips(routes, farm, rules)
-    _add_cards(routes, farm)
-    add_handing_in(routes, farm, settings)
+    _add_batches(routes, ProgressReader(farm, rules))
+    _add_clips(routes, rules)
+    _add_cards(routes)
+    add_handing_in(routes, settings)
+    add_login(routes)
     return routes
 
 
@@ -73,11 +77,14 @@ def _add_static(routes: APIRouter) -> None:
         return found
 
 
-def _add_batches(routes: APIRouter, farm: Farm, rules: Rules) -> None:
-    progress = ProgressReader(farm, rules)
-
+def _add_batches(routes: APIRouter, progress: ProgressReader) -> None:
     @routes.get("/")
-    def batches(limit: Annotated[int, Query(ge=1, le=500)] = 25, everything: bool = False) -> Response:
+    def batches(
+        farm: OwnersFarm,
+        caller: WhoAsks,
+        limit: Annotated[int, Query(ge=1, le=500)] = 25,
+        everything: bool = False,
+    ) -> Response:
         found = farm.batch_store.batches(farm.owner, limit + 1, everything=everything)
         panels = card_panels(farm)
         return page(
@@ -86,11 +93,11 @@ def _add_batches(routes: APIRouter, farm: Farm, rules: Rules) -> None:
             has_more=len(found) > limit,
             limit=limit,
             everything=everything,
-            **_farm(panels),
+            **_common(panels, caller),
         )
 
     @routes.get("/batches/{batch_id}")
-    def batch(batch_id: str, after: Annotated[int, Query(ge=-1)] = -1) -> Response:
+    def batch(batch_id: str, farm: OwnersFarm, caller: WhoAsks, after: Annotated[int, Query(ge=-1)] = -1) -> Response:
         found = progress.of(farm.batch(batch_id))
         rows = results_of(
             farm.batch_store, farm.owner, batch_id, after=min(after, MAX_ROW_NUMBER), limit=_PLAIN_ROWS + 1
@@ -99,18 +106,18 @@ def _add_batches(routes: APIRouter, farm: Farm, rules: Rules) -> None:
             "batch.html.j2",
             batch=found.batch,
             progress=found,
-            verbs=batch_verbs(found.batch),
+            verbs=batch_verbs(found.batch) if Scope.SUBMIT in caller.scopes else [],
             tiles=[tile(row) for row in rows[:_PLAIN_ROWS]],
             next_after=rows[_PLAIN_ROWS - 1].number if len(rows) > _PLAIN_ROWS else None,
             after=after,
             now=farm.batch_store.now(),
-            docs=DOCS,
-            **_farm(card_panels(farm)),
+            **_common(card_panels(farm), caller),
         )
 
     @routes.get("/batches/{batch_id}/rows")
     def rows(
         batch_id: str,
+        farm: OwnersFarm,
         after: Annotated[int, Query(ge=-1)] = -1,
         since: Annotated[int | None, Query(ge=0)] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = PAGE_ROWS,
@@ -120,9 +127,9 @@ def _add_batches(routes: APIRouter, farm: Farm, rules: Rules) -> None:
         return JSONResponse(found, headers={"Cache-Control": "no-store"})
 
 
-def _add_clips(routes: APIRouter, farm: Farm, rules: Rules) -> None:
+def _add_clips(routes: APIRouter, rules: Rules) -> None:
     @routes.get("/clips/{job_id}")
-    def clip(job_id: str) -> Response:
+    def clip(job_id: str, farm: OwnersFarm, caller: WhoAsks) -> Response:
         story = story_of(farm, job_id, rules)
         batch = farm.batch(story.job.batch_id)
         return page(
@@ -130,20 +137,25 @@ def _add_clips(routes: APIRouter, farm: Farm, rules: Rules) -> None:
             story=story,
             job=story.job,
             batch=batch,
-            verbs=job_verbs(story.job, batch),
+            verbs=job_verbs(story.job, batch) if Scope.SUBMIT in caller.scopes else [],
             outcome_text=outcome_text,
-            **_farm(card_panels(farm)),
+            **_common(card_panels(farm), caller),
         )
 
 
-def _add_cards(routes: APIRouter, farm: Farm) -> None:
+def _add_cards(routes: APIRouter) -> None:
     @routes.get("/cards")
-    def cards() -> Response:
+    def cards(farm: OwnersFarm, caller: WhoAsks) -> Response:
         panels = card_panels(farm)
-        return page("cards.html.j2", panels=panels, card_verbs=card_verbs, **_farm(panels))
+        return page("cards.html.j2", panels=panels, card_verbs=card_verbs, **_common(panels, caller))
 
 
-def _farm(panels: list[CardPanel]) -> dict[str, Any]:
-    """What every page says of the farm as a whole."""
+def _common(panels: list[CardPanel], caller: Caller) -> dict[str, Any]:
+    """What every page says of the farm as a whole, and who looks at it."""
     fault = next((panel.beat.storage_fault for panel in panels if panel.beat.storage_fault), "")
-    return {"cards_text": summary_of(panels), "storage_fault": fault, "has_cards": bool(panels)}
+    return {
+        "cards_text": summary_of(panels),
+        "storage_fault": fault,
+        "has_cards": bool(panels),
+        "viewer": Viewer.of(caller),
+    }

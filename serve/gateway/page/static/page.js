@@ -96,7 +96,12 @@ document.addEventListener("visibilitychange", () => { if (!document.hidden) refr
 document.addEventListener("clipmill:again", refresh);
 document.body.addEventListener("htmx:sendError", () => reachable(false));
 document.body.addEventListener("htmx:timeout", () => reachable(false));
-document.body.addEventListener("htmx:responseError", (event) => { if (event.detail.xhr.status >= 500) reachable(false); });
+document.body.addEventListener("htmx:responseError", (event) => {
+  const { status } = event.detail.xhr;
+  if (status >= 500) reachable(false);
+  /* The session is over: the gateway leads a page to where a key is given, and back. */
+  if (status === 401) location.reload();
+});
 document.body.addEventListener("htmx:afterRequest", (event) => {
   last = Date.now();
   if (event.detail.successful) reachable(true);
@@ -126,6 +131,11 @@ if (live?.dataset.events && !live.hasAttribute("data-ended")) {
     },
   });
 }
+
+byId("leave")?.addEventListener("click", async () => {
+  await fetch("/v1/session", { method: "DELETE" }).catch(() => reachable(false));
+  location.assign("/");
+});
 
 /* -- verbs ----------------------------------------------------------------------------------------------------- */
 

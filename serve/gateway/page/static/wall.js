@@ -53,6 +53,7 @@ async function fetchRows(query) {
   let after = -1;
   for (;;) {
     const answer = await fetch(`${wall.dataset.rows}?after=${after}${query}`);
+    if (answer.status === 401) location.reload();
     if (!answer.ok) throw new Error(String(answer.status));
     const page = await answer.json();
     take(page.rows);
