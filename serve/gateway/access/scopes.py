@@ -17,7 +17,7 @@ STATIC = "/static/"
 
 #: By method and path of the route; None: any key. A route without an entry is refused to everybody.
 ROUTE_SCOPES: Mapping[tuple[str, str], Scope | None] = {
-    # The pages on the API are for whoever may use any of it.
+    # Pages for people.
     ("GET", "/"): Scope.READ,
     ("GET", "/batches/{batch_id}"): Scope.READ,
     ("GET", "/batches/{batch_id}/rows"): Scope.READ,
@@ -25,8 +25,7 @@ ROUTE_SCOPES: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/cards"): Scope.READ,
     ("GET", "/new"): Scope.SUBMIT,
     ("POST", "/new/check"): Scope.SUBMIT,
-    ("GET", LOGIN): None,
-    ("GET", "/static/{version}/{name}"): None,
+    # The pages on the API are for whoever may use any of it.
     ("GET", "/docs"): Scope.READ,
     ("GET", "/openapi.json"): Scope.READ,
     ("GET", "/metrics"): Scope.METRICS,

@@ -25,8 +25,9 @@ from tests.building import Truth
 from tests.served import served
 from tests.unit.serve.gateway.access.conftest import KEPT_S, Gated, Ticks, gated, hand_in, nobody
 
-#: Routes that the document leaves out.
-HIDDEN = {("GET", "/"), ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/metrics")}
+#: Routes that the document leaves out: pages, and what monitoring asks.
+PAGES = {"/", "/batches/{batch_id}", "/batches/{batch_id}/rows", "/clips/{job_id}", "/cards", "/new", "/login", "/docs"}
+HIDDEN = {("POST", "/new/check"), *(("GET", path) for path in PAGES | {"/openapi.json", "/metrics"})}
 ROUTES = sorted(ROUTE_SCOPES)
 
 
