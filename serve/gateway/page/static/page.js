@@ -111,6 +111,8 @@ document.body.addEventListener("htmx:afterSwap", () => {
   if (live) showTimes(live);
   /* A clip that has just been finished is played by the page as it is now. */
   if (live?.hasAttribute("data-playable") && !byId("stage")) location.reload();
+  /* So is the wall of a batch whose first rows have come. */
+  if (live?.hasAttribute("data-has-rows") && !byId("wall")) location.reload();
 });
 
 let soon = 0;

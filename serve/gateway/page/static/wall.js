@@ -315,7 +315,7 @@ function built(row) {
   if (row.look.length) facts.append(make("b", "", row.look.join(", ")), " · ");
   facts.append([row.size, row.length].filter(Boolean).join(" · "));
   const tile = make("div", `tile ${row.state}`, frame,
-    make("div", "caption", make("h3", "", name), make("p", "prompt", row.prompt ?? ""), facts));
+    make("div", "caption", make("h2", "", name), make("p", "prompt", row.prompt ?? ""), facts));
   tile.setAttribute("role", "listitem");
   tile.row = row;
   if (row.state === "running" && row.done) showSteps(tile);
