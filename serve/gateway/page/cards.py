@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from cluster.farm import Farm
 from cluster.fleet.cards import Beat, CardState
 from cluster.forecast.suggest import FULL_SHARE
-from cluster.jobs.commands import CardOrder
+from cluster.jobs.commands import CardOrder, CardVerb
 from cluster.jobs.model import Job
 from serve.gateway.views import card_view
+
+_ORDERED = {CardVerb.LOCK: "locked", CardVerb.DRAIN: "drained", CardVerb.QUARANTINE: "quarantined"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +95,17 @@ class CardPanel:
     largest: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def ordered(self) -> str:
+        """What the order that holds makes of it, in a word; empty where none does."""
+        return "" if self.order is None else _ORDERED[self.order.kind]
+
+    @property
     def label(self) -> str:
         """What it does, in a word or two."""
         if self.beat.fault:
             return "cannot be used"
         if self.order is not None:
-            return {"lock": "locked", "drain": "drained", "quarantine": "quarantined"}[self.order.kind.value]
+            return self.ordered
         return {CardState.BUSY: "rendering", CardState.IDLE: "idle"}.get(self.beat.state, self.beat.state.value)
 
     @property

@@ -31,7 +31,8 @@ from serve.gateway.batches.arriving import ArrivedManifest, of_form, read_form
 from serve.gateway.batches.manifests import incoming, picture_name, read_sent
 from serve.gateway.batches.submission import BatchSettings
 from serve.gateway.door import CHECK_PATH
-from serve.gateway.page.login import Viewer
+from serve.gateway.page.cards import card_panels
+from serve.gateway.page.frame import frame
 from serve.gateway.page.prompt_columns import fill_prompts
 from serve.gateway.page.templating import page
 
@@ -88,15 +89,15 @@ def add_handing_in(routes: APIRouter, settings: BatchSettings) -> None:
     limiter = CapacityLimiter(_AT_ONCE)
 
     @routes.get("/new")
-    async def new(caller: WhoAsks) -> Response:
+    def new(farm: OwnersFarm, caller: WhoAsks) -> Response:
         return page(
             "new.html.j2",
-            viewer=Viewer.of(caller),
             families=[family for family in FAMILIES.values() if _is_offered(family.name, settings.default_model)],
             default_model=settings.default_model,
             classes=[one.value for one in ResolutionClass],
             tiers=[one.value for one in Tier],
             check=CHECK_PATH,
+            **frame(card_panels(farm), caller),
         )
 
     @routes.post(CHECK_PATH)

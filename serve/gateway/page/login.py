@@ -1,39 +1,15 @@
-"""The page on which a person gives a key, and who the person is to the other pages."""
+"""The page on which a person gives a key, and what a person gets who is not let in."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Response
 from fastapi.responses import RedirectResponse
 
-from cluster.access.scopes import Scope
-from serve.gateway.access.callers import Caller
 from serve.gateway.access.scopes import LOGIN, SESSION
 from serve.gateway.page.templating import page
-
-
-@dataclass(frozen=True, kw_only=True)
-class Viewer:
-    """Who looks at a page, and what they may do from it."""
-
-    owner: str
-    #: Whether a key was shown, so that there is a session to end.
-    has_key: bool
-    submits: bool
-    operates: bool
-
-    @classmethod
-    def of(cls, caller: Caller) -> Viewer:
-        """The viewer whose request came from `caller`."""
-        return cls(
-            owner=caller.owner,
-            has_key=caller.key is not None,
-            submits=Scope.SUBMIT in caller.scopes,
-            operates=Scope.OPERATE in caller.scopes,
-        )
 
 
 def add_login(routes: APIRouter) -> None:

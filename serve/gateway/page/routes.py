@@ -14,13 +14,13 @@ from cluster.access.scopes import Scope
 from cluster.explain.reasons import Rules
 from cluster.farm import Farm
 from cluster.results.rows import results_of
-from serve.gateway.access.callers import Caller
 from serve.gateway.access.gate import OwnersFarm, WhoAsks
 from serve.gateway.batches.submission import BatchSettings
 from serve.gateway.errors import ERRORS, answer_of, error_body
-from serve.gateway.page.cards import CardPanel, card_panels, summary_of
+from serve.gateway.page.cards import card_panels
+from serve.gateway.page.frame import frame
 from serve.gateway.page.handing_in import add_handing_in
-from serve.gateway.page.login import Viewer, add_login
+from serve.gateway.page.login import add_login
 from serve.gateway.page.progress import ProgressReader
 from serve.gateway.page.story import outcome_text, story_of
 from serve.gateway.page.templating import page, static_answer
@@ -93,7 +93,7 @@ def _add_batches(routes: APIRouter, progress: ProgressReader) -> None:
             has_more=len(found) > limit,
             limit=limit,
             everything=everything,
-            **_common(panels, caller),
+            **frame(panels, caller),
         )
 
     @routes.get("/batches/{batch_id}")
@@ -111,7 +111,7 @@ def _add_batches(routes: APIRouter, progress: ProgressReader) -> None:
             next_after=rows[_PLAIN_ROWS - 1].number if len(rows) > _PLAIN_ROWS else None,
             after=after,
             now=farm.batch_store.now(),
-            **_common(card_panels(farm), caller),
+            **frame(card_panels(farm), caller),
         )
 
     @routes.get("/batches/{batch_id}/rows")
@@ -139,7 +139,7 @@ def _add_clips(routes: APIRouter, rules: Rules) -> None:
             batch=batch,
             verbs=job_verbs(story.job, batch) if Scope.SUBMIT in caller.scopes else [],
             outcome_text=outcome_text,
-            **_common(card_panels(farm), caller),
+            **frame(card_panels(farm), caller),
         )
 
 
@@ -147,15 +147,4 @@ def _add_cards(routes: APIRouter) -> None:
     @routes.get("/cards")
     def cards(farm: OwnersFarm, caller: WhoAsks) -> Response:
         panels = card_panels(farm)
-        return page("cards.html.j2", panels=panels, card_verbs=card_verbs, **_common(panels, caller))
-
-
-def _common(panels: list[CardPanel], caller: Caller) -> dict[str, Any]:
-    """What every page says of the farm as a whole, and who looks at it."""
-    fault = next((panel.beat.storage_fault for panel in panels if panel.beat.storage_fault), "")
-    return {
-        "cards_text": summary_of(panels),
-        "storage_fault": fault,
-        "has_cards": bool(panels),
-        "viewer": Viewer.of(caller),
-    }
+        return page("cards.html.j2", panels=panels, card_verbs=card_verbs, **frame(panels, caller))

@@ -14,6 +14,7 @@ const MOST_PLAYING = 16;
 const rows = [];
 const at = new Map();
 const byJob = new Map();
+let total = Number(wall.dataset.total);
 let now = 0;
 let heldBy;
 let shown = [];
@@ -138,7 +139,8 @@ function filtered() {
     && (!look || (look === "*" ? row.look.length > 0 : row.look.includes(look)))
     && words.every((word) => row.text.includes(word)));
   const all = `${rows.length.toLocaleString("en")} ${rows.length === 1 ? "row" : "rows"}`;
-  byId("count").value = shown.length === rows.length ? all : `${shown.length.toLocaleString("en")} of ${all}`;
+  const some = rows.length < total ? `${all} of ${total.toLocaleString("en")} so far` : all;
+  byId("count").value = shown.length === rows.length ? some : `${shown.length.toLocaleString("en")} of ${all}`;
   byId("nothing").hidden = shown.length > 0 || !rows.length;
   lay();
 }
@@ -435,6 +437,7 @@ document.addEventListener("clipmill:batch", (event) => {
   heldBy = held;
   if (all) update(true);
   else if (event.detail.counts.total !== rows.length) updateSoon();
+  total = event.detail.counts.total;
 });
 document.addEventListener("clipmill:progress", (event) => {
   const row = byJob.get(event.detail.id);
