@@ -47,7 +47,7 @@ class Caller:
         return Scope.OPERATE in self.scopes
 
     def acting_for(self, owner: str) -> Caller:
-        """The same person with another owner's work before them."""
+        """Whoever asks, with another owner's work before them."""
         return replace(self, owner=owner)
 
 
