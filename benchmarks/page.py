@@ -67,7 +67,8 @@ def measured(url: str, rows: int, pixels: int) -> dict[str, Any]:
         page.goto(url)
         page.wait_for_selector(".wall.live .tile")
         first_s = time.monotonic() - began
-        page.wait_for_function(f"document.getElementById('count').value === '{rows:,} rows'", timeout=120_000)
+        page.wait_for_selector(".wall.live:not([aria-busy])", timeout=120_000)
+        assert page.evaluate("document.getElementById('count').value") == f"{rows:,} rows"
         all_s = time.monotonic() - began
         session = page.context.new_cdp_session(page)
         session.send("Performance.enable")

@@ -51,7 +51,7 @@ class Farm:
     cut_texts: CutTexts | None = None
 
     def of(self, owner: str) -> Farm:
-        """The same farm as another owner sees it."""
+        """Make the view that another owner has of this farm."""
         return self if owner == self.owner else replace(self, owner=owner)
 
     def put_still(self, data: bytes) -> str:

@@ -72,15 +72,16 @@ class Credentials:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            found = self._path.stat()
-            if found.st_uid not in (os.geteuid(), 0) or stat.S_IMODE(found.st_mode) & _OTHERS:
-                message = f"{self._path} can be read by other users, or is another's"
-                remedy = f"Make it yours alone, `chmod 600 {self._path}`; replace the keys in it if strangers saw them."
-                raise BadInputError("credentials", message, remedy)
-            read = json.loads(self._path.read_text(encoding="utf-8"))
-            return dict(read["farms"])
+            facts = self._path.stat()
+            text = self._path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return {}
+        if facts.st_uid not in (os.geteuid(), 0) or stat.S_IMODE(facts.st_mode) & _OTHERS:
+            message = f"{self._path} can be read by other users, or is another's"
+            remedy = f"Make it yours alone, `chmod 600 {self._path}`; replace the keys in it if strangers saw them."
+            raise BadInputError("credentials", message, remedy)
+        try:
+            return dict(json.loads(text)["farms"])
         except (ValueError, KeyError, TypeError):
             message = f"{self._path} is not as `clipmill login` writes it"
             raise BadInputError("credentials", message, "Delete it, and log in again.") from None

@@ -75,7 +75,7 @@ class AccessKey:
 
     @property
     def all_scopes(self) -> frozenset[Scope]:
-        """Its scopes with those within them."""
+        """All scopes that it has, those within others among them."""
         return expanded(self.scopes)
 
 

@@ -23,7 +23,7 @@ class OwnerQuota(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    queued_jobs: int | None = Field(default=None, ge=0, lt=2**63)
+    queued_jobs: int | None = Field(default=None, ge=0, le=10**12)
     """Rows that may wait at a time, held ones among them."""
     gpu_seconds_day: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Seconds of cards that may have been used today (UTC)."""
@@ -41,7 +41,7 @@ class OwnerUse:
     """What an owner has used, and how many of their rows wait."""
 
     queued_jobs: int = 0
-    #: Of attempts that ended today, and money of those that ended this month (UTC).
+    #: Seconds of attempts that ended today, and money of those that ended this month (UTC).
     gpu_seconds_day: float = 0.0
     cost_month: float = 0.0
 

@@ -25,7 +25,7 @@ class Scope(StrEnum):
 
 #: Scopes of a key that is made without saying any.
 USUAL_SCOPES = frozenset({Scope.SUBMIT, Scope.READ})
-#: What else a scope has.
+#: Scopes that others have within them.
 _WITHIN = {
     Scope.OPERATE: frozenset({Scope.SUBMIT, Scope.READ}),
     Scope.ADMIN: frozenset(Scope),

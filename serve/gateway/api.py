@@ -102,30 +102,8 @@ def create_api(
         except Exception as error:
             log.warning("the dispatcher was not told of new work, it will see it by itself: %r", error)
 
-    @api.get(DOCS, include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(api_page(api))
-
-    health_threads = CapacityLimiter(HEALTH_THREADS)
-
-    @api.get("/healthz")
-    async def healthz() -> JSONResponse:
-        """Whether the farm can work: 503 where its store cannot be reached, else a `status` that says what keeps it."""
-        try:
-            cards = await run_sync(farm.batch_store.cards, limiter=health_threads)
-        except sqlalchemy.exc.SQLAlchemyError as error:
-            # The driver's words: the statement is nobody's business.
-            detail = str(getattr(error, "orig", None) or type(error).__name__)
-            return JSONResponse({"status": "store unreachable", "detail": detail}, status_code=503)
-        if fault := storage_fault(cards):
-            # The gateway itself is well: whoever restarts it for another status would gain nothing.
-            return JSONResponse({"status": "storage unwritable", "detail": fault, "cards": len(cards)})
-        faults = card_faults(cards)
-        if cards and len(faults) == len({beat.card for beat in cards}):
-            detail = "; ".join(f"{card}: {fault}" for card, fault in sorted(faults.items()))
-            return JSONResponse({"status": "no usable card", "detail": detail, "cards": len(cards)})
-        return JSONResponse({"status": "ok", "cards": len(cards)})
-
+    _add_pages(api)
+    _add_health(api, farm)
     if registry is not None:
 
         @api.get("/metrics", include_in_schema=False)
@@ -156,6 +134,34 @@ def create_api(
     api.add_middleware(AccessGate, farm=farm, routes=routes, terms=access, for_people=refusal_page)
     describe(api)
     return api
+
+
+def _add_pages(api: FastAPI) -> None:
+    @api.get(DOCS, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(api_page(api))
+
+
+def _add_health(api: FastAPI, farm: Farm) -> None:
+    health_threads = CapacityLimiter(HEALTH_THREADS)
+
+    @api.get("/healthz")
+    async def healthz() -> JSONResponse:
+        """Whether the farm can work: 503 where its store cannot be reached, else a `status` that says what keeps it."""
+        try:
+            cards = await run_sync(farm.batch_store.cards, limiter=health_threads)
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            # The driver's words: the statement is nobody's business.
+            detail = str(getattr(error, "orig", None) or type(error).__name__)
+            return JSONResponse({"status": "store unreachable", "detail": detail}, status_code=503)
+        if fault := storage_fault(cards):
+            # The gateway itself is well: whoever restarts it for another status would gain nothing.
+            return JSONResponse({"status": "storage unwritable", "detail": fault, "cards": len(cards)})
+        faults = card_faults(cards)
+        if cards and len(faults) == len({beat.card for beat in cards}):
+            detail = "; ".join(f"{card}: {fault}" for card, fault in sorted(faults.items()))
+            return JSONResponse({"status": "no usable card", "detail": detail, "cards": len(cards)})
+        return JSONResponse({"status": "ok", "cards": len(cards)})
 
 
 def _explain_errors(api: FastAPI) -> None:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -47,7 +48,7 @@ class Caller:
         return Scope.OPERATE in self.scopes
 
     def acting_for(self, owner: str) -> Caller:
-        """The same person with another owner's work before them."""
+        """Whoever asks, with another owner's work before them."""
         return replace(self, owner=owner)
 
 
@@ -84,22 +85,26 @@ class CallerLookup:
         self.kept_s, self.clock = kept_s, clock
         self._threads = CapacityLimiter(_THREADS)
         self._known: dict[Credential, tuple[float, asyncio.Task[Caller | RefusedCredential]]] = {}
-        self._any: tuple[float, bool] = (float("-inf"), False)
+        self._any: tuple[float, asyncio.Task[bool]] | None = None
+        self._needs_key = False
 
     async def needs_key(self) -> bool:
-        """Whether a key was ever made on this farm. Once it was, the answer stays."""
-        at, found = self._any
-        if not found and self.clock() - at >= self.kept_s:
-            found = await run_sync(self._keys.any, limiter=self._threads)
-            self._any = self.clock(), found
-        return found
+        """Whether a key was ever made on this farm. Once it was, the answer stays.
+
+        Raises `sqlalchemy.exc.SQLAlchemyError` where the store cannot be asked.
+        """
+        if not self._needs_key:
+            now = self.clock()
+            if self._any is None or now - self._any[0] >= self.kept_s or _has_failed(self._any[1]):
+                self._any = now, asyncio.create_task(run_sync(self._keys.any, limiter=self._threads))
+            self._needs_key = await asyncio.shield(self._any[1])
+        return self._needs_key
 
     async def find(self, credential: Credential) -> Caller | RefusedCredential:
         """Who has this credential. Raises `sqlalchemy.exc.SQLAlchemyError` where the store cannot be asked."""
         now = self.clock()
         at, task = self._known.get(credential, (float("-inf"), None))
-        failed = task is not None and task.done() and (task.cancelled() or task.exception() is not None)
-        if task is None or failed or now - at >= self.kept_s:
+        if task is None or now - at >= self.kept_s or _has_failed(task):
             task = asyncio.create_task(run_sync(self._look, credential, limiter=self._threads))
             self._known.pop(credential, None)
             if len(self._known) >= _REMEMBERED:
@@ -111,7 +116,7 @@ class CallerLookup:
     def forget(self) -> None:
         """Look everything up anew from here on: a key, a session or a quota was changed here."""
         self._known.clear()
-        self._any = float("-inf"), self._any[1]
+        self._any = None
 
     def _look(self, credential: Credential) -> Caller | RefusedCredential:
         if credential.is_session:
@@ -133,3 +138,7 @@ class CallerLookup:
         except Exception as error:
             log.warning("the use of %s was not written: %r", key.id, error)
         return Caller(owner=key.owner, scopes=key.all_scopes, key=key, quota=self._quotas.quota(key.owner))
+
+
+def _has_failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -140,11 +140,17 @@ class AccessGate:
     async def _admit(self, scope: MutableMapping[str, Any]) -> tuple[Caller, Credential | None]:
         """Who asks, and with what. Raises `_Refused`."""
         terms, headers = self._terms, Headers(scope=scope)
+        if (scope["method"], scope["path"]) in OPEN:
+            # Before the store is asked anything: it may be what is not well.
+            return Caller(owner=self._farm.owner, scopes=frozenset()), None
         if terms.lookup is None or not (terms.required or await terms.lookup.needs_key()):
             owner = _other_owner(headers, self._everybody)
             return self._everybody if owner is None else self._everybody.acting_for(owner), None
+<<<<<<< HEAD
         if is_open(scope["method"], scope["path"]):
             return Caller(owner=self._farm.owner, scopes=frozenset()), None
+=======
+>>>>>>> keys
         credential = credential_of(headers)
         if credential is None:
             raise await self._keyless(terms.lookup)
@@ -216,7 +222,7 @@ class AccessGate:
             nonlocal looked_at, began
             if lookup.clock() - looked_at >= lookup.kept_s:
                 looked_at = lookup.clock()
-                found = None
+                found: Caller | RefusedCredential | None = None
                 # A store that is away for a moment breaks off nobody's download.
                 with suppress(sqlalchemy.exc.SQLAlchemyError):
                     found = await lookup.find(credential)

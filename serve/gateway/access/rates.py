@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 #: Owners whose buckets are remembered; a forgotten one is full again.
 _REMEMBERED = 10_000
-#: Of sums of fractions, in seconds: nobody waits a second more for it.
+#: Error of sums of fractions, in seconds: nobody waits a second more for it.
 _NOISE = 1e-6
 
 

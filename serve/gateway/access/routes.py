@@ -16,7 +16,7 @@ from cluster.store.access.keys import KeyStore
 from cluster.store.access.quotas import QuotaStore
 from cluster.store.access.sessions import SessionStore
 from pipeline.problems import Problem
-from serve.gateway.access.bodies import KeyRotation, NewAccessKey, NewSession
+from serve.gateway.access.bodies import KeyRotation, NewAccessKey, NewQuota, NewSession
 from serve.gateway.access.callers import Caller, CallerLookup, Credential, RefusedCredential
 from serve.gateway.access.gate import PLAIN_COOKIE, SECURE_COOKIE, WhoAsks, credential_of
 from serve.gateway.access.scopes import SESSION
@@ -143,9 +143,9 @@ def _add_quotas(routes: APIRouter, quotas: QuotaStore, lookup: CallerLookup | No
         return await run_sync(view, owner)
 
     @routes.put("/v1/quotas/{owner}")
-    async def set_quota(owner: str, body: OwnerQuota) -> dict[str, Any]:
+    async def set_quota(owner: str, body: NewQuota) -> dict[str, Any]:
         """Set an owner's quota in place of the one before; what is left out is not limited."""
-        await run_sync(quotas.set, owner, body)
+        await run_sync(quotas.set, owner, OwnerQuota(**body.model_dump()))
         if lookup is not None:
             lookup.forget()
         return await run_sync(view, owner)

@@ -76,7 +76,10 @@ function update(everything = false) {
   }
   const query = everything || !rows.length ? "" : `&since=${now}`;
   busy = fetchRows(query)
-    .then(() => { retryMs = 1000; })
+    .then(() => {
+      retryMs = 1000;
+      wall.removeAttribute("aria-busy");
+    })
     .catch(() => {
       setTimeout(() => update(everything), retryMs);
       retryMs = Math.min(2 * retryMs, 15000);
@@ -465,8 +468,9 @@ wall.replaceChildren();
 wall.classList.add("live");
 wall.setAttribute("role", "list");
 wall.setAttribute("aria-label", "Clips");
+wall.setAttribute("aria-busy", "true");
 byId("pages").hidden = true;
-await fetchRows("").catch(() => update(true));
+await fetchRows("").then(() => wall.removeAttribute("aria-busy"), () => update(true));
 filtered();
 if (wantedY && performance.getEntriesByType("navigation")[0]?.type !== "navigate") scrollTo(0, wantedY);
 draw();

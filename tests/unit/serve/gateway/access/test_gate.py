@@ -234,6 +234,21 @@ def test_a_store_that_cannot_be_asked_is_a_503_in_the_usual_form(gate, monkeypat
     assert gate.ask("GET", "/v1/batches", text).status_code == 200
 
 
+def test_health_is_told_whatever_becomes_of_the_table_of_keys(sqlite_database, tmp_path):
+    api, _, _, lookup = gated(sqlite_database, tmp_path / "storage", required=False)
+
+    def gone() -> bool:
+        import sqlalchemy.exc
+
+        raise sqlalchemy.exc.OperationalError("SELECT", None, Exception("gone"))
+
+    lookup._keys.any = gone  # type: ignore[method-assign]
+    with TestClient(api, base_url="http://localhost") as http:
+        assert http.get("/healthz").json()["status"] == "ok"
+        # Nobody is let in without a key because it cannot be seen whether keys are needed.
+        assert http.get("/v1/batches").status_code == 503
+
+
 # -- sessions -----------------------------------------------------------------------------------------------------
 
 
