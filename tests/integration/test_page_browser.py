@@ -85,7 +85,8 @@ def page(browser: Any, request: Any) -> Iterator[Any]:
     yield found
     context.close()
     # A gateway that is away, or says no, is what some tests are about.
-    assert [text for text in said if "Failed to load resource" not in text and "net::ERR" not in text] == []
+    away = ("Failed to load resource", "net::ERR", "Response Status Error Code 5")
+    assert [text for text in said if not any(words in text for words in away)] == []
 
 
 def faults(page: Any) -> list[str]:
@@ -96,7 +97,7 @@ def faults(page: Any) -> list[str]:
 
 
 def until(page: Any, expression: str, patience_ms: int = 60_000) -> None:
-    """Wait for an expression to be true. Playwright's own way evaluates text within the page, which its policy forbids."""
+    """Wait for an expression to be true. Playwright's own way evaluates text within the page: its policy forbids that."""
     for _ in range(patience_ms // 50):
         if page.evaluate(expression):
             return

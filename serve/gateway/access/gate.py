@@ -140,17 +140,12 @@ class AccessGate:
     async def _admit(self, scope: MutableMapping[str, Any]) -> tuple[Caller, Credential | None]:
         """Who asks, and with what. Raises `_Refused`."""
         terms, headers = self._terms, Headers(scope=scope)
-        if (scope["method"], scope["path"]) in OPEN:
+        if is_open(scope["method"], scope["path"]):
             # Before the store is asked anything: it may be what is not well.
             return Caller(owner=self._farm.owner, scopes=frozenset()), None
         if terms.lookup is None or not (terms.required or await terms.lookup.needs_key()):
             owner = _other_owner(headers, self._everybody)
             return self._everybody if owner is None else self._everybody.acting_for(owner), None
-<<<<<<< HEAD
-        if is_open(scope["method"], scope["path"]):
-            return Caller(owner=self._farm.owner, scopes=frozenset()), None
-=======
->>>>>>> keys
         credential = credential_of(headers)
         if credential is None:
             raise await self._keyless(terms.lookup)
