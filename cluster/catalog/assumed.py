@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from cluster.catalog.acceleration import denoises
 from cluster.catalog.adjust import Findings
@@ -81,14 +82,19 @@ def _shape(row: Row, family: Family, spec: ClipSpec, found: Findings) -> None:
         found.note("size_rounded", f"aspect {row.aspect} is made {spec.width}×{spec.height}, {made:.3g}:1: {why}")
 
 
+@cache
+def _standard(defaults: type[RowDefaults]) -> dict[str, Any]:
+    """What columns of denoising are where a batch says nothing of them."""
+    return {name: field.get_default() for name, field in defaults.model_fields.items() if name in _OF_DENOISING}
+
+
 def _unused(row: Row, defaults: RowDefaults, family: Family, spec: ClipSpec, found: Findings) -> None:
     if not denoises(family):
-        standard = type(defaults).model_fields
+        standard = _standard(type(defaults))
         unused = [
             name
             for name in _OF_DENOISING
-            if getattr(row, name) is not None
-            or (name in standard and getattr(defaults, name) != standard[name].get_default())
+            if getattr(row, name) is not None or (name in standard and getattr(defaults, name) != standard[name])
         ]
         if unused:
             found.note("unused", f"{family.name} does not denoise: {', '.join(unused)} unused")

@@ -30,6 +30,8 @@ MAX_MANIFEST_BYTES = 200_000_000
 #: A manifest has at most so many rows and columns; a batch takes no more rows.
 MAX_ROWS = 100_000
 MAX_COLUMNS = 1_000
+#: Characters of the first row of CSV.
+MAX_HEADER_CHARACTERS = 2_000_000
 #: Bytes of a Parquet file's pages once they are unpacked, as the file itself says.
 _MAX_UNPACKED_BYTES = 400_000_000
 #: CPU time that reading a manifest may take, in seconds: so much, and more by its size in bytes.
@@ -179,9 +181,11 @@ def _read(path: Path) -> list[RawRecord]:
     return found
 
 
-def _check_rows(path: Path, count: int) -> None:
+def _check_rows(path: Path, count: int, more: str = "") -> None:
+    """Raise `ManifestError` where `count` rows are too many; `more`: words where the rest is not counted."""
     if count > MAX_ROWS:
-        raise ManifestError(path, f"it has {count:,} rows, and {MAX_ROWS:,} are the limit", "Split it into several.")
+        message = f"it has {count:,} rows{more}, and {MAX_ROWS:,} are the limit"
+        raise ManifestError(path, message, "Split it into several.")
 
 
 def _empty(path: Path) -> ManifestError:
@@ -272,20 +276,32 @@ def _named(cells: Sequence[str]) -> list[str]:
     return [column_of(cell) or f"column {i}" for i, cell in enumerate(cells, 1)]
 
 
+def _head(path: Path, lines: Sequence[str], begin: int) -> Sequence[str]:
+    """The lines up to which the header has to end; raises `ManifestError` where its first line is longer."""
+    end, size = begin, 0
+    while end < len(lines) and (size := size + len(lines[end])) <= MAX_HEADER_CHARACTERS:
+        end += 1
+    if not "".join(lines[begin:end]).strip():
+        message = f"its first row has more than {MAX_HEADER_CHARACTERS:,} characters"
+        raise ManifestError(path, message, f"Give {_FORMATS} whose first row names the columns.")
+    return lines[:end]
+
+
 def _csv(path: Path, data: bytes) -> list[RawRecord]:
     text, guessed = _decode(path, data)
     lines = lines_of(text)
     delimiter, begin = named_delimiter(lines)
+    # What is no table at all is not read to its end, delimiter by delimiter, to find that out.
+    head = _head(path, lines, begin)
     if delimiter is None:
-        delimiter = delimiter_of(lines, lambda cells: "image" in _named(cells))
+        delimiter = delimiter_of(head, lambda cells: "image" in _named(cells))
     header: list[str] = []
 
     def is_row(cells: list[str]) -> bool:
         image = header.index("image") if header else 0
         return min(2, len(header)) <= len(cells) <= len(header) and bool("".join(cells[image : image + 1]).strip())
 
-    rows = records(lines, delimiter, begin, is_row)
-    for _, cells in rows:
+    for _, cells in records(head, delimiter, begin):
         if isinstance(cells, DamagedRecord):
             remedy = f"Close every quote, or give {_FORMATS}."
             raise ManifestError(path, f"its header is not CSV ({cells.why})", remedy)
@@ -293,10 +309,15 @@ def _csv(path: Path, data: bytes) -> list[RawRecord]:
             header = _named(cells)
             break
     _check_header(path, header)
+    rows = records(lines, delimiter, begin, is_row)
+    for _, cells in rows:
+        if not isinstance(cells, DamagedRecord) and any(cell.strip() for cell in cells):
+            break  # the header
     header = with_numbers(header)
     found: list[RawRecord] = []
     for line, cells in rows:
         number = len(found) + 1
+        _check_rows(path, number, " or more")
         if isinstance(cells, DamagedRecord):
             found.append(_damaged(number, line, cells))
             continue
@@ -375,6 +396,7 @@ def _jsonl(path: Path, data: bytes) -> list[RawRecord]:
     lines = [(at, line.strip()) for at, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not any(line.startswith("{") for _, line in lines):
         raise ManifestError(path, "no line is a JSON object", "Write one object per line, or give it its right suffix.")
+    _check_rows(path, len(lines))
     found = []
     for number, (at, line) in enumerate(lines, 1):
         values, problem = _object(line)

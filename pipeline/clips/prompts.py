@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 
 class CameraMove(StrEnum):
@@ -270,6 +271,7 @@ def _places(text: str) -> list[tuple[int, int, _Verb]]:
     return sorted(places, key=lambda place: place[0])
 
 
+@lru_cache(maxsize=1024)
 def _canonical(word: str) -> str:
     return next(name for pattern, name in _DIRECTIONS if re.fullmatch(pattern, word))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.denoising.samplers import Scheduler, start_within
+from pipeline.denoising.samplers import Scheduler, begin, start_within
 
 #: (latents, timestep) -> the network's prediction, shaped like the latents, guidance applied.
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -41,6 +41,7 @@ def start(scheduler: Scheduler, noise: torch.Tensor, steps: int) -> DenoiseState
     """The state before the first step of `steps`; `noise` is standard normal."""
     # Kept on the CPU: the scheduler looks its tables up by timestep, which on a card would wait for it every step.
     scheduler.set_timesteps(steps, device="cpu")
+    begin(scheduler)
     # Flow matching starts from the noise as it is, and its schedulers do not say so.
     return DenoiseState(latents=noise * getattr(scheduler, "init_noise_sigma", 1.0))
 

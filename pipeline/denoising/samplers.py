@@ -104,6 +104,17 @@ def adds_noise(sampler: Sampler) -> bool:
     return sampler is Sampler.LCM
 
 
+def begin(scheduler: Any) -> None:
+    """Set a scheduler that was just laid out to its first step.
+
+    A solver looks for the step it begins with by its timestep, and takes the second of two that are equal. Flow
+    matching spaces noise levels so narrowly at first that many steps round to equal timesteps.
+    """
+    first = scheduler.timesteps[:2].tolist()
+    if len(set(first)) < len(first) and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+
+
 def start_within(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, first_step: int) -> torch.Tensor:
     """`clean` latents noised to where step `first_step` begins, the scheduler set to go on from there."""
     if hasattr(scheduler, "set_begin_index"):
@@ -225,6 +236,8 @@ def check_state(scheduler: Any, steps: int, state: SchedulerState, first_step: i
         nothing = torch.zeros(1, 1, 1, 1, 1)
         if first_step:
             start_within(other, nothing, nothing, first_step)
+        else:
+            begin(other)
         options = {"variance_noise": nothing} if isinstance(other, CountedLCM) else {}
         for timestep in other.timesteps[first_step : first_step + done]:
             if hasattr(other, "scale_model_input"):

@@ -149,7 +149,8 @@ class Family:
     frame_rule: FrameRule
     tiers: Mapping[Tier, TierSettings] = field(hash=False)
     guidance: float
-    max_steps: int = 1000
+    #: Schedules have 1,000 noise levels. Closer to one a step, diffusers' tables overrun or hold one level twice.
+    max_steps: int = 998
     classes: tuple[ResolutionClass, ...] = tuple(ResolutionClass)
     native_class: ResolutionClass = ResolutionClass.P512
     #: (width, height) it was trained at: taken within their class for stills of about that aspect ratio.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from pipeline.clips.clip import ResolutionClass
 from pipeline.problems import BadInputError
@@ -38,6 +39,13 @@ def size_for(
     Of the stride-aligned sizes near the ideal one it takes the one closest in aspect that stays within the
     class's area, so a class never costs more memory at another aspect.
     """
+    return _size_for(resolution_class, aspect, stride, tuple(native))
+
+
+@lru_cache(maxsize=4096)  # rows of a batch share a few shapes
+def _size_for(
+    resolution_class: ResolutionClass, aspect: float, stride: int, native: tuple[tuple[int, int], ...]
+) -> tuple[int, int]:
     budget = resolution_class.pixels
     smaller = max((c.pixels for c in ResolutionClass if c.pixels < budget), default=0)
     trained = [(w, h) for w, h in native if smaller < w * h <= budget and abs(math.log(w / h / aspect)) < _NEAR]

@@ -367,8 +367,29 @@ def test_a_manifest_of_too_many_rows_names_the_limit(tmp_path: Path) -> None:
         lambda: read(tmp_path, "image,prompt\n" + "a.png,p\n" * count),
     ]
     for make in makers:
-        with pytest.raises(ManifestError, match="100,001 rows, and 100,000 are the limit"):
+        with pytest.raises(ManifestError, match=r"100,001 rows(?: or more)?, and 100,000 are the limit"):
             make()
+
+
+#: (what is no table, what is said of it). Read to their ends, the last two would take several times the CPU time that
+#: manifests of their size have.
+NO_TABLES = {
+    "NULs": (bytes(3_000_000), "its first row has more than 2,000,000 characters"),
+    "one line of columns": (b"image," * 500_000, "its first row has more than 2,000,000 characters"),
+    "NULs below a delimiter": (b"sep=;\n" + bytes(3_000_000), "its first row has more than 2,000,000 characters"),
+    "very many lines of no JSON": (b"{}\n" * 1_000_000, "1,000,000 rows, and 100,000 are the limit"),
+    "a quote that is never closed": (b'"' + b"a\n" * 8_000_000, "its header is not CSV"),
+    "very many short lines": (b"image,prompt\n" + b"a\n" * 8_000_000, "100,001 rows or more"),
+}
+
+
+@pytest.mark.parametrize("name", NO_TABLES)
+def test_what_is_no_table_is_not_read_to_its_end(name: str, tmp_path: Path) -> None:
+    data, message = NO_TABLES[name]
+    path = tmp_path / ("c.jsonl" if data.startswith(b"{") else "c.csv")
+    path.write_bytes(data)
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(path)
 
 
 # --- names ------------------------------------------------------------------------------------------------------

@@ -24,11 +24,16 @@ from pipeline.clips.frames import Frames
 PATIENCE_S = 30
 
 
+def children() -> set[int]:
+    """Processes of this one that are there, those that open pictures for other tests among them."""
+    return {child.pid for child in psutil.Process().children()}
+
+
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
-    before = {child.pid for child in psutil.Process().children()}
+    before = children()
     yield
-    assert {child.pid for child in psutil.Process().children()} <= before
+    assert children() <= before
     assert not [thread for thread in threading.enumerate() if thread.name == "clipmill-encode"]
 
 
@@ -165,7 +170,7 @@ def test_an_ffmpeg_that_hangs_does_not_hang_whoever_closes(
         "    signal.pause()\n"
     )
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", script(tmp_path / "ffmpeg", body))
-    before = {child.pid for child in psutil.Process().children()}
+    before = children()
     encoder = FrameEncoder(24, tmp_path / "clip.mp4")
     fed(encoder, moving(height=640, width=960), [come])
     assert (tmp_path / "read").read_bytes() == b"."
@@ -173,9 +178,8 @@ def test_an_ffmpeg_that_hangs_does_not_hang_whoever_closes(
     closing.start()
     closing.join(PATIENCE_S)
     ended = not closing.is_alive()
-    for child in psutil.Process().children():
+    for pid in children() - before:
         # Else the test itself would not end where it fails. Others open pictures, and are waited for by nobody.
-        if child.pid not in before:
-            child.kill()
+        psutil.Process(pid).kill()
     assert ended
     assert not (tmp_path / "clip.mp4").exists()

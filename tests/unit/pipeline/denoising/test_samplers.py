@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, UniPCMultistepScheduler
 
+from cluster.catalog.resolve import MAX_LCM_STEPS
 from pipeline.clips.clip import Sampler
 from pipeline.denoising.checkpoint import Checkpoint, dump, parse
-from pipeline.denoising.denoise import DenoiseState, denoise, refine, start
+from pipeline.denoising.denoise import DenoiseState, advance, denoise, refine, start
 from pipeline.denoising.noise import clip_noise
-from pipeline.denoising.samplers import SchedulerState, adds_noise, give_state, make_scheduler, rounding_of, take_state
+from pipeline.denoising.samplers import (
+    SchedulerState,
+    adds_noise,
+    check_state,
+    give_state,
+    make_scheduler,
+    rounding_of,
+    take_state,
+)
+from pipeline.families.registry import family_named
 from tests.doubles.processor import elsewhere
 
 SHAPE = (1, 4, 3, 8, 8)
@@ -232,3 +243,54 @@ def test_so_is_one_with_equal_tables_whose_logarithms_differ(monkeypatch: pytest
     log = torch.log
     monkeypatch.setattr(torch, "log", lambda one: torch.nextafter(log(one), torch.tensor(torch.inf)))
     assert rounding_of(make_scheduler(Sampler.UNIPC, FLOW_CONFIG), STEPS) != own
+
+
+#: What each family's own schedule is like, with the samplers that the family offers.
+OFFERED = [
+    (family, sampler, config)
+    for family, config in (
+        ("i2vgen-xl", DDIM_CONFIG),
+        ("svd-xt", EULER_CONFIG | {"steps_offset": 1, "beta_schedule": "scaled_linear"}),
+        ("wan2.2-5b", FLOW_CONFIG),
+    )
+    for sampler in family_named(family).samplers
+]
+
+
+def tenth(latents: torch.Tensor, _t: torch.Tensor) -> torch.Tensor:
+    return 0.1 * latents
+
+
+@pytest.mark.parametrize(("family", "sampler", "config"), OFFERED, ids=[f"{one[0]}-{one[1]}" for one in OFFERED])
+def test_every_number_of_steps_that_is_taken_can_be_sampled(family: str, sampler: Sampler, config: Any) -> None:
+    most = MAX_LCM_STEPS if sampler is Sampler.LCM else family_named(family).max_steps
+    one = torch.ones(1, 1, 1, 1, 1)
+    extra = {"variance_noise": torch.zeros_like(one)} if adds_noise(sampler) else {}
+    for steps in (1, 2, 3, 7, 49, most):
+        scheduler = make_scheduler(sampler, config)
+        done: list[tuple[int, int]] = []
+        state = start(scheduler, one, steps)
+        assert len(rounding_of(scheduler, steps)) == 16
+        found = denoise(scheduler, tenth, state, partial(_append, done), lambda _step: extra)
+        assert done == [(at + 1, steps) for at in range(steps)]
+        assert torch.isfinite(found).all(), steps
+
+
+def _append(done: list[tuple[int, int]], at: int, of: int) -> None:
+    done.append((at, of))
+
+
+@pytest.mark.parametrize("sampler", [Sampler.UNIPC, Sampler.DPMPP_2M])
+def test_a_clip_whose_first_timesteps_round_to_one_goes_on_from_a_checkpoint(sampler: Sampler) -> None:
+    scheduler = make_scheduler(sampler, FLOW_CONFIG)
+    steps = 300
+    state = start(scheduler, draw("latents"), steps)
+    assert scheduler.timesteps[0] == scheduler.timesteps[1]
+    for _ in range(2):
+        advance(scheduler, network, state, {})
+    taken, latents = take_state(scheduler, steps), state.latents.clone()
+    check_state(make_scheduler(sampler, FLOW_CONFIG), steps, taken, 0, 2)
+    other = make_scheduler(sampler, FLOW_CONFIG)
+    give_state(other, steps, taken, "cpu")
+    resumed = run(other, sampler, DenoiseState(latents=latents, step_index=2))
+    assert torch.equal(resumed, run(scheduler, sampler, state))
