@@ -97,7 +97,7 @@ def faults(page: Any) -> list[str]:
 
 
 def until(page: Any, expression: str, patience_ms: int = 60_000) -> None:
-    """Wait for an expression to be true. Playwright's own way evaluates text within the page: its policy forbids that."""
+    """Wait for an expression to be true. Playwright's own way evaluates text in the page, which its policy forbids."""
     for _ in range(patience_ms // 50):
         if page.evaluate(expression):
             return

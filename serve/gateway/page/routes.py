@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 
 from cluster.access.scopes import Scope
 from cluster.explain.reasons import Rules
@@ -16,6 +15,7 @@ from cluster.farm import Farm
 from cluster.results.rows import results_of
 from serve.gateway.access.gate import OwnersFarm, WhoAsks
 from serve.gateway.batches.submission import BatchSettings
+from serve.gateway.door import CheckedRoute
 from serve.gateway.errors import ERRORS, answer_of, error_body
 from serve.gateway.page.cards import card_panels
 from serve.gateway.page.frame import frame
@@ -34,11 +34,11 @@ log = logging.getLogger("clipmill.gateway")
 _PLAIN_ROWS = 48
 
 
-class PageRoute(APIRoute):
+class PageRoute(CheckedRoute):
     """A route whose errors are pages, in the words that the API has for them."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's own handler, which answers what a farm raises with a page."""
+        """The handler of every route, which here answers what a farm raises with a page."""
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
