@@ -24,7 +24,7 @@ from cluster.store.measurements import load_times
 from pipeline.clips.clip import ResolutionClass, Tier
 from pipeline.clips.still_check import still_notes
 from pipeline.families import FAMILIES
-from pipeline.notes import Note, counted, distinct, notes_from
+from pipeline.notes import Note, as_json, counted, distinct, notes_from
 from pipeline.problems import BadInputError, Problem
 from serve.gateway.access.gate import OwnersFarm, WhoAsks
 from serve.gateway.batches.arriving import ArrivedManifest, of_form, read_form
@@ -112,6 +112,8 @@ def add_handing_in(routes: APIRouter, settings: BatchSettings) -> None:
         report = page("check.html.j2", found=found, problems_shown=_PROBLEMS_SHOWN, rows_shown=_ROWS_SHOWN)
         rows = [row.model_dump(mode="json") for row in found.rows]
         answer = {"name": arrived.name, "good": len(found.good), "total": len(found.drafts), "rows": rows}
+        # With what a program needs to change: a note may say which cells would silence it.
+        answer["noted"] = {name: as_json(notes) for name, notes in found.notes if notes}
         return JSONResponse(answer | {"html": bytes(report.body).decode()}, headers={"Cache-Control": "no-store"})
 
 
