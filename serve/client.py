@@ -395,14 +395,14 @@ class RemoteClient:
             raise FarmUnreachableError(
                 f"{self.url}{path} answered {response.status_code}, not as a farm does"
             ) from None
-        error = error_from(failure)
-        if isinstance(error, AccessRefusedError):
-            raise AccessRefusedError(f"{error} {self._log_in()}")
+        refusal = error_from(failure)
+        if isinstance(refusal, AccessRefusedError):
+            raise AccessRefusedError(f"{refusal} {self._log_in()}")
         if code != QUOTA_EXCEEDED and (
             response.status_code >= 500 or response.status_code in _LATER or code == NO_SUCH_ROUTE
         ):
             raise FarmUnreachableError(f"the farm at {self.url} cannot do it now ({response.status_code}): {message}")
-        raise error
+        raise refusal
 
     def _log_in(self) -> str:
         return f"`clipmill login {self.url}` keeps a key for this farm; CLIPMILL_KEY gives one."
