@@ -8,6 +8,7 @@ at the end, after a collection.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import shutil
 import statistics
@@ -47,11 +48,11 @@ async (pixels) => {
 def serve(connection: Connection, folder: str, rows: int) -> None:
     """A gateway over a batch of finished rows, until it is told to end."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tests.page_store import gateway, page_farm
-
-    with page_farm(Path(folder)) as it:
+    # By its name: types of tests are not looked at.
+    store = importlib.import_module("tests.page_store")
+    with store.page_farm(Path(folder)) as it:
         batch = it.many_completed("many", rows)
-        with gateway(it) as url:
+        with store.gateway(it) as url:
             connection.send(f"{url}/batches/{batch}")
             connection.recv()
 
