@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from cluster.jobs.model import JobState
 from cluster.jobs.transitions import Verb
+from cluster.store.batches import Terms
 from serve.gateway.page.cards import MemoryBar
 from serve.gateway.page.templating import PAGE_POLICY, static_files, static_version
 from tests.building import beat
-from tests.page_store import HOSTILE, PROBLEM, row
+from tests.page_store import HOSTILE, PROBLEM, PageFarm, row
 from tests.unit.serve.gateway.page.conftest import Shown, client_of
 
 
@@ -194,25 +195,46 @@ def buttons(text: str) -> list[dict[str, str]]:
     return [a for tag, a in Markup(text).elements if tag == "button" and "verb" in a.get("class", "").split()]
 
 
-@pytest.mark.parametrize("batch", ["running", "done", "failed", "paused", "hostile"])
-def test_every_verb_that_is_offered_is_obeyed_and_grave_ones_ask_before(tmp_path: Any, batch: str) -> None:
-    from tests.page_store import fill, page_farm
+def made(it: PageFarm, kind: str, number: int) -> str:
+    """A batch of two rows of a kind, other ones for each number."""
+    terms = {"terms": Terms(needs_approval=True)} if kind == "approval" else {}
+    batch = it.batch(kind, [row(n, f"{kind}-{number}-{n}", it.still) for n in (1, 2)], **terms)
+    first = it.jobs(batch)[0]
+    match kind:
+        case "running":
+            it.claim(first)
+        case "failed":
+            it.fail(first)
+        case "paused":
+            it.farm.command_batch(batch, Verb.PAUSE)
+        case "row paused":
+            it.farm.command_job(first.id, Verb.PAUSE)
+        case "cancelled":
+            it.farm.command_batch(batch, Verb.CANCEL)
+    return batch
 
-    number = 0
-    while True:
-        # Each on a farm of its own: one verb takes the next one's reason away.
-        with page_farm(tmp_path / f"{batch}{number}", films=False) as it:
-            ids, http = fill(it), client_of(it)
-            paths = [f"/batches/{ids[batch]}", *(f"/clips/{job.id}" for job in it.jobs(ids[batch])[-3:])]
-            found = [one for path in paths for one in buttons(http.get(path).text)]
-            if number >= len(found):
-                return
-            one = found[number]
-            number += 1
-            assert "data-confirm" in one or not one["data-url"].endswith("/cancel")
-            body = {"priority": 5} if "data-priority" in one else {}
-            answer = http.post(one["data-url"], json=body)
-            assert answer.status_code == 200, (one, answer.text)
+
+KINDS = ["queued", "running", "failed", "paused", "row paused", "cancelled", "approval"]
+
+
+def test_every_verb_that_is_offered_is_obeyed_and_grave_ones_ask_before(empty: PageFarm) -> None:
+    http, obeyed = client_of(empty), set()
+
+    def offered(kind: str, number: int) -> list[dict[str, str]]:
+        batch = made(empty, kind, number)
+        paths = [f"/batches/{batch}", f"/clips/{empty.jobs(batch)[0].id}"]
+        return [one for path in paths for one in buttons(http.get(path).text)]
+
+    for kind in KINDS:
+        # A batch for each: one verb takes the next one's reason away.
+        for number, _ in enumerate(offered(kind, 0)):
+            one = offered(kind, number + 1)[number]
+            verb = one["data-url"].rpartition("/")[2]
+            assert "data-confirm" in one or verb != "cancel"
+            answer = http.post(one["data-url"], json={"priority": 5} if "data-priority" in one else {})
+            assert answer.status_code == 200, (kind, one, answer.text)
+            obeyed.add(verb)
+    assert obeyed == {"approve", "resume", "retry", "pause", "prioritize", "cancel"}
 
 
 def test_no_verb_is_offered_of_a_batch_that_is_done(shown: Shown) -> None:
