@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import CHUNK_ROWS, CutTexts, IncomingRow, draft
@@ -17,6 +17,7 @@ from cluster.maintenance import deletion
 from cluster.maintenance.deletion import Deletion
 from cluster.storage import Storage
 from cluster.store import BatchStore
+from cluster.store.access.quotas import QuotaStore
 from cluster.store.batches import Terms
 from cluster.store.commands import CommandStore
 from cluster.store.lookup import AmbiguousIdError, NoSuchCardError, NoSuchJobError
@@ -49,6 +50,10 @@ class Farm:
     #: What of strict rows' texts will be cut; None: renderers find out.
     cut_texts: CutTexts | None = None
 
+    def of(self, owner: str) -> Farm:
+        """Make the view that another owner has of this farm."""
+        return self if owner == self.owner else replace(self, owner=owner)
+
     def put_still(self, data: bytes) -> str:
         """Check a still, store it under its SHA-256 and return that. Raises `BadInputError`."""
         sha256 = hashlib.sha256(data).hexdigest()
@@ -78,6 +83,7 @@ class Farm:
         fingerprint: str = "",
         terms: Terms | None = None,
         strict: Collection[str] = (),
+        count: int = 1,
         on_open: Callable[[str], None] = lambda _batch_id: None,
     ) -> Batch:
         """Hand in a batch; jobs can start while later rows are still being read.
@@ -86,7 +92,8 @@ class Farm:
         the first call broke off. An attended batch is rendered while `attend` is called every few seconds, and
         replaces what was left of an earlier run of its `source`.
         `terms` say when it is held. `strict`: names of rows that are strict even where `defaults` are not.
-        `on_open` is called with the batch's id before the first row is read.
+        `on_open` is called with the batch's id before the first row is read. Raises `QuotaExceededError`, before a row
+        is in, where the owner may hand in no more, or not `count` rows.
         """
         batch_id, is_new = self.batch_store.open_batch(
             self.owner,
@@ -101,6 +108,7 @@ class Farm:
         if not is_new and (known := self.batch_store.batch(self.owner, batch_id)).sealed:
             return known
         try:
+            QuotaStore(self.batch_store.database).check(self.owner, count)
             self._add(batch_id, rows, defaults, strict=strict, attended=attended)
         except Exception:
             if is_new:

@@ -21,7 +21,7 @@ from cluster.jobs.model import JobState
 from cluster.jobs.transitions import Verb
 from cluster.store.lookup import NoSuchCardError
 from cluster.store.measurements import load_times
-from serve.gateway.errors import NO_SUCH_ROUTE, error_from
+from serve.gateway.errors import NO_SUCH_ROUTE, QUOTA_EXCEEDED, AccessRefusedError, error_from
 from serve.gateway.requests import BatchCommand, CardCommand, JobCommand, TermFields
 from serve.gateway.views import (
     batch_view,
@@ -36,6 +36,8 @@ from serve.gateway.views import (
 View = dict[str, Any]
 #: What a farm answers that may answer the same request later: too slow a body, too many at once.
 _LATER = frozenset({408, 429})
+#: What a farm answers to a key that it does not know, or that may not do this.
+_NO_ACCESS = frozenset({401, 403})
 
 
 class FarmUnreachableError(RuntimeError):
@@ -236,12 +238,17 @@ class LocalClient:
 
 
 class RemoteClient:
-    """A client of a farm by the URL of its gateway; a request waits `timeout_s` seconds for its answer."""
+    """A client of a farm by the URL of its gateway; a request waits `timeout_s` seconds for its answer.
 
-    def __init__(self, url: str, timeout_s: float = 60) -> None:
+    Every method may raise `AccessRefusedError`.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 60, *, key: str | None = None) -> None:
+        """`key`: shown with every request; None: none is. Redirects are not followed, so nobody else gets it."""
         # An address as people write it.
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=timeout_s)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=self.url, timeout=timeout_s, headers=headers)
 
     def put_still(self, data: bytes) -> str:
         """Hand in a still; returns its SHA-256. Raises `BadInputError`."""
@@ -333,6 +340,10 @@ class RemoteClient:
         """Views of the cards heard of lately, with the orders that hold for them."""
         return list(self._call("GET", "/v1/cards")["data"])
 
+    def whoami(self) -> View:
+        """Whose work this client sees and hands in, and what it may do."""
+        return self._call("GET", "/v1/session")
+
     def results(self, batch_id: str, *, completed_since: int | None, page: int) -> Iterator[View]:
         """A batch's results as the API shows them, in its order; asked for `page` at a time."""
         after = -1
@@ -355,6 +366,8 @@ class RemoteClient:
                     yield None
                 elif response.is_success:
                     yield response.iter_bytes()
+                elif response.status_code in _NO_ACCESS:
+                    raise AccessRefusedError(f"the file of {video_id} is not for this key. {self._log_in()}")
                 else:
                     raise FarmUnreachableError(f"{self.url}{path} answered {response.status_code}")
         except httpx.HTTPError as error:
@@ -382,9 +395,17 @@ class RemoteClient:
             raise FarmUnreachableError(
                 f"{self.url}{path} answered {response.status_code}, not as a farm does"
             ) from None
-        if response.status_code >= 500 or response.status_code in _LATER or code == NO_SUCH_ROUTE:
+        refusal = error_from(failure)
+        if isinstance(refusal, AccessRefusedError):
+            raise AccessRefusedError(f"{refusal} {self._log_in()}")
+        if code != QUOTA_EXCEEDED and (
+            response.status_code >= 500 or response.status_code in _LATER or code == NO_SUCH_ROUTE
+        ):
             raise FarmUnreachableError(f"the farm at {self.url} cannot do it now ({response.status_code}): {message}")
-        raise error_from(failure)
+        raise refusal
+
+    def _log_in(self) -> str:
+        return f"`clipmill login {self.url}` keeps a key for this farm; CLIPMILL_KEY gives one."
 
 
 def _segment(text: str) -> str:

@@ -22,6 +22,7 @@ from cluster.fleet.cards import card_class_of
 from pipeline.devices.discovery import Gpu
 from pipeline.private import PRIVATE_FOLDER, create_private, private_folder, write_private
 from pipeline.units import GIB, MIB
+from serve.credentials import KEY_VARIABLE
 from serve.farm_logs import keep_logs
 from serve.farm_watch import FarmWatch
 from serve.loopback import LOOPBACK, ray_on_loopback
@@ -180,19 +181,23 @@ def gpu_classes() -> dict[str, CardClassArgs]:
 
 
 class EmbeddedFarm:
-    """Ray and the Serve application on this machine. `start` once, `close` once."""
+    """Ray and the Serve application on this machine. `start` once, `close` once.
+
+    The gateway listens on `host`; all the rest on loopback, whatever that is.
+    """
 
     def __init__(
         self,
         args: FarmArgs,
         *,
+        host: str = LOOPBACK,
         port: int | None = None,
         dashboard_port: int | None = None,
         metrics_port: int | None = None,
     ) -> None:
         self._args = args
         self._metrics_port = metrics_port
-        self._port = port
+        self._host, self._port = host, port
         self._dashboard_port = dashboard_port
         self._temp: Path | None = None
         #: Ray's own record of the daemons it started.
@@ -248,7 +253,7 @@ class EmbeddedFarm:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         location = "HeadOnly" if self._args.gateway else "NoServer"
         ray_serve.start(
-            http_options=HTTPOptions(location=location, host=LOOPBACK, port=self._port or 8500),
+            http_options=HTTPOptions(location=location, host=self._host, port=self._port or 8500),
             logging_config=quiet,
         )
         ray_serve.run(
@@ -362,6 +367,8 @@ def _prepare_environment(temp: Path, home: Path, *, jobs: bool) -> None:
         # The farm's arguments say where the store is; renderers, which inherit the rest, have no use for its password.
         # With `jobs`, clipmill runs there as well, and has.
         os.environ.pop("CLIPMILL_DATABASE_URL", None)
+    # Of another farm, which this person asks: no part of this one does.
+    os.environ.pop(KEY_VARIABLE, None)
     # A new one for every farm: an old one that somebody saw opens nothing.
     write_private(token_file(home), secrets.token_hex(32))
     scratch = temp / "clips"

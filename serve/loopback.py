@@ -7,6 +7,7 @@ machine's own. So the places where Ray 2.60 chooses addresses are told here; a t
 from __future__ import annotations
 
 import functools
+import ipaddress
 import os
 from typing import Any
 
@@ -39,6 +40,24 @@ def ray_on_loopback(*, agent: bool) -> None:
         os.environ["RAY_enable_metrics_collection"] = "0"  # noqa: SIM112 - Ray's own spelling
         # As in an installation without the dashboard.
         utils.get_dashboard_dependency_error = lambda: ImportError("nobody asked for a dashboard")
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether only this machine reaches what listens on `host`; None is every address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address((host or "0.0.0.0").strip("[]")).is_loopback  # noqa: S104 - nothing is bound to it
+    except ValueError:
+        return False
+
+
+def proxy_on_loopback() -> bool:
+    """In a replica: whether Serve's proxy, before every gateway, listens on loopback only; False where nobody knows."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return client is not None and is_loopback(client.http_config.host)
 
 
 def replica_on_loopback() -> None:

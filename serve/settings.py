@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -124,6 +124,9 @@ class FarmArgs(BaseModel):
     #: Names of hosts that the gateway answers to, besides addresses and `localhost`: `farm.example.org`,
     #: `*.example.org`, or `*` where something before it checks names.
     allowed_hosts: tuple[str, ...] = ()
+    #: Whether the gateway asks for keys: `auto`: on loopback once a key was made, everywhere else always; `required`:
+    #: always, where something on this machine forwards to it from elsewhere.
+    keys: Literal["auto", "required"] = "auto"
     #: What the gateway may ask for pictures that requests name by URL: public hosts, unless it says more.
     fetch: FetchPolicy = FetchPolicy()
     #: Rights that nobody but its owner gets to what the farm writes, in octal: `077`, or `027` where a group reads

@@ -14,9 +14,9 @@ PATIENCE_S = 60
 
 
 @contextmanager
-def served(api: Any) -> Iterator[int]:
-    """Serves `api` on a free port of loopback; yields the port."""
-    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="critical", lifespan="off"))
+def served(api: Any, port: int = 0) -> Iterator[int]:
+    """Serves `api` on a port of loopback (0: on a free one); yields the port."""
+    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + PATIENCE_S

@@ -103,7 +103,7 @@ def render(batch_name: str, rows: Sequence[ResultRow], summary: BatchSummary) ->
         total=len(rows),
         facts=_summary_facts(rows, summary),
         looks=_look_counts(rows),
-        worth=sum(bool(_looks(row)) for row in rows),
+        worth=sum(bool(looks_of(row)) for row in rows),
         finished=_moment(summary.finished_at),
     )
 
@@ -134,14 +134,14 @@ def _summary_facts(rows: Sequence[ResultRow], summary: BatchSummary) -> list[tup
     return [(label, value) for label, value in facts if value]
 
 
-def _looks(row: ResultRow) -> list[Note]:
+def looks_of(row: ResultRow) -> list[Note]:
     """One note of each kind that makes the row worth a look, in the order of the row."""
     return list({note.code: note for note in row.noted if note.worth_a_look}.values())
 
 
 def _look_counts(rows: Sequence[ResultRow]) -> list[tuple[str, int]]:
     """Kinds of notes worth a look and how many rows have each, the most frequent first."""
-    return Counter(note.title for row in rows for note in _looks(row)).most_common()
+    return Counter(note.title for row in rows for note in looks_of(row)).most_common()
 
 
 def _moment(epoch_s: int | None) -> tuple[str, str] | None:
@@ -176,8 +176,8 @@ def _tile(row: ResultRow) -> dict[str, object]:
         "message": row.problem.message if row.problem else _why(row),
         "remedy": row.problem.remedy if row.problem else "",
         "lossy": "; ".join(row.lossy),
-        "look": [note.title for note in _looks(row)],
-        "facts": _facts(row),
+        "look": [note.title for note in looks_of(row)],
+        "facts": facts_of(row),
     }
 
 
@@ -198,7 +198,8 @@ def _why(row: ResultRow) -> str:
             return "Done; its clip is kept elsewhere."
 
 
-def _facts(row: ResultRow) -> list[tuple[str, str]]:
+def facts_of(row: ResultRow) -> list[tuple[str, str]]:
+    """All that is known of a row besides its prompt, as labels and texts; one without a label goes on with the last."""
     frames = f"{row.frames} at {row.fps} fps, {duration(row.seconds)}" if row.frames and row.fps else ""
     looks = [note.message for note in row.noted if note.worth_a_look]
     known = [

@@ -59,17 +59,18 @@ def results_of(
     batch_id: str,
     *,
     completed_since: int | None = None,
+    updated_since: int | None = None,
     after: int = -1,
     limit: int | None = None,
 ) -> list[JobResult]:
     """A batch's rows in its order, those behind the place `after`. Raises `NoSuchBatchError`.
 
-    `completed_since`: only those that completed at or after this time, in UTC epoch seconds.
+    `completed_since`: only those that completed at or after this time, in UTC epoch seconds; `updated_since`:
+    those that changed in any way.
     """
     state = None if completed_since is None else JobState.COMPLETED
-    jobs = batch_store.jobs(
-        owner, batch_id, state=state, updated_since=completed_since, after_number=after, limit=limit
-    )
+    since = updated_since if completed_since is None else completed_since
+    jobs = batch_store.jobs(owner, batch_id, state=state, updated_since=since, after_number=after, limit=limit)
     clips = batch_store.clips(owner, {job.clip_id for job in jobs if job.clip_id})
     makers = batch_store.makers(owner, batch_id, [clip.attempt_id for clip in clips.values()])
     found = []

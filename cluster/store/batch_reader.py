@@ -172,6 +172,22 @@ class BatchReader:
         with self.database.read() as c:
             return [attempt_from(row) for row in c.execute(query)]
 
+    def attempts_of_job(self, owner: str, job_id: str) -> list[Attempt]:
+        """Every attempt made for a job, oldest first."""
+        query = sa.select(attempts).where(attempts.c.owner == owner, attempts.c.job_id == job_id)
+        with self.database.read() as c:
+            return [attempt_from(row) for row in c.execute(query.order_by(attempts.c.fence))]
+
+    def jobs_of_attempts(self, owner: str, attempt_ids: Collection[str]) -> dict[str, Job]:
+        """The owner's jobs that these attempts are for, by attempt; attempts of others are left out."""
+        query = _jobs_of_attempts().where(_MADE.c.owner == owner)
+        with self.database.read() as c:
+            return {
+                row.attempt_id: job_from(row)
+                for some in chunks(attempt_ids, _MANY)
+                for row in c.execute(query.where(_MADE.c.id.in_(some)))
+            }
+
     def cards(self) -> list[Beat]:
         """The cards heard of lately, largest last."""
         with self.database.read() as c:
@@ -179,6 +195,14 @@ class BatchReader:
             rows = c.execute(sa.select(cards.c.beat).where(cards.c.seen_at >= since)).all()
         beats = [Beat.read(row.beat) for row in rows]
         return sorted(beats, key=lambda b: (b.total_bytes, b.card))
+
+
+#: Attempts by which jobs are looked for, beside the newest one that every job is read with.
+_MADE = attempts.alias("made")
+
+
+def _jobs_of_attempts() -> sa.Select[Any]:
+    return select_jobs().add_columns(_MADE.c.id.label("attempt_id")).join(_MADE, _MADE.c.job_id == jobs.c.id)
 
 
 def _shown_jobs() -> sa.Select[Any]:

@@ -16,6 +16,7 @@ from cluster.jobs.model import Claim, HoldReason, Job, JobState
 from cluster.jobs.outcomes import Completed, Ended, Lost, OutOfMemory, Stopped, TooBig, Transition
 from cluster.jobs.transitions import RULES, Happening, JobFacts, ended_by, obey
 from cluster.store import measurements
+from cluster.store.access.quotas import add_use
 from cluster.store.bulk import among, for_each, is_one_of, unindexed
 from cluster.store.claims import contents_of
 from cluster.store.counters import Counts
@@ -85,6 +86,8 @@ def end(
     for one, row in counting:
         _tally(one, row, now, counts)
     counts.write(database, c)
+    used = [(one.claim.job.owner, row.kind, max(0, now - row.started_at)) for one, row in counting]
+    add_use(database, c, now, used)
     measurements.record(database, c, now, learned)
     follow(database, c, now, _awaited(c, [one.claim.job for one in ended if one.transition.state.final]))
     return written
@@ -97,7 +100,7 @@ _OF_CONTENTS = sa.and_(among(jobs.c.owner, "owners"), among(jobs.c.content_key, 
 _WAITER = jobs.alias("waiting")
 _LIVE = (
     sa.select(
-        *(attempts.c[name] for name in ("id", "started_at", "lease_until", "resumed_step", "resumed_from")),
+        *(attempts.c[name] for name in ("id", "kind", "started_at", "lease_until", "resumed_step", "resumed_from")),
         *(jobs.c[name] for name in ("state", "cancel_requested", "hold_requested")),
         jobs.c.fence.label("job_fence"),
     )

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cluster.jobs.model import Batch, BatchCounts, HoldReason, JobState
+from cluster.store.database import Database
 from cluster.store.rows import limits_of
 from cluster.store.schema import attempts, batches, idempotency_keys, jobs
 
@@ -40,6 +41,14 @@ def require_batch(c: Connection, owner: str, batch_id: str) -> sa.Row[Any]:
     if row is None:
         raise NoSuchBatchError(f"there is no batch {batch_id!r}; `clipmill status` lists the batches there are")
     return row
+
+
+def owner_of(database: Database, name: str) -> str | None:
+    """Whose the batch or job of this whole id is; None where there is none."""
+    table = batches if name.startswith("batch_") else jobs
+    with database.read() as c:
+        found: str | None = c.scalar(sa.select(table.c.owner).where(table.c.id == name))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

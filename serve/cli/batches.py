@@ -15,11 +15,14 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from cluster.access.keys import KeyState
 from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.ingest import gather
 from cluster.catalog.manifest import Manifest
+from cluster.farm import Farm
 from cluster.fleet.cards import Fleet
 from cluster.jobs.model import JobState
+from cluster.store.access.keys import KeyStore
 from cluster.store.database import refuse_no_store
 from pipeline.families import family_named
 from pipeline.problems import BadInputError
@@ -54,10 +57,13 @@ from serve.cli.show import batches_table, moment_text, rows_table, unknown_text
 from serve.client import FarmClient, LocalClient, View
 from serve.embedded import EmbeddedFarm, FarmLock, token_file
 from serve.gateway.advice.prompts import PromptAdvice
+from serve.loopback import LOOPBACK, is_loopback
 from serve.settings import FarmArgs, Settings
 
 #: A batch under a key that is so much older than the submission was handed in before it, in seconds.
 _BEFORE_S = 5
+#: Addresses that stand for all of a machine's, loopback among them.
+_EVERYWHERE = ("0.0.0.0",)  # noqa: S104 - compared with
 #: Characters of a batch's id that tell it from all others.
 _SHORT_ID = 24
 
@@ -66,6 +72,9 @@ def up(
     config: Annotated[Path | None, typer.Option(help="A ray_config.yaml of your own.")] = None,
     cards: Cards = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the gateway (default: 8500).")] = None,
+    address: Annotated[
+        str, typer.Option("--host", help="Address that the gateway listens on; beyond loopback it needs a key.")
+    ] = LOOPBACK,
     dashboard: Annotated[
         int | None, typer.Option("--dashboard-port", help="Start Ray's dashboard here; `ray job submit` needs it.")
     ] = None,
@@ -87,23 +96,17 @@ def up(
         refuse_no_store(args.database_url)
         if kernels is not None:
             args = args.model_copy(update={"kernels": kernels})
-        lock = FarmLock(settings.home)
-        if not lock.try_acquire():
-            who = lock.holder() or {}
-            use = "Use that one."
-            if not _is_alive(who.get("pid")):
-                # What was noted is an earlier farm's, or that of one in another container.
-                use += f" If none does, some process keeps {settings.home / 'farm.lock'} locked: delete that file."
-            fail(Exit.NO_FARM, f"a farm runs on {settings.home} already (process {who.get('pid', '?')}). {use}")
+        lock = _locked(settings)
         chosen = port or configured_port
-        url = f"http://127.0.0.1:{chosen}"
+        url = f"http://{LOOPBACK if address in _EVERYWHERE else address}:{chosen}"
         # Before anything starts: dispatcher and gateway would wait for it for minutes, and say so to their logs alone.
         settings = settings.model_copy(update={"database_url": args.database_url, "storage_url": args.storage_url})
         own = local_farm(settings)
-        farm = EmbeddedFarm(args, port=chosen, dashboard_port=dashboard, metrics_port=metrics_port)
+        args = _with_keys(args, own, address)
+        farm = EmbeddedFarm(args, host=address, port=chosen, dashboard_port=dashboard, metrics_port=metrics_port)
         args.set_umask()
         stop = threading.Event()
-        _require_free(chosen)
+        _require_free(address, chosen)
         _obey_signals(stop)
         host = FarmHost(farm)
         host.start()
@@ -162,6 +165,33 @@ def _note_facts(lock: FarmLock, args: FarmArgs, **facts: Any) -> None:
     )
 
 
+def _locked(settings: Settings) -> FarmLock:
+    """The home's lock, taken. Exits 3 where another process has it."""
+    lock = FarmLock(settings.home)
+    if not lock.try_acquire():
+        who = lock.holder() or {}
+        use = "Use that one."
+        if not _is_alive(who.get("pid")):
+            # What was noted is an earlier farm's, or that of one in another container.
+            use += f" If none does, some process keeps {settings.home / 'farm.lock'} locked: delete that file."
+        fail(Exit.NO_FARM, f"a farm runs on {settings.home} already (process {who.get('pid', '?')}). {use}")
+    return lock
+
+
+def _with_keys(args: FarmArgs, own: Farm, address: str) -> FarmArgs:
+    """The arguments of a farm on this address: beyond loopback it asks for keys. Exits 2 where there is none yet."""
+    if is_loopback(address):
+        return args
+    keys, now = KeyStore(own.batch_store.database).listed(), own.batch_store.now()
+    if not any(key.state(now) is KeyState.ACTIVE for key in keys):
+        fail(
+            Exit.USAGE,
+            f"on {address} others reach this farm, and it has no key that is valid. Make one first: "
+            "`clipmill keys create --scope admin`; `clipmill up` without --host stays on loopback.",
+        )
+    return args.model_copy(update={"keys": "required"})
+
+
 def _print_up(settings: Settings, args: FarmArgs, farm: EmbeddedFarm, url: str, dashboard: int | None) -> None:
     console.print(
         f"[bold green]✓[/] the farm is up at [bold]{url}[/] · Ctrl-C ends it · logs in {farm.logs()}", markup=True
@@ -191,15 +221,15 @@ def _attend(host: FarmHost, stop: threading.Event, notices: FailureNotices) -> N
         console.print("closing: what is not finished stays queued")
 
 
-def _require_free(port: int) -> None:
+def _require_free(address: str, port: int) -> None:
     """Exit 3 where somebody listens on the port already. Serve would share it, and requests would go to either."""
     with socket.socket() as probe:
         # A port just given up is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((address, port))
         except OSError as error:
-            fail(Exit.NO_FARM, f"port {port} cannot be had ({error.strerror}). Choose another with --port.")
+            fail(Exit.NO_FARM, f"{address}:{port} cannot be had ({error.strerror}). Choose another with --port.")
 
 
 def _obey_signals(stop: threading.Event) -> None:

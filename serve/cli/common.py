@@ -15,6 +15,7 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
+from cluster.access.quotas import QuotaExceededError
 from cluster.catalog.defaults import FewStep
 from cluster.catalog.manifest import ManifestError
 from cluster.explain.reasons import Rules
@@ -24,6 +25,7 @@ from cluster.jobs.transitions import RefusedError
 from cluster.results.export import ResultsError
 from cluster.storage import Storage, StorageError
 from cluster.store import BatchStore, Database
+from cluster.store.access.keys import NoSuchKeyError
 from cluster.store.batches import IdempotencyConflictError
 from cluster.store.database import StoreVersionError
 from cluster.store.lookup import AmbiguousIdError, NoSuchBatchError, NoSuchCardError, NoSuchJobError
@@ -35,7 +37,9 @@ from pipeline.models.tokens import PromptLengths
 from pipeline.private import private_folder
 from pipeline.problems import BadInputError
 from serve.client import FarmClient, FarmUnreachableError, LocalClient, RemoteClient
+from serve.credentials import key_for
 from serve.embedded import FarmLock
+from serve.gateway.errors import AccessRefusedError
 from serve.settings import Settings
 from serve.terminal import PlainConsole, json_text
 
@@ -134,7 +138,7 @@ def local_farm(settings: Settings) -> Farm:
 def connect(settings: Settings, url: str | None) -> FarmClient:
     """A client of the farm at `url` or `CLIPMILL_URL`, else of the farm of the home folder."""
     if address := url or settings.url:
-        return RemoteClient(address)
+        return RemoteClient(address, key=key_for(address))
     facts = farm_facts(settings)
     few_step = {name: FewStep.model_validate(few) for name, few in facts.get("few_step", {}).items()}
     # The farm within `render` says nothing of itself, and goes by the defaults.
@@ -153,7 +157,7 @@ def knows_job(settings: Settings) -> Callable[[str], bool]:
             return False
         if settings.url:
             try:
-                RemoteClient(settings.url).job(job_id)
+                RemoteClient(settings.url, key=key_for(settings.url)).job(job_id)
             except NoSuchJobError:
                 return False
             return True
@@ -227,6 +231,8 @@ def exit_on_error() -> Iterator[None]:
     except (BadInputError, IdempotencyConflictError, ResultsError, StoreVersionError) as error:
         fail(Exit.USAGE, str(error))
     except (NoSuchBatchError, NoSuchJobError, NoSuchCardError, AmbiguousIdError, RefusedError) as error:
+        fail(Exit.USAGE, str(error))
+    except (AccessRefusedError, NoSuchKeyError, QuotaExceededError) as error:
         fail(Exit.USAGE, str(error))
     except ValidationError as error:
         first = error.errors()[0]

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from serve.cli import batches, cards, commands, doctor, follow, footprint, manifests, models, store
+from serve.cli.access import keys
+from serve.cli.access.login import login, logout, whoami
 from serve.cli.check import check
 from serve.cli.forecast import forecast_catalog
 from serve.cli.lint import lint
@@ -63,6 +65,10 @@ app.add_typer(footprint.app, name="footprint")
 app.add_typer(manifests.app, name="manifests")
 app.add_typer(models.app, name="models")
 app.add_typer(store.app, name="store")
+app.add_typer(keys.app, name="keys")
+app.command()(login)
+app.command()(logout)
+app.command()(whoami)
 
 
 def main() -> None:

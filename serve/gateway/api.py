@@ -13,7 +13,7 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
@@ -24,6 +24,8 @@ from cluster.fleet.cards import card_faults, storage_fault
 from cluster.remote.manifests import RemoteManifests
 from cluster.remote.stills import RemoteStills
 from serve.gateway.advice.routes import lint_routes
+from serve.gateway.access.gate import AccessGate, AccessTerms
+from serve.gateway.access.routes import access_routes
 from serve.gateway.api_page import DOCS, api_page
 from serve.gateway.batches.submission import BatchSettings
 from serve.gateway.document.openapi import describe
@@ -34,6 +36,8 @@ from serve.gateway.limits import Limiter, RequestLimits, SlowBodyError
 from serve.gateway.metrics import exposition
 from serve.gateway.openai.files import file_routes, model_routes
 from serve.gateway.openai.videos import VideoSettings, video_routes
+from serve.gateway.page.login import refusal_page
+from serve.gateway.page.routes import page_routes
 from serve.gateway.routes_batches import batch_routes
 from serve.gateway.routes_cards import card_routes
 from serve.gateway.routes_forecast import forecast_routes
@@ -77,16 +81,19 @@ def create_api(
     keep_days: float | None = None,
     remote: RemoteStills | None = None,
     remote_manifests: RemoteManifests | None = None,
+    access: AccessTerms | None = None,
 ) -> FastAPI:
     """The ASGI application over `farm`; `nudge` lets the dispatcher look for new work at once.
 
     `few_step` says what tier `fast` means, by family; `rules` are what the farm places jobs by, `keep_days` is
     for how long it keeps clips (None: for ever). `remote` reads pictures that requests name by URL, `remote_manifests`
     manifests; without it they are refused. `/metrics` shows `registry`; without one there is no such route.
+    `access` says who is asked for keys (None: nobody); `farm.owner` owns what comes without one.
     """
     api = FastAPI(title="clipmill", docs_url=None, redoc_url=None)
     api.router.route_class = CheckedRoute
     api.add_middleware(Door)
+    access = access or AccessTerms()
     _explain_errors(api)
 
     async def nudge_dispatcher() -> None:
@@ -96,14 +103,48 @@ def create_api(
         except Exception as error:
             log.warning("the dispatcher was not told of new work, it will see it by itself: %r", error)
 
-    @api.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse(DOCS)
+    _add_pages(api)
+    _add_health(api, farm)
+    if registry is not None:
 
+        @api.get("/metrics", include_in_schema=False)
+        def metrics(accept: Annotated[str, Header()] = "") -> Response:
+            content, content_type = exposition(registry, accept)
+            return Response(content, headers={"Content-Type": content_type})
+
+    batches = BatchSettings(
+        default_model=default_model, few_step=few_step or {}, remote=remote, remote_manifests=remote_manifests
+    )
+    videos = VideoSettings(default_model=default_model, few_step=few_step or {}, keep_days=keep_days, remote=remote)
+    routers = (
+        batch_routes(farm, nudge_dispatcher, batches),
+        job_routes(nudge_dispatcher, rules or Rules()),
+        card_routes(nudge_dispatcher),
+        forecast_routes(default_model, few_step or {}),
+        lint_routes(default_model, few_step or {}),
+        video_routes(nudge_dispatcher, videos),
+        file_routes(),
+        model_routes(),
+        access_routes(farm, access.lookup),
+        page_routes(farm, rules or Rules(), batches),
+    )
+    # Those that the gate knows: to whoever shows a key there are no others.
+    routes = [*api.routes, *(route for router in routers for route in router.routes)]
+    for router in routers:
+        api.include_router(router)
+    # Before the door: nobody's body is counted who may not come in.
+    api.add_middleware(AccessGate, farm=farm, routes=routes, terms=access, for_people=refusal_page)
+    describe(api)
+    return api
+
+
+def _add_pages(api: FastAPI) -> None:
     @api.get(DOCS, include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(api_page(api))
 
+
+def _add_health(api: FastAPI, farm: Farm) -> None:
     health_threads = CapacityLimiter(HEALTH_THREADS)
 
     @api.get("/healthz")
@@ -124,34 +165,12 @@ def create_api(
             return JSONResponse({"status": "no usable card", "detail": detail, "cards": len(cards)})
         return JSONResponse({"status": "ok", "cards": len(cards)})
 
-    if registry is not None:
-
-        @api.get("/metrics", include_in_schema=False)
-        def metrics(accept: Annotated[str, Header()] = "") -> Response:
-            content, content_type = exposition(registry, accept)
-            return Response(content, headers={"Content-Type": content_type})
-
-    batches = BatchSettings(
-        default_model=default_model, few_step=few_step or {}, remote=remote, remote_manifests=remote_manifests
-    )
-    api.include_router(batch_routes(farm, nudge_dispatcher, batches))
-    api.include_router(job_routes(farm, nudge_dispatcher, rules or Rules()))
-    api.include_router(card_routes(farm, nudge_dispatcher))
-    api.include_router(forecast_routes(farm, default_model, few_step or {}))
-    api.include_router(lint_routes(farm, default_model, few_step or {}))
-    videos = VideoSettings(default_model=default_model, few_step=few_step or {}, keep_days=keep_days, remote=remote)
-    api.include_router(video_routes(farm, nudge_dispatcher, videos))
-    api.include_router(file_routes(farm))
-    api.include_router(model_routes())
-    describe(api)
-    return api
-
 
 def _explain_errors(api: FastAPI) -> None:
     async def answer(kind: ErrorKind, _request: Request, error: Exception) -> JSONResponse:
         if kind.status >= 500:
             log.error("%s", error)
-        return JSONResponse(answer_of(kind, error), status_code=kind.status)
+        return JSONResponse(answer_of(kind, error), kind.status, getattr(error, "headers", None))
 
     for kind in ERRORS:
         api.add_exception_handler(kind.raised, partial(answer, kind))

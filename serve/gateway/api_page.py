@@ -45,7 +45,8 @@ def api_page(api: FastAPI) -> str:
 <p>The whole of it, with every field: <a href="{escape(api.openapi_url or "")}">OpenAPI</a>.</p>
 <h2>From a picture to a clip</h2>
 <p>In a shell, with <code>U</code> set to this address, such as <code>U=http://127.0.0.1:8500</code>. One clip of one
-picture is also one request: <code>POST /v1/videos</code>.</p>
+picture is also one request: <code>POST /v1/videos</code>. Where the farm asks for a key, every request takes
+<code>-H "Authorization: Bearer $K"</code> more.</p>
 <pre>{escape(WALK)}</pre>
 <h2>Routes</h2>
 <table border="1" cellpadding="6">

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ from cluster.remote.manifests import RemoteManifests
 from cluster.remote.stills import RemoteStills
 from cluster.storage import Storage
 from cluster.store import BatchStore, Database
+from cluster.store.access.keys import KeyStore
 from cluster.store.gauges import Figures
 from pipeline.models.tokens import PromptLengths
+from serve.gateway.access.callers import CallerLookup
+from serve.gateway.access.gate import AccessTerms
 from serve.gateway.api import create_api, protect
 from serve.gateway.metrics import store_registry
-from serve.loopback import replica_on_loopback
+from serve.loopback import proxy_on_loopback, replica_on_loopback
 from serve.settings import STORE_PATIENCE_S, FarmArgs
+
+log = logging.getLogger("clipmill.gateway")
 
 
 @ray_serve.ingress()
@@ -40,6 +46,14 @@ class Gateway:
         )
         self._registry = store_registry(Figures(database, self._args.fleet()))
         self._dispatcher = dispatcher
+        required = self._args.keys == "required" or not proxy_on_loopback()
+        if required and not KeyStore(database).any():
+            # Not raised: Serve would give the deployment up, and the first key would not bring it back.
+            log.error(
+                "this gateway listens beyond loopback and its farm has no keys: it answers nothing but /healthz until "
+                "there is one. Make it with `clipmill keys create --scope admin --database URL`; see docs/keys.md"
+            )
+        self._access = AccessTerms(lookup=CallerLookup(database), required=required)
 
     def __serve_build_asgi_app__(self) -> Any:
         async def nudge() -> None:
@@ -55,5 +69,6 @@ class Gateway:
             keep_days=self._args.keep_outputs_days,
             remote=RemoteStills(self._args.fetch, storage=self._farm.storage),
             remote_manifests=RemoteManifests(self._args.fetch),
+            access=self._access,
         )
         return protect(api, allowed_hosts=self._args.allowed_hosts)

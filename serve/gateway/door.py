@@ -42,8 +42,11 @@ MAX_DEPTH = 48
 #: The largest column of a store.
 _INT64 = 2**63
 
+#: Where the page has rows checked, before they are handed in.
+CHECK_PATH = "/new/check"
+
 _LARGE = {("PUT", "/v1/stills"): MAX_STILL_BYTES, ("POST", "/v1/batches"): MAX_ROWS_BYTES} | {
-    ("POST", "/v1/forecast"): MAX_ROWS_BYTES
+    ("POST", path): MAX_ROWS_BYTES for path in ("/v1/forecast", CHECK_PATH)
 }
 #: A picture, and what a form has around it.
 _LARGE |= {("POST", path): MAX_STILL_BYTES + MIB for path in ("/v1/videos", "/v1/videos/sync", "/v1/files")}

@@ -12,8 +12,10 @@ from typing import Any
 
 import sqlalchemy.exc
 
+from cluster.access.quotas import QuotaExceededError
 from cluster.jobs.transitions import RefusedError
 from cluster.storage import StorageError
+from cluster.store.access.keys import NoSuchKeyError
 from cluster.store.batches import IdempotencyConflictError
 from cluster.store.lookup import AmbiguousIdError, NoSuchBatchError, NoSuchCardError, NoSuchJobError
 from pipeline.problems import BadInputError, Problem
@@ -27,6 +29,16 @@ class NoSuchModelError(LookupError):
     """The farm has no model of this name."""
 
 
+#: Code of the answer to an owner who may ask for no more, for now.
+QUOTA_EXCEEDED = "quota_exceeded"
+
+
+class AccessRefusedError(RuntimeError):
+    """A farm lets nobody in with this key, or without one; or not to this."""
+
+
+#: Codes of answers to requests whose key is at fault, or missing.
+_OF_ACCESS = frozenset({"no_key", "no_keys_yet", "invalid_key", "missing_scope", "wrong_owner"})
 #: Code of the answer to a path that no route has: what answers there is no farm, or one of another version.
 NO_SUCH_ROUTE = "no_such_route"
 
@@ -74,6 +86,14 @@ ERRORS: tuple[ErrorKind, ...] = (
         param="card",
         remedy="GET /v1/cards lists those there are.",
     ),
+    ErrorKind(
+        raised=NoSuchKeyError,
+        status=404,
+        code="not_found",
+        param="key_id",
+        remedy="GET /v1/keys lists those there are.",
+    ),
+    ErrorKind(raised=QuotaExceededError, status=429, code=QUOTA_EXCEEDED, param_of=lambda error: error.problem.field),
     ErrorKind(
         raised=NoSuchFileError,
         status=404,
@@ -150,6 +170,8 @@ def error_from(answer: Mapping[str, Any]) -> Exception:
     """The exception that a farm raised, from the `error` of its answer to a request that was at fault (a 4xx)."""
     code, message, param = answer["code"], str(answer["message"]), answer.get("param")
     if problem := answer.get("clipmill"):
+        if code in _OF_ACCESS:
+            return AccessRefusedError(str(Problem(**problem)))
         return BadInputError(**problem)
     of_code = [kind for kind in ERRORS if kind.code == code and kind.raised is not BadInputError]
     if of_code:

@@ -63,21 +63,24 @@ class SharedLooks:
         A look serves whoever asks within `kept_s` seconds after it began.
         """
         self._farm, self._threads, self._clock, self._kept_s = farm, threads, clock, kept_s
-        self._looks: dict[str, tuple[float, asyncio.Task[BatchLook]]] = {}
+        self._looks: dict[tuple[str, str], tuple[float, asyncio.Task[BatchLook]]] = {}
 
-    async def at(self, batch_id: str) -> BatchLook:
-        """A look at a batch that is under way, or was a moment ago, else a new one. Raises `NoSuchBatchError`."""
+    async def at(self, owner: str, batch_id: str) -> BatchLook:
+        """A look at an owner's batch that is under way, or was a moment ago, else a new one.
+
+        Raises `NoSuchBatchError`.
+        """
         now = self._clock.monotonic()
-        began, task = self._looks.get(batch_id, (float("-inf"), None))
+        began, task = self._looks.get((owner, batch_id), (float("-inf"), None))
         if task is None or now - began >= self._kept_s:
             self._looks = {name: look for name, look in self._looks.items() if now - look[0] < self._kept_s}
-            task = asyncio.create_task(run_sync(self._look, batch_id, limiter=self._threads))
-            self._looks[batch_id] = now, task
+            task = asyncio.create_task(run_sync(self._look, owner, batch_id, limiter=self._threads))
+            self._looks[owner, batch_id] = now, task
         # One stream that ends must not end the look of the others.
         return await asyncio.shield(task)
 
-    def _look(self, batch_id: str) -> BatchLook:
-        farm = self._farm
+    def _look(self, owner: str, batch_id: str) -> BatchLook:
+        farm = self._farm.of(owner)
         # The clock after the batch: what changed in between is looked at again.
         batch, now = farm.batch(batch_id), farm.batch_store.now()
         running = () if batch.done else tuple(farm.batch_store.running(farm.owner, batch_id))
@@ -106,7 +109,7 @@ async def follow(
     steps: dict[str, int] = {}
     end, sent_at = clock.monotonic() + STREAM_S, clock.monotonic()
     while clock.monotonic() < end:
-        look = await looks.at(batch_id)
+        look = await looks.at(farm.owner, batch_id)
         batch, now = look.batch, look.now
         view = batch_view(batch)
         if since is None:

@@ -17,6 +17,7 @@ from cluster.jobs.transitions import Verb
 from cluster.storage import MAX_STILL_BYTES
 from pipeline.problems import BadInputError
 from pipeline.units import format_bytes
+from serve.gateway.access.gate import OwnersFarm
 from serve.gateway.batches.results import add_results
 from serve.gateway.batches.submission import BatchSettings, add_submission
 from serve.gateway.door import CheckedRoute
@@ -43,24 +44,23 @@ def batch_routes(
 ) -> APIRouter:
     """The routes of stills and batches; `nudge_dispatcher` is called after every change."""
     routes = APIRouter(prefix="/v1", route_class=CheckedRoute)
-    _add_submission(routes, farm, nudge_dispatcher, settings)
-    _add_views(routes, farm)
-    add_results(routes, farm)
-    _add_commands(routes, farm, nudge_dispatcher)
+    _add_submission(routes, nudge_dispatcher, settings)
+    _add_views(routes)
+    add_results(routes)
+    _add_commands(routes, nudge_dispatcher)
     _add_events(routes, farm)
     return routes
 
 
 def _add_submission(
     routes: APIRouter,
-    farm: Farm,
     nudge_dispatcher: Callable[[], Awaitable[None]],
     settings: BatchSettings,
 ) -> None:
     threads = CapacityLimiter(_STILLS_AT_ONCE)
 
     @routes.put("/stills", openapi_extra=_STILL_BODY)
-    async def put_still(request: Request) -> dict[str, Any]:
+    async def put_still(request: Request, farm: OwnersFarm) -> dict[str, Any]:
         """Hand in a picture: the bytes of a file, as they are. Rows name it by the SHA-256 that is answered.
 
         Handing the same picture in again is harmless. One that cannot be used is a 400 that says why and what to do.
@@ -72,25 +72,28 @@ def _add_submission(
                 raise BadInputError("image", f"more than {format_bytes(MAX_STILL_BYTES)}", "Send a smaller picture.")
         return {"object": "still", "sha256": await run_sync(farm.put_still, bytes(data), limiter=threads)}
 
-    add_submission(routes, farm, nudge_dispatcher, settings)
+    add_submission(routes, nudge_dispatcher, settings)
 
 
-def _add_views(routes: APIRouter, farm: Farm) -> None:
+def _add_views(routes: APIRouter) -> None:
     @routes.get("/batches")
-    def list_batches(limit: Annotated[int, Query(ge=1, le=100)] = 20, everything: bool = False) -> dict[str, Any]:
+    def list_batches(
+        farm: OwnersFarm, limit: Annotated[int, Query(ge=1, le=100)] = 20, everything: bool = False
+    ) -> dict[str, Any]:
         """The newest batches first; with `everything` also runs that a later one of the same source replaced."""
         found = farm.batch_store.batches(farm.owner, limit + 1, everything=everything)
         page = [batch_view(batch) for batch in found[:limit]]
         return {"object": "list", "data": page, "has_more": len(found) > limit}
 
     @routes.get("/batches/{batch_id}")
-    def get_batch(batch_id: str) -> dict[str, Any]:
+    def get_batch(batch_id: str, farm: OwnersFarm) -> dict[str, Any]:
         """One batch: its status, and how many of its rows are in each state."""
         return batch_view(farm.batch(batch_id))
 
     @routes.get("/batches/{batch_id}/jobs")
     def get_jobs(
         batch_id: str,
+        farm: OwnersFarm,
         state: JobState | None = None,
         after: Annotated[int, Query(ge=0)] = 0,
         name: str | None = None,
@@ -103,10 +106,10 @@ def _add_views(routes: APIRouter, farm: Farm) -> None:
         return {"object": "list", "data": page, "has_more": len(found) > limit}
 
 
-def _add_commands(routes: APIRouter, farm: Farm, nudge_dispatcher: Callable[[], Awaitable[None]]) -> None:
+def _add_commands(routes: APIRouter, nudge_dispatcher: Callable[[], Awaitable[None]]) -> None:
     @routes.post("/batches/{batch_id}/{verb}")
     async def command_batch(
-        batch_id: str, verb: Verb, body: Annotated[BatchCommand | None, Body()] = None
+        batch_id: str, verb: Verb, farm: OwnersFarm, body: Annotated[BatchCommand | None, Body()] = None
     ) -> dict[str, Any]:
         """Command a batch: `pause`, `resume`, `cancel`, `retry`, `prioritize`, `hold`, `approve`.
 
@@ -126,7 +129,7 @@ def _add_commands(routes: APIRouter, farm: Farm, nudge_dispatcher: Callable[[], 
         return batch_view(batch)
 
     @routes.delete("/batches/{batch_id}")
-    def delete_batch(batch_id: str, dry_run: bool = False) -> dict[str, Any]:
+    def delete_batch(batch_id: str, farm: OwnersFarm, dry_run: bool = False) -> dict[str, Any]:
         """Remove a batch that has ended, its rows, and files that no other batch shares; `dry_run` only counts them."""
         return deletion_view(farm.delete_batch(batch_id, dry_run=dry_run))
 
@@ -138,6 +141,7 @@ def _add_events(routes: APIRouter, farm: Farm) -> None:
     @routes.get("/batches/{batch_id}" + EVENTS)
     async def events(
         batch_id: str,
+        farm: OwnersFarm,
         since: Annotated[int | None, Query(ge=0)] = None,
         last_event_id: Annotated[int | None, Header(ge=0)] = None,
     ) -> StreamingResponse:

@@ -8,20 +8,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 from fastapi.concurrency import run_in_threadpool
 
-from cluster.farm import Farm
 from cluster.jobs.commands import CardVerb
 from cluster.store.measurements import load_times
+from serve.gateway.access.gate import OwnersFarm
 from serve.gateway.door import CheckedRoute
 from serve.gateway.requests import CardCommand
 from serve.gateway.views import card_view, kernels_view, order_view
 
 
-def card_routes(farm: Farm, nudge_dispatcher: Callable[[], Awaitable[None]]) -> APIRouter:
+def card_routes(nudge_dispatcher: Callable[[], Awaitable[None]]) -> APIRouter:
     """The routes of cards; `nudge_dispatcher` is called after every change."""
     routes = APIRouter(prefix="/v1", route_class=CheckedRoute)
 
     @routes.get("/cards")
-    def cards() -> dict[str, Any]:
+    def cards(farm: OwnersFarm) -> dict[str, Any]:
         """The cards heard of lately: memory, what they do, the largest clips that fit, the orders that hold."""
         orders = farm.commands.orders()
         return {
@@ -32,7 +32,7 @@ def card_routes(farm: Farm, nudge_dispatcher: Callable[[], Awaitable[None]]) -> 
 
     @routes.post("/cards/{card:path}/{verb}")
     async def command_card(
-        card: str, verb: CardVerb, body: Annotated[CardCommand | None, Body()] = None
+        card: str, verb: CardVerb, farm: OwnersFarm, body: Annotated[CardCommand | None, Body()] = None
     ) -> dict[str, Any]:
         """Command a card by its whole id: `lock`, `drain`, `quarantine`, `release`. Answers with its order."""
         command = body or CardCommand()

@@ -10,7 +10,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter
 
 from cluster.catalog.defaults import Defaults, FewStep
-from cluster.farm import Farm
+from serve.gateway.access.gate import OwnersFarm
 from serve.gateway.advice.findings import LintBody, lint_answer
 from serve.gateway.door import CheckedRoute
 
@@ -18,14 +18,14 @@ from serve.gateway.door import CheckedRoute
 _AT_ONCE = 2
 
 
-def lint_routes(farm: Farm, default_model: str, few_step: Mapping[str, FewStep]) -> APIRouter:
-    """`POST /v1/lint`, for this farm's models and cards."""
+def lint_routes(default_model: str, few_step: Mapping[str, FewStep]) -> APIRouter:
+    """`POST /v1/lint`, for the farm's models and cards."""
     router = APIRouter(route_class=CheckedRoute)
     # A thousand odd prompts take seconds: they take no thread that another request needs.
     at_once = CapacityLimiter(_AT_ONCE)
 
     @router.post("/v1/lint")
-    async def lint(body: LintBody) -> dict[str, Any]:
+    async def lint(body: LintBody, farm: OwnersFarm) -> dict[str, Any]:
         """What keeps clips from becoming what is meant: prompts without motion, values that seldom give a good clip.
 
         Nothing is handed in or rendered. Each finding that has a `fix` says which columns to set to what; `fixed` of a

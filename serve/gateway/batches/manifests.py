@@ -16,7 +16,7 @@ from cluster.catalog.tables import ManifestError, read_records
 from cluster.farm import Farm
 from cluster.remote.stills import RemoteStills
 from cluster.remote.urls import is_remote, shown
-from pipeline.problems import BadInputError
+from pipeline.problems import BadInputError, Problem
 from serve.gateway.batches.bodies import ManifestFormat
 from serve.gateway.batches.lines import RequestLines, are_requests, read_lines
 from serve.gateway.openai.body import FILE_ID
@@ -56,41 +56,65 @@ def read_sent(
 
 
 def incoming(
-    read: ManifestRead, farm: Farm, remote: RemoteStills | None, files: Mapping[str, ReadFile]
+    read: ManifestRead,
+    farm: Farm,
+    remote: RemoteStills | None,
+    files: Mapping[str, ReadFile],
+    handed_in: Mapping[str, str | Problem] | None = None,
 ) -> Iterator[IncomingRow]:
     """The rows with their stills handed in: of `files` by their names, of URLs by `remote`, or handed in before.
 
-    Names of `files` are as `picture_name` has them. One without folders is the picture of whatever path ends with it,
-    as browsers send none of their folders, but not of two.
+    Names of `files` are as `picture_name` has them, and so are those of `handed_in`: pictures of which the SHA-256 is
+    known, or what is wrong with them. One without folders is the picture of whatever path ends with it, as browsers
+    send none of their folders, but not of two.
     """
+    stills = {name: _still_of_file(farm, read_file) for name, read_file in files.items()}
+    stills |= {name: _still_known(farm, found) for name, found in (handed_in or {}).items()}
     paths: dict[str, set[str]] = {}
     for name in (picture_name(row.image) for row in read.manifest.good if not is_remote(row.image)):
         paths.setdefault(_last(name), set()).add(name)
     alike = {name for name, found in paths.items() if len(found) > 1}
 
     def find(row: Row) -> str:
-        return _hand_in(row.image, farm, files, alike)
+        return _hand_in(row.image, farm, stills, alike)
 
     yield from gather(read.manifest, farm.put_still, remote, find=find)
 
 
-def _hand_in(image: str, farm: Farm, files: Mapping[str, ReadFile], alike: Collection[str]) -> str:
+def _still_of_file(farm: Farm, read_file: ReadFile) -> Callable[[], str]:
+    return lambda: farm.put_still(read_file())
+
+
+def _still_known(farm: Farm, found: str | Problem) -> Callable[[], str]:
+    def known() -> str:
+        if isinstance(found, Problem):
+            raise BadInputError(found.field, found.message, found.remedy)
+        return _require_still(farm, found, found)
+
+    return known
+
+
+def _require_still(farm: Farm, sha256: str, named: str) -> str:
+    if farm.batch_store.still_size(farm.owner, sha256) is None:
+        what = f"there is no file {named[:20]}…"
+        raise BadInputError("image", what, "Hand it in by POST /v1/files or PUT /v1/stills first.")
+    return sha256
+
+
+def _hand_in(image: str, farm: Farm, stills: Mapping[str, Callable[[], str]], alike: Collection[str]) -> str:
     if still := _STILL.fullmatch(image):
-        if farm.batch_store.still_size(farm.owner, still[1]) is None:
-            what = f"there is no file {image[:20]}…"
-            raise BadInputError("image", what, "Hand it in by POST /v1/files or PUT /v1/stills first.")
-        return still[1]
+        return _require_still(farm, still[1], image)
     if is_remote(image):
         raise BadInputError("image", f"{shown(image)}: pictures are not fetched here", "Send it in the form as a file.")
     name = picture_name(image)
-    read_file, last = files.get(name), _last(name)
-    if read_file is None and last not in alike:
-        read_file = files.get(last)
-    if read_file is None:
+    hand_in, last = stills.get(name), _last(name)
+    if hand_in is None and last not in alike:
+        hand_in = stills.get(last)
+    if hand_in is None:
         remedy = "Send it in the form as a file of that name, or name it by an https:// URL or by the id of its file."
-        other = f": {last[:100]!r}, which did, may be another row's" if last in files else ""
+        other = f": {last[:100]!r}, which did, may be another row's" if last in stills else ""
         raise BadInputError("image", f"{shown(image)[:100]!r} did not come with the manifest{other}", remedy)
-    return farm.put_still(read_file())
+    return hand_in()
 
 
 def picture_name(name: str) -> str:

@@ -18,6 +18,7 @@ from cluster.farm import Farm
 from cluster.results.archive import archive
 from cluster.results.rows import JobResult, results_of
 from cluster.results.table import table_lines
+from serve.gateway.access.gate import OwnersFarm
 from serve.gateway.openai.content import Variant
 from serve.gateway.requests import MAX_ROW_NUMBER
 
@@ -47,13 +48,14 @@ class ResultsFormat(StrEnum):
     ZIP = "zip"
 
 
-def add_results(routes: APIRouter, farm: Farm) -> None:
+def add_results(routes: APIRouter) -> None:
     """Add `GET /batches/{batch_id}/results`."""
 
     @routes.get("/batches/{batch_id}/results", response_class=Response)
     def get_results(
         batch_id: str,
         request: Request,
+        farm: OwnersFarm,
         completed_since: Annotated[int | None, Query(ge=0)] = None,
         after: Annotated[int, Query(ge=-1)] = -1,
         limit: Annotated[int | None, Query(ge=1, le=_MOST)] = None,

@@ -20,6 +20,7 @@ from cluster.jobs.model import Batch, JobState
 from cluster.remote.manifests import RemoteManifests
 from cluster.remote.stills import RemoteStills
 from serve.gateway.advice.prompts import PromptAdvice
+from serve.gateway.access.gate import OwnersFarm
 from serve.gateway.batches.arriving import ArrivedManifest, of_body, of_elsewhere, of_form, read_form
 from serve.gateway.batches.bodies import (
     BatchDefaults,
@@ -53,17 +54,15 @@ class BatchSettings:
     remote_manifests: RemoteManifests | None = None
 
 
-def add_submission(
-    routes: APIRouter, farm: Farm, nudge_dispatcher: Callable[[], Awaitable[None]], settings: BatchSettings
-) -> None:
+def add_submission(routes: APIRouter, nudge_dispatcher: Callable[[], Awaitable[None]], settings: BatchSettings) -> None:
     """Add `POST /batches`; `nudge_dispatcher` is called after every batch."""
     # Rows of their own, and manifests of theirs: pictures of a slow host hold up nobody's rows.
     rows_at_once, manifests_at_once = CapacityLimiter(_AT_ONCE), CapacityLimiter(_AT_ONCE)
-    maker = _BatchMaker(farm, settings)
 
     @routes.post("/batches", status_code=202)
     async def create_batch(
         request: Request,
+        farm: OwnersFarm,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
     ) -> dict[str, Any]:
         """Hand in a batch of rows, each of which becomes a clip. Answered before anything is rendered.
@@ -73,6 +72,7 @@ def add_submission(
         at a URL. Rows that cannot be rendered are kept as failed, and the first of them told as `refused`. The same
         `Idempotency-Key` and body again answer with the batch that is there; with another body they are a 422.
         """
+        maker = _BatchMaker(farm, settings)
         kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
         if kind == "application/json" or kind.endswith("+json"):
             body = await run_sync(batch_body, await _json_of(request), limiter=rows_at_once)
@@ -113,7 +113,7 @@ class _BatchMaker:
 
     def of_rows(self, body: NewBatch, data: bytes, key: str | None) -> dict[str, Any]:
         fingerprint = hashlib.sha256(data).hexdigest()
-        return self._submit(body.rows, self._defaults(body.defaults), body, key, fingerprint)
+        return self._submit(body.rows, self._defaults(body.defaults), body, key, fingerprint, count=len(body.rows))
 
     def of_elsewhere(self, body: NewBatchOfManifest, key: str | None) -> dict[str, Any]:
         if body.metadata and not body.comment:
@@ -127,7 +127,16 @@ class _BatchMaker:
         files = [part for name in sorted(arrived.files) for part in (name, arrived.files[name]())] if key else []
         fingerprint = fingerprint_of(arrived.data, arrived.kind.value, options.model_dump_json(), *files)
         rows = incoming(read, self._farm, self._settings.remote, arrived.files)
-        answer = self._submit(rows, defaults, options, key, fingerprint, name=arrived.name, strict=read.strict)
+        answer = self._submit(
+            rows,
+            defaults,
+            options,
+            key,
+            fingerprint,
+            count=max(1, len(read.manifest.good)),
+            name=arrived.name,
+            strict=read.strict,
+        )
         notes = [*([read.manifest.unknown] if read.manifest.unknown else []), *answer.get("notes", ())]
         return answer | ({"notes": notes} if notes else {})
 
@@ -144,6 +153,7 @@ class _BatchMaker:
         key: str | None,
         fingerprint: str,
         *,
+        count: int,
         name: str | None = None,
         strict: Collection[str] = (),
     ) -> dict[str, Any]:
@@ -157,6 +167,7 @@ class _BatchMaker:
             fingerprint=fingerprint,
             terms=body.terms(),
             strict=strict,
+            count=count,
         )
         refused = self._refused(batch)
         notes = advice.notes()

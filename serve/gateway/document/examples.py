@@ -256,6 +256,42 @@ LINT_ANSWER = {
 }
 ID = {"object": "id", "id": BATCH_ID}
 HEALTH = {"status": "ok", "cards": 2}
+KEY_ID = "key_k7f3q2mzx5ab"
+KEY = {
+    "id": KEY_ID,
+    "object": "key",
+    "owner": "team-shoes",
+    "name": "catalog import",
+    "scopes": ["read", "submit"],
+    "status": "active",
+    "created_at": _AT,
+    "expires_at": _AT + 7_776_000,
+    "revoked_at": None,
+    "used_at": _AT,
+    "replaced_by": None,
+}
+NEW_KEY = {"owner": "team-shoes", "name": "catalog import", "scopes": ["submit", "read"], "expires_s": 7_776_000}
+MADE_KEY = KEY | {"used_at": None, "key": "clipmill_k7f3q2mzx5ab_…"}
+ROTATION = {"grace_s": 86_400}
+NEW_SESSION = {"key": "clipmill_k7f3q2mzx5ab_…"}
+SESSION = {
+    "object": "session",
+    "owner": "team-shoes",
+    "scopes": ["read", "submit"],
+    "key_id": KEY_ID,
+    "expires_s": 43_200,
+}
+SESSION_DELETION = {"object": "session", "deleted": True}
+NEW_QUOTA = {"queued_jobs": 20_000, "cost_month": 500.0}
+QUOTA = {
+    "object": "quota",
+    "owner": "team-shoes",
+    "queued_jobs": 20_000,
+    "gpu_seconds_day": None,
+    "cost_month": 500.0,
+    "requests_minute": None,
+    "used": {"queued_jobs": 812, "gpu_seconds_day": 51_020.0, "cost_month": 122.4},
+}
 TABLE = f"id,row,state,file,…,job,video_url,thumbnail_url,provenance_url\nBAG-1,1,completed,BAG-1.mp4,…,{VIDEO_ID},…\n"
 LINES = json.dumps(RESULT) + "\n"
 STILL_ANSWER = {"object": "still", "sha256": STILL}

@@ -20,6 +20,9 @@ gateway's address, such as `http://127.0.0.1:8500`.
 
 {ANY_REQUEST}
 
+Where the farm asks for a key, `$K` is one, and every request takes `-H "Authorization: Bearer $K"` more than is shown
+([keys.md](keys.md)).
+
 A refusal is `{{"error": {{"message": …, "type": …, "param": …, "code": …, "remedy": …}}}}`: `param` is the field at
 fault, `code` is for programs, and `remedy` says what to do.
 """
@@ -47,6 +50,8 @@ def api_markdown(document: Mapping[str, Any]) -> str:
 
 def _operation(method: str, path: str, operation: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
     parts = [f"### {method.upper()} {path}\n\n{operation['summary']}. {_flat(operation.get('description', ''))}\n"]
+    if scope := operation.get("x-clipmill-scope"):
+        parts.append(f"Scope: `{scope}`.\n")
     if parameters := operation.get("parameters"):
         fields = {one["name"]: {**one["schema"], "where": one["in"]} for one in parameters}
         required = [one["name"] for one in parameters if one.get("required")]

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from serve.gateway.access.scopes import ROUTE_SCOPES
 from serve.gateway.batches.bodies import ManifestOptions
 from serve.gateway.document import examples
 from serve.gateway.document.answers import ErrorAnswer
@@ -33,11 +34,16 @@ MEANINGS = {
 }
 #: What may be answered to any request.
 ANY_REQUEST = (
-    "Any request may be refused: 400 for a path or a header that no store could hold, 403 for a page of another "
-    "origin, 404 for a path that there is not, 405 for a method, 408 for a body that comes too slowly, 413 for one "
-    "that is too large, 421 for another host's name, 429 and 503 for too much at once, 503 where store or storage "
-    "cannot be reached."
+    "Any request may be refused: 400 for a path or a header that no store could hold, 401 without a key that is valid "
+    "where the farm asks for one, 403 for a key without the scope and for a page of another origin, 404 for a path "
+    "that there is not, 405 for a method, 408 for a body that comes too slowly, 413 for one that is too large, 421 for "
+    "another host's name, 429 and 503 for too much at once, 429 for an owner who is over their quota, 503 where store "
+    "or storage cannot be reached."
 )
+
+_BEARER = "A key: `Authorization: Bearer clipmill_…`. What each route asks for is its `x-clipmill-scope`."
+#: Scopes by method and path as the document has them.
+_SCOPES = {(method, path.replace(":path}", "}")): scope for (method, path), scope in ROUTE_SCOPES.items()}
 
 
 def describe(api: FastAPI) -> None:
@@ -68,12 +74,17 @@ def _with_all(document: dict[str, Any]) -> dict[str, Any]:
     document["tags"] = [{"name": name, "description": about} for name, about in GROUPS.items()]
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas |= _schemas()
+    # Both: on loopback a farm without keys asks for none.
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _BEARER}}
+    document["security"] = [{}, {"key": []}]
     silent = False
     for method, path, operation in operations_of(document):
         found = OPERATIONS.get((method, path))
         silent |= found is None
         if found is not None:
             _describe(operation, found)
+        if (scope := _SCOPES.get((method.upper(), path))) is not None:
+            operation["x-clipmill-scope"] = scope.value
     if not silent:
         # FastAPI's own form of a 422, which no route here has.
         for unused in ("HTTPValidationError", "ValidationError"):
@@ -159,7 +170,7 @@ def _success(found: DescribedOperation) -> dict[str, Any]:
         content[kind] = {"schema": {} if kind in ("application/json", "text/event-stream") else schema}
         if example is not None:
             content[kind]["example"] = example
-    return {"description": "Done." if found.status == 200 else "Taken.", "content": content}
+    return {"description": {200: "Done.", 201: "Made."}.get(found.status, "Taken."), "content": content}
 
 
 def _also(status: int, found: DescribedOperation, error: dict[str, Any]) -> dict[str, Any]:

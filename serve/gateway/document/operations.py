@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from serve.gateway.batches.bodies import NewBatch, NewBatchOfManifest
-from serve.gateway.document import answers, examples, farm_answers
+from serve.gateway.document import access_answers, answers, examples, farm_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,14 @@ class DescribedOperation:
     also: tuple[int, ...] = ()
 
 
-_BATCHES, _ROWS, _VIDEOS, _FILES, _FARM = "batches", "rows", "videos", "files", "farm"
+_BATCHES, _ROWS, _VIDEOS, _FILES, _FARM, _KEYS = "batches", "rows", "videos", "files", "farm", "keys"
 _JSON, _FORM = "application/json", "multipart/form-data"
 _BATCH = {"batch_id": examples.BATCH_ID}
 _JOB = {"job_id": examples.VIDEO_ID}
 _VIDEO = {"video_id": examples.VIDEO_ID}
 _FILE = {"file_id": examples.FILE_ID}
+_KEY = {"key_id": examples.KEY_ID}
+_OWNER = {"owner": "team-shoes"}
 _VIDEO_BODIES = {_JSON: examples.NEW_VIDEO, _FORM: examples.VIDEO_FORM}
 _MANIFESTS = {
     "text/csv": examples.CSV,
@@ -294,6 +296,92 @@ OPERATIONS: dict[tuple[str, str], DescribedOperation] = {
         refusals=(400, 422),
         bodies={_JSON: examples.LINT},
     ),
+    ("post", "/v1/session"): DescribedOperation(
+        summary="Open a session of a browser",
+        group=_KEYS,
+        answer=access_answers.SessionAnswer,
+        example=examples.SESSION,
+        bodies={_JSON: examples.NEW_SESSION},
+    ),
+    ("get", "/v1/session"): DescribedOperation(
+        summary="Who asks",
+        group=_KEYS,
+        answer=access_answers.SessionAnswer,
+        example=examples.SESSION | {"expires_s": None},
+        refusals=(),
+    ),
+    ("delete", "/v1/session"): DescribedOperation(
+        summary="End a session",
+        group=_KEYS,
+        answer=access_answers.SessionDeletionAnswer,
+        example=examples.SESSION_DELETION,
+        refusals=(),
+    ),
+    ("post", "/v1/keys"): DescribedOperation(
+        summary="Make a key",
+        group=_KEYS,
+        answer=access_answers.NewKeyAnswer,
+        example=examples.MADE_KEY,
+        status=201,
+        refusals=(400, 422),
+        bodies={_JSON: examples.NEW_KEY},
+    ),
+    ("get", "/v1/keys"): DescribedOperation(
+        summary="List keys",
+        group=_KEYS,
+        answer=answers.ListAnswer[access_answers.KeyAnswer],
+        example=examples.page(examples.KEY, of_ids=False),
+    ),
+    ("get", "/v1/keys/{key_id}"): DescribedOperation(
+        summary="One key",
+        group=_KEYS,
+        answer=access_answers.KeyAnswer,
+        example=examples.KEY,
+        refusals=(404, 422),
+        parameters=_KEY,
+    ),
+    ("post", "/v1/keys/{key_id}/rotate"): DescribedOperation(
+        summary="Replace a key",
+        group=_KEYS,
+        answer=access_answers.NewKeyAnswer,
+        example=examples.MADE_KEY,
+        status=201,
+        refusals=(400, 404, 422),
+        bodies={_JSON: examples.ROTATION},
+        parameters=_KEY,
+    ),
+    ("delete", "/v1/keys/{key_id}"): DescribedOperation(
+        summary="Revoke a key",
+        group=_KEYS,
+        answer=access_answers.KeyAnswer,
+        example=examples.KEY | {"status": "revoked", "revoked_at": examples.KEY["used_at"]},
+        refusals=(404, 422),
+        parameters=_KEY,
+    ),
+    ("get", "/v1/quotas"): DescribedOperation(
+        summary="List quotas",
+        group=_KEYS,
+        answer=answers.ListAnswer[access_answers.QuotaAnswer],
+        example=examples.page(examples.QUOTA, of_ids=False),
+        refusals=(),
+    ),
+    ("get", "/v1/quotas/{owner}"): DescribedOperation(
+        summary="An owner's quota",
+        group=_KEYS,
+        answer=access_answers.QuotaAnswer,
+        example=examples.QUOTA,
+        refusals=(400, 422),
+        parameters=_OWNER,
+    ),
+    ("put", "/v1/quotas/{owner}"): DescribedOperation(
+        summary="Set an owner's quota",
+        group=_KEYS,
+        answer=access_answers.QuotaAnswer,
+        example=examples.QUOTA,
+        refusals=(400, 422),
+        bodies={_JSON: examples.NEW_QUOTA},
+        parameters=_OWNER,
+    ),
     ("get", "/healthz"): DescribedOperation(
         summary="Whether the farm can work",
         group=_FARM,
@@ -312,4 +400,5 @@ GROUPS = {
     _VIDEOS: "One clip of one picture, as clients of OpenAI's and vLLM-Omni's APIs ask for it.",
     _FILES: "Pictures and manifests that requests name.",
     _FARM: "Models, cards, and what the farm can do.",
+    _KEYS: "Keys, sessions of browsers and quotas; [keys.md](keys.md) explains them.",
 }

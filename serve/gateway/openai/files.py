@@ -14,6 +14,7 @@ from cluster.storage import MissingObjectError, Storage
 from pipeline.families import FAMILIES, family_named
 from pipeline.problems import BadInputError
 from pipeline.units import format_bytes
+from serve.gateway.access.gate import OwnersFarm
 from serve.gateway.batches.media import format_of, named_as
 from serve.gateway.door import MAX_ROWS_BYTES, CheckedRoute
 from serve.gateway.errors import NoSuchFileError, NoSuchModelError
@@ -27,45 +28,47 @@ _OF_BATCH = "batch"
 _STILLS_AT_ONCE = 4
 
 
-def file_routes(farm: Farm) -> APIRouter:
+def file_routes() -> APIRouter:
     """The routes of files: stills and manifests that were handed in, by a prefix and their SHA-256."""
     routes = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["files"])
     threads = CapacityLimiter(_STILLS_AT_ONCE)
-    files = _Files(farm)
 
     @routes.post("/files", openapi_extra=FILE_BODY)
-    async def create_file(request: Request) -> dict[str, Any]:
+    async def create_file(request: Request, farm: OwnersFarm) -> dict[str, Any]:
         """Hand in a picture that several requests name by its `file_id`; with the purpose `batch`, a manifest."""
         values = await read_body(request)
-        return await run_sync(files.put, values, limiter=threads)
+        return await run_sync(_Files(farm).put, values, limiter=threads)
 
     @routes.get("/files")
     def list_files(
-        after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20, purpose: str | None = None
+        farm: OwnersFarm,
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        purpose: str | None = None,
     ) -> dict[str, Any]:
         """A page of what was handed in, pictures before manifests; `after` is the last id of the page before.
 
         With `purpose`, only what is for that: `vision` for pictures, `batch` for manifests.
         """
-        views = files.views(after, limit + 1, purpose)
+        views = _Files(farm).views(after, limit + 1, purpose)
         return page_view(views[:limit], len(views) > limit)
 
     @routes.get("/files/{file_id}")
-    def get_file(file_id: str) -> dict[str, Any]:
+    def get_file(file_id: str, farm: OwnersFarm) -> dict[str, Any]:
         """One file that was handed in: when, and how large."""
-        return files.view(file_id)
+        return _Files(farm).view(file_id)
 
     @routes.get("/files/{file_id}/content", response_class=Response)
-    def get_file_content(file_id: str) -> Response:
+    def get_file_content(file_id: str, farm: OwnersFarm) -> Response:
         """A file as it was handed in."""
         # Never as what it says of itself: a browser would run an SVG.
         headers = {"X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment"}
-        return Response(files.read(file_id), media_type="application/octet-stream", headers=headers)
+        return Response(_Files(farm).read(file_id), media_type="application/octet-stream", headers=headers)
 
     @routes.delete("/files/{file_id}")
-    def delete_file(file_id: str) -> dict[str, Any]:
+    def delete_file(file_id: str, farm: OwnersFarm) -> dict[str, Any]:
         """Forget a file. Clips and batches made of it stay."""
-        files.forget(file_id)
+        _Files(farm).forget(file_id)
         return {"id": file_id, "object": "file", "deleted": True}
 
     return routes

@@ -27,6 +27,7 @@ from cluster.store import videos as store
 from cluster.store.batch_reader import VIDEO_SOURCE
 from cluster.store.videos import Video
 from pipeline.problems import BadInputError, Problem
+from serve.gateway.access.gate import OwnersFarm
 from serve.gateway.door import CheckedRoute
 from serve.gateway.errors import error_body
 from serve.gateway.openai.body import Reference, read_body, reference_of
@@ -65,30 +66,30 @@ class VideoSettings:
     remote: RemoteStills | None = None
 
 
-def video_routes(farm: Farm, nudge_dispatcher: Callable[[], Awaitable[None]], settings: VideoSettings) -> APIRouter:
+def video_routes(nudge_dispatcher: Callable[[], Awaitable[None]], settings: VideoSettings) -> APIRouter:
     """The routes of videos; `nudge_dispatcher` is called after every change."""
     routes = APIRouter(prefix="/v1", route_class=CheckedRoute, tags=["videos"])
-    maker = _Maker(farm, nudge_dispatcher, settings)
+    maker = _Maker(nudge_dispatcher, settings)
     # Before the routes of one video, whose id would be "sync".
-    _add_sync(routes, farm, maker, settings)
+    _add_sync(routes, maker, settings)
     _add_creation(routes, maker, settings)
-    _add_views(routes, farm, settings)
-    _add_content(routes, farm)
-    _add_cancel(routes, farm, nudge_dispatcher, settings)
-    _add_deletion(routes, farm, nudge_dispatcher)
+    _add_views(routes, settings)
+    _add_content(routes)
+    _add_cancel(routes, nudge_dispatcher, settings)
+    _add_deletion(routes, nudge_dispatcher)
     return routes
 
 
 class _Maker:
     """Makes videos of requests."""
 
-    def __init__(self, farm: Farm, nudge: Callable[[], Awaitable[None]], settings: VideoSettings) -> None:
-        self._farm, self._nudge, self._settings = farm, nudge, settings
+    def __init__(self, nudge: Callable[[], Awaitable[None]], settings: VideoSettings) -> None:
+        self._nudge, self._settings = nudge, settings
         self._threads = CapacityLimiter(_STILLS_AT_ONCE)
         # Of their own: a slow host holds up nobody who brings the picture along.
         self._fetching = CapacityLimiter(_STILLS_AT_ONCE)
 
-    async def make(self, request: Request, key: str | None) -> tuple[Video, VideoRequest]:
+    async def make(self, request: Request, farm: Farm, key: str | None) -> tuple[Video, VideoRequest]:
         """The video that a request asks for, handed in. Raises `BadInputError`."""
         values = await read_body(request)
         reference = reference_of(values)
@@ -96,8 +97,8 @@ class _Maker:
         try:
             if reference.url is not None:
                 reference = Reference(data=await run_sync(self._fetch, reference.url, limiter=self._fetching))
-            sha256 = await run_sync(self._still, reference, limiter=self._threads)
-            video = await run_in_threadpool(self._submit, asked, sha256, key)
+            sha256 = await run_sync(self._still, farm, reference, limiter=self._threads)
+            video = await run_in_threadpool(self._submit, farm, asked, sha256, key)
         except BadInputError as error:
             raise _named(error.problem) from error
         await self._nudge()
@@ -108,37 +109,38 @@ class _Maker:
             raise BadInputError("image", f"{shown(url)}: pictures are not fetched here", "Send the picture as a file.")
         return self._settings.remote.read(url)
 
-    def _still(self, reference: Reference) -> str:
+    def _still(self, farm: Farm, reference: Reference) -> str:
         if reference.data is not None:
-            return self._farm.put_still(reference.data)
+            return farm.put_still(reference.data)
         sha256 = str(reference.sha256)
-        if self._farm.batch_store.still_size(self._farm.owner, sha256) is None:
+        if farm.batch_store.still_size(farm.owner, sha256) is None:
             raise BadInputError("input_reference", "there is no such file", "Hand it in by POST /v1/files first.")
         return sha256
 
-    def _submit(self, asked: VideoRequest, sha256: str, key: str | None) -> Video:
+    def _submit(self, farm: Farm, asked: VideoRequest, sha256: str, key: str | None) -> Video:
         given = {"model": asked.family.name, "few_step": dict(self._settings.few_step), "strict": asked.strict}
         defaults = Defaults.model_validate(given)
         # Somebody waits for it, if nothing else is said; for the lines of a batch nobody does.
         interactive = asked.row.interactive is not False
         wanted = asked.row.model_copy(update={"interactive": interactive})
         row = IncomingRow(position=1, name=asked.row.id, row=wanted, still=sha256, number=1)
-        if problems := self._farm.check(row, defaults):
+        if problems := farm.check(row, defaults):
             raise _named(problems[0])
         # The request's own fields: its bytes differ from one try to the next where they are a form's. Without what
         # every request says that is silent of it: a version before had no such field.
         told = asked.row.model_copy(update={"interactive": None if interactive else False})
         text = row.model_copy(update={"row": told}).model_dump_json()
         same = hashlib.sha256(f"{text}{asked.strict}".encode()).hexdigest()
-        batch = self._farm.submit(
+        batch = farm.submit(
             [row], defaults, name=_title(asked), source=VIDEO_SOURCE, idempotency_key=key, fingerprint=same
         )
-        (job,) = self._farm.jobs(batch.id)
-        return self.video(job.id)
+        (job,) = farm.jobs(batch.id)
+        return find_video(farm, job.id)
 
-    def video(self, video_id: str) -> Video:
-        """A video as it stands. Raises `NoSuchJobError`."""
-        return store.video(self._farm.batch_store.database, self._farm.owner, video_id)
+
+def find_video(farm: Farm, video_id: str) -> Video:
+    """A video as it stands. Raises `NoSuchJobError`."""
+    return store.video(farm.batch_store.database, farm.owner, video_id)
 
 
 def _title(asked: VideoRequest) -> str:
@@ -153,23 +155,25 @@ def _named(problem: Problem) -> BadInputError:
 
 def _add_creation(routes: APIRouter, maker: _Maker, settings: VideoSettings) -> None:
     @routes.post("/videos", openapi_extra=VIDEO_BODY)
-    async def create_video(request: Request, idempotency_key: IdempotencyKey = None) -> JSONResponse:
+    async def create_video(request: Request, farm: OwnersFarm, idempotency_key: IdempotencyKey = None) -> JSONResponse:
         """Make one clip of one picture. Answers with the video, which is queued."""
-        video, _ = await maker.make(request, idempotency_key)
+        video, _ = await maker.make(request, farm, idempotency_key)
         return _answer(video, settings)
 
 
-def _add_sync(routes: APIRouter, farm: Farm, maker: _Maker, settings: VideoSettings) -> None:
+def _add_sync(routes: APIRouter, maker: _Maker, settings: VideoSettings) -> None:
     looking = CapacityLimiter(_LOOKING)
 
     @routes.post("/videos/sync", openapi_extra=VIDEO_BODY, response_class=Response)
-    async def create_video_and_wait(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+    async def create_video_and_wait(
+        request: Request, farm: OwnersFarm, idempotency_key: IdempotencyKey = None
+    ) -> Response:
         """Make one clip of one picture and wait: answers with the file, or after `timeout_s` with a 504 naming it."""
-        video, asked = await maker.make(request, idempotency_key)
+        video, asked = await maker.make(request, farm, idempotency_key)
         end = time.monotonic() + (SYNC_S if asked.timeout_s is None else asked.timeout_s)
         while not video.job.state.final and time.monotonic() < end:
             await asyncio.sleep(LOOK_S)
-            video = await run_sync(maker.video, video.job.id, limiter=looking)
+            video = await run_sync(find_video, farm, video.job.id, limiter=looking)
         view = video_view(video, keep_days=settings.keep_days)
         headers = {**_NO_RETRY, "X-Video-Id": video.job.id}
         if not video.job.state.final:
@@ -191,56 +195,54 @@ def _add_sync(routes: APIRouter, farm: Farm, maker: _Maker, settings: VideoSetti
         return answer
 
 
-def _add_views(routes: APIRouter, farm: Farm, settings: VideoSettings) -> None:
-    database = farm.batch_store.database
-
+def _add_views(routes: APIRouter, settings: VideoSettings) -> None:
     @routes.get("/videos")
     def list_videos(
+        farm: OwnersFarm,
         after: str | None = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> dict[str, Any]:
         """A page of videos; `after` is the id of the last one of the page before."""
-        found = store.videos(database, farm.owner, after=after, limit=limit + 1, newest_first=order == "desc")
+        found = store.videos(
+            farm.batch_store.database, farm.owner, after=after, limit=limit + 1, newest_first=order == "desc"
+        )
         views = (video_view(video, keep_days=settings.keep_days) for video in found[:limit])
         return page_view(views, len(found) > limit)
 
     @routes.get("/videos/{video_id}")
-    def get_video(video_id: str) -> JSONResponse:
+    def get_video(video_id: str, farm: OwnersFarm) -> JSONResponse:
         """One video as it stands. `openai-poll-after-ms` says when to look again."""
-        return _answer(store.video(database, farm.owner, video_id), settings)
+        return _answer(find_video(farm, video_id), settings)
 
 
-def _add_content(routes: APIRouter, farm: Farm) -> None:
+def _add_content(routes: APIRouter) -> None:
     @routes.get("/videos/{video_id}/content", response_class=Response)
-    def get_video_content(video_id: str, request: Request, variant: Variant = Variant.VIDEO) -> Response:
+    def get_video_content(
+        video_id: str, request: Request, farm: OwnersFarm, variant: Variant = Variant.VIDEO
+    ) -> Response:
         """The file of a video: the clip, its `thumbnail`, `spritesheet` or `provenance`. In parts by `Range`."""
-        video = store.video(farm.batch_store.database, farm.owner, video_id)
+        video = find_video(farm, video_id)
         return _content(farm, video, variant, request.headers)
 
 
-def _add_cancel(
-    routes: APIRouter, farm: Farm, nudge_dispatcher: Callable[[], Awaitable[None]], settings: VideoSettings
-) -> None:
+def _add_cancel(routes: APIRouter, nudge_dispatcher: Callable[[], Awaitable[None]], settings: VideoSettings) -> None:
     @routes.post("/videos/{video_id}/cancel")
-    async def cancel_video(video_id: str) -> JSONResponse:
+    async def cancel_video(video_id: str, farm: OwnersFarm) -> JSONResponse:
         """Cancel a video; one that runs stops within a step."""
         await run_in_threadpool(farm.command_job, video_id, Verb.CANCEL)
         await nudge_dispatcher()
-        video = await run_in_threadpool(store.video, farm.batch_store.database, farm.owner, video_id)
+        video = await run_in_threadpool(find_video, farm, video_id)
         return _answer(video, settings)
 
 
-def _add_deletion(routes: APIRouter, farm: Farm, nudge_dispatcher: Callable[[], Awaitable[None]]) -> None:
+def _add_deletion(routes: APIRouter, nudge_dispatcher: Callable[[], Awaitable[None]]) -> None:
     looking = CapacityLimiter(_LOOKING)
 
-    def find(video_id: str) -> Video:
-        return store.video(farm.batch_store.database, farm.owner, video_id)
-
     @routes.delete("/videos/{video_id}")
-    async def delete_video(video_id: str) -> JSONResponse:
+    async def delete_video(video_id: str, farm: OwnersFarm) -> JSONResponse:
         """Remove a video with its files, cancelling it first where it has not ended."""
-        video = await run_sync(find, video_id, limiter=looking)
+        video = await run_sync(find_video, farm, video_id, limiter=looking)
         if video.source != VIDEO_SOURCE:
             remedy = f"Delete the batch: DELETE /v1/batches/{video.job.batch_id}."
             return _refuse_deletion(f"{video_id} is a row of {video.job.batch_id}", remedy)
@@ -248,7 +250,7 @@ def _add_deletion(routes: APIRouter, farm: Farm, nudge_dispatcher: Callable[[], 
             await run_in_threadpool(farm.command_job, video_id, Verb.CANCEL)
             await nudge_dispatcher()
         end = time.monotonic() + _STOP_S
-        while not (video := await run_sync(find, video_id, limiter=looking)).job.state.final:
+        while not (video := await run_sync(find_video, farm, video_id, limiter=looking)).job.state.final:
             if time.monotonic() >= end:
                 return _refuse_deletion(f"{video_id} is being cancelled, and has not stopped yet", "Try again later.")
             await asyncio.sleep(LOOK_S)

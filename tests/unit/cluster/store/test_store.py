@@ -282,6 +282,14 @@ def test_another_owner_s_batch_does_not_exist(batch_store, truth):
     assert truth.everything() == before
 
 
+def test_attempts_of_another_owner_are_nobodys(batch_store, dispatch_store):
+    batch_id = hand_in(batch_store, draft(1))
+    claim = claim_one(dispatch_store, batch_store.jobs(ME, batch_id)[0])
+    assert len(batch_store.attempts_of_job(ME, claim.job.id)) == 1
+    assert batch_store.attempts_of_job("bob", claim.job.id) == []
+    assert batch_store.jobs_of_attempts("bob", [claim.attempt_id]) == {}
+
+
 def test_no_clip_is_shared_across_owners(batch_store, dispatch_store, truth):
     mine, his = hand_in(batch_store, draft(1, "same")), hand_in(batch_store, draft(1, "same"), owner="bob")
     claims = dispatch_store.start([(job, card(job.owner)) for job in dispatch_store.waiting(10)], 10)
@@ -379,6 +387,8 @@ def test_a_claim_is_an_attempt_with_a_growing_fence(batch_store, dispatch_store,
     made = batch_store.attempts_of(ME, batch_id)
     assert [a.fence for a in made] == [1, 2, 3]
     (job,) = batch_store.jobs(ME, batch_id)
+    assert batch_store.attempts_of_job(ME, job.id) == made
+    assert batch_store.jobs_of_attempts(ME, [made[0].id, made[2].id, "none"]) == {made[0].id: job, made[2].id: job}
     assert (job.attempts, job.releases) == (0, 3)
 
 

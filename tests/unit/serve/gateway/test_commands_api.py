@@ -387,16 +387,16 @@ def test_streams_of_one_batch_look_together_and_one_that_ends_ends_no_other_s_lo
         moments = Clock(0.0)
         moments.monotonic = moments.__call__
         looks = SharedLooks(farm, clock=moments, kept_s=0.5)
-        waiting = [asyncio.create_task(looks.at(batch_id)) for _ in range(20)]
+        waiting = [asyncio.create_task(looks.at("local", batch_id)) for _ in range(20)]
         await asyncio.sleep(0)
         waiting[0].cancel()
         found = await asyncio.gather(*waiting[1:])
         assert len(asked) == 1
         assert all(one is found[0] for one in found)
         moments.now += 0.6
-        assert await looks.at(batch_id) is not found[0]
+        assert await looks.at("local", batch_id) is not found[0]
         assert len(asked) == 2
         with pytest.raises(NoSuchBatchError):
-            await looks.at("batch_that_is_not_there")
+            await looks.at("local", "batch_that_is_not_there")
 
     asyncio.run(look())

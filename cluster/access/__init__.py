@@ -1,0 +1,1 @@
+"""Who may ask the farm for what: scopes, keys as texts and as the store has them, and quotas of owners."""

@@ -1,0 +1,1 @@
+"""The tables of who may ask: keys, sessions of browsers, quotas and what owners have used."""

@@ -1,0 +1,72 @@
+"""Rows of a batch as tiles of its wall, in the words of the contact sheet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.farm import Farm
+from cluster.results.contact_sheet import duration, looks_of
+from cluster.results.rows import JobResult, results_of
+
+#: Rows of one page of a wall.
+PAGE_ROWS = 500
+#: Characters of a prompt and of a message that a tile has; the clip's own page has the whole.
+_MOST_CHARACTERS = 300
+
+
+def tiles(farm: Farm, batch_id: str, *, after: int = -1, since: int | None = None, limit: int) -> dict[str, Any]:
+    """A page of a batch's rows behind the place `after`, for scripts. Raises `NoSuchBatchError`.
+
+    `since`: only rows that changed at or after this time, in UTC epoch seconds; `now` is the time to ask from the next
+    time.
+    """
+    # The clock before the rows: what changes in between is sent again rather than missed.
+    now = farm.batch_store.now()
+    found = results_of(farm.batch_store, farm.owner, batch_id, updated_since=since, after=after, limit=limit + 1)
+    return {"now": now, "has_more": len(found) > limit, "rows": [tile(one) for one in found[:limit]]}
+
+
+def tile(result: JobResult) -> dict[str, Any]:
+    """One row for scripts; what says nothing is left out."""
+    row = result.row
+    playable = row.state == "completed" and row.video_key is not None and row.expired_at is None
+    looks = looks_of(row)
+    facts = {
+        "job": result.job_id,
+        "place": result.number,
+        "id": row.id,
+        "number": row.number,
+        "state": row.state,
+        "prompt": row.prompt[:_MOST_CHARACTERS],
+        "class": row.resolution_class,
+        "plays": playable,
+        "poster": playable and bool(row.poster_key),
+        "aspect": round(row.width / row.height, 3) if row.width and row.height else 0,
+        "length": duration(row.seconds) if row.seconds else "",
+        "size": f"{row.width} × {row.height}" if row.width and row.height else "",
+        "field": row.problem.field if row.problem else "",
+        "message": (row.problem.message if row.problem else words_of(result))[:_MOST_CHARACTERS],
+        "remedy": row.problem.remedy[:_MOST_CHARACTERS] if row.problem else "",
+        "look": [note.title for note in looks],
+        "columns": " ".join(str(value) for value in row.extra.values() if value is not None)[:_MOST_CHARACTERS],
+    }
+    return {name: value for name, value in facts.items() if value not in ("", 0, False, [])}
+
+
+def words_of(result: JobResult) -> str:
+    """Why a row has no clip to play, in words."""
+    row = result.row
+    reason = row.reason.replace("_", " ")
+    match row.state:
+        case "failed":
+            return f"Failed: {reason}." if reason else "Failed."
+        case "cancelled":
+            return "Cancelled before it was finished."
+        case "held":
+            return f"Held: {reason}." if reason else "On hold."
+        case "running":
+            return "Being rendered."
+        case "queued":
+            return "Waiting for a card."
+        case "completed":
+            return "Its clip was deleted, being old." if row.expired_at is not None else ""

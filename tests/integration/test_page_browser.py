@@ -1,0 +1,265 @@
+"""The page as a person uses it: a real browser, one gateway over one store, and no farm behind it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.jobs.model import JobState
+from tests.building import still_png
+from tests.integration.test_contact_sheet_browser import ARGUMENTS
+from tests.page_store import PageFarm, beats_of, fill, gateway, page_farm, row
+
+pytestmark = pytest.mark.browser
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+CHROMIUM = shutil.which("chromium")
+if CHROMIUM is None:
+    pytest.skip("chromium is not installed", allow_module_level=True)
+
+MANY = 3000
+#: A wall that has all of its rows.
+LOADED = ".wall.live:not([aria-busy])"
+
+
+class House:
+    """A gateway that can be ended and started again at one address, and the batches of its store."""
+
+    def __init__(self, it: PageFarm, ids: dict[str, str], url: str) -> None:
+        self.it, self.ids, self.url = it, ids, url
+
+
+@contextmanager
+def beating(it: PageFarm, running: dict[str, tuple[int, int]]) -> Iterator[None]:
+    """Cards that are heard of for as long as this lasts."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(3):
+            it.dispatch.record_cards(beats_of(running))
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: Any) -> Iterator[House]:
+    with page_farm(tmp_path_factory.mktemp("page")) as it:
+        ids = fill(it)
+        ids["many"] = it.many_completed("Thousands", MANY)
+        made = it.farm.batch_store.attempts_of("local", ids["running"])
+        running = {one.id: (18, 30) for one in made if one.outcome is None}
+        it.dispatch.record_cards(beats_of(running))
+        with beating(it, running), gateway(it) as url:
+            yield House(it, ids, url)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Any, request: Any) -> Iterator[Any]:
+    """A page of a context of its own, on whose console nothing is to be said."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | getattr(request, "param", {}))
+    found = context.new_page()
+    said: list[str] = []
+    found.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    found.on("pageerror", lambda error: said.append(str(error)))
+    found.said = said
+    yield found
+    context.close()
+    # A gateway that is away, or says no, is what some tests are about.
+    away = ("Failed to load resource", "net::ERR", "Response Status Error Code 5")
+    assert [text for text in said if not any(words in text for words in away)] == []
+
+
+def faults(page: Any) -> list[str]:
+    """What keeps people out of the page, as axe-core finds it (WCAG 2.1, A and AA)."""
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
+    found = axe.Axe().run(page, options=rules).response["violations"]
+    return [f"{one['id']}: {[node['html'][:160] for node in one['nodes'][:3]]}" for one in found]
+
+
+def until(page: Any, expression: str, patience_ms: int = 60_000) -> None:
+    """Wait for an expression to be true. Playwright's own way evaluates text in the page, which its policy forbids."""
+    for _ in range(patience_ms // 50):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(expression)
+
+
+def visit(page: Any, house: House, where: str) -> None:
+    path = {"clip": f"/clips/{house.it.jobs(house.ids['running'])[0].id}"}.get(where)
+    if path is None:
+        path = f"/batches/{house.ids[where]}" if where in house.ids else where
+    page.goto(house.url + path)
+
+
+WHERE = ["/", "running", "clip", "/cards", "/new", "hostile", "failed"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        {"color_scheme": "light"},
+        {"color_scheme": "dark"},
+        {"color_scheme": "light", "viewport": {"width": 390, "height": 844}, "has_touch": True},
+    ],
+    indirect=True,
+    ids=["light", "dark", "phone"],
+)
+def test_nobody_is_kept_out_and_nothing_is_wider_than_the_screen(page: Any, house: House) -> None:
+    for where in WHERE:
+        visit(page, house, where)
+        if where in house.ids:
+            page.wait_for_selector(LOADED)
+        assert faults(page) == [], where
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), where
+        assert page.evaluate("window.hacked") is None
+
+
+def test_a_person_finds_a_clip_and_sees_it_play(page: Any, house: House) -> None:
+    page.goto(house.url)
+    page.get_by_role("link", name="Autumn catalogue").click()
+    page.wait_for_selector(".wall.live .tile.completed video")
+    until(page, "[...document.querySelectorAll('video')].some((v) => !v.paused && v.currentTime > 0)")
+    page.get_by_label("Notes").select_option("*")
+    until(page, "document.getElementById('count').value === '3 of 13 rows'")
+    # A reload loses nothing of it.
+    page.reload()
+    until(page, "document.getElementById('count').value === '3 of 13 rows'")
+    page.keyboard.press("/")
+    page.keyboard.type("no such words")
+    page.get_by_role("button", name="Show everything").click()
+    until(page, "document.getElementById('count').value === '13 rows'")
+    page.get_by_role("link", name=re.compile("^BROKEN-13, failed")).click()
+    page.wait_for_selector("h1:has-text('BROKEN-13')")
+    assert page.get_by_text("Export the picture again.").first.is_visible()
+
+
+def test_thousands_of_rows_are_few_elements_and_keys_go_through_them(page: Any, house: House) -> None:
+    visit(page, house, "many")
+    page.wait_for_selector(LOADED)
+    until(page, f"document.getElementById('count').value === '{MANY:,} rows'")
+    assert page.evaluate("document.querySelectorAll('.tile').length") < 60
+    page.locator(".tile .frame").first.focus()
+    page.keyboard.press("End")
+    page.wait_for_selector(f".tile:has-text('SKU-{MANY:05}')")
+    until(page, f"document.activeElement.getAttribute('aria-label')?.startsWith('SKU-{MANY:05}')")
+    assert page.evaluate("document.querySelectorAll('.tile').length") < 80
+    page.keyboard.press("ArrowLeft")
+    until(page, f"document.activeElement.getAttribute('aria-label')?.startsWith('SKU-{MANY - 1:05}')")
+    page.keyboard.press("Home")
+    until(page, "document.activeElement.getAttribute('aria-label')?.startsWith('SKU-00001')")
+    # Few clips play at once, whatever was gone through.
+    assert page.evaluate("document.querySelectorAll('video').length") <= 16
+
+
+def test_two_tabs_stay_true_and_a_gateway_that_was_away_is_said(page: Any, house: House) -> None:
+    it = house.it
+    batch = it.batch("Live", [row(n, f"LIVE-{n}", it.still) for n in range(1, 4)])
+    with gateway(it) as url:
+        other = page.context.new_page()
+        for one in (page, other):
+            one.goto(f"{url}/batches/{batch}")
+            one.wait_for_selector(".tile.queued")
+        it.complete(it.jobs(batch)[0])
+        for one in (page, other):
+            one.wait_for_selector(".tile.completed:has-text('LIVE-1')")
+            one.wait_for_selector(".tally:has-text('1 completed')")
+        port = int(url.rpartition(":")[2])
+    page.wait_for_selector("#told:has-text('The gateway does not answer')", timeout=60_000)
+    it.complete(it.jobs(batch)[1])
+    with gateway(it, port):
+        page.wait_for_selector("#told:has-text('Connected again')", timeout=60_000)
+        page.wait_for_selector(".tile.completed:has-text('LIVE-2')")
+
+
+def test_pictures_are_checked_and_then_handed_in(page: Any, house: House, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(still_png(seed=1))
+    (tmp_path / "two.png").write_bytes(still_png(seed=2))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "bags.csv").write_text(
+        "id,image,prompt,brand\nA,one.png,,Tonwerk\nB,two.png,tilt up,\nC,broken.png,pan,\n<b>,none.png,pan,\n"
+    )
+    before = len(house.it.farm.batch_store.batches("local", 100))
+    page.goto(f"{house.url}/new")
+    page.get_by_label("Prompt for rows that have none").fill("{brand} turning around")
+    page.set_input_files("#files", [tmp_path / name for name in ("one.png", "two.png", "broken.png", "bags.csv")])
+    page.wait_for_selector("h2:has-text('2 of 4 rows can be rendered')")
+    assert faults(page) == []
+    assert page.get_by_text("Tonwerk turning around").is_visible()
+    assert page.get_by_text("Fits NVIDIA L4").is_visible()
+    assert len(house.it.farm.batch_store.batches("local", 100)) == before
+    page.get_by_role("button", name="Hand in 2 rows").click()
+    page.wait_for_url("**/batches/batch_*")
+    page.wait_for_selector(".tile.failed:has-text('C')")
+    made = house.it.farm.batch_store.batches("local", 1)[0]
+    assert (made.name, made.counts[JobState.FAILED], made.counts.total) == ("bags.csv", 2, 4)
+
+
+def test_verbs_are_asked_before_where_they_cannot_be_undone(page: Any, house: House) -> None:
+    it = house.it
+    batch = it.batch("To be cancelled", [row(n, f"GONE-{n}", it.still) for n in range(1, 4)])
+    page.goto(f"{house.url}/batches/{batch}")
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_selector(".chip:has-text('paused')")
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Back").click()
+    assert it.farm.batch(batch).counts[JobState.CANCELLED] == 0
+    page.get_by_role("button", name="Cancel").first.click()
+    page.locator("#ask-yes").click()
+    page.wait_for_selector(".tile.cancelled")
+    assert it.farm.batch(batch).counts[JobState.CANCELLED] == 3
+
+
+@pytest.mark.parametrize("page", [{"java_script_enabled": False}], indirect=True)
+def test_without_scripts_everything_can_be_read(page: Any, house: House) -> None:
+    page.goto(house.url)
+    page.get_by_role("link", name="Thousands").click()
+    assert page.locator(".tile").count() == 48
+    page.get_by_role("link", name="Next rows").click()
+    page.get_by_role("link", name="SKU-00049").click()
+    assert page.locator("video").count() == 1
+    assert page.get_by_role("button").count() == 0
+
+
+@pytest.mark.parametrize("page", [{"reduced_motion": "reduce"}], indirect=True)
+def test_who_wants_no_motion_gets_none(page: Any, house: House) -> None:
+    visit(page, house, "many")
+    page.wait_for_selector(".wall.live .tile img")
+    page.mouse.wheel(0, 600)
+    page.wait_for_timeout(500)
+    assert page.locator("video").count() == 0
+    page.locator(".tile .frame").first.hover()
+    page.wait_for_selector(".tile video")
+    assert page.locator("video").count() == 1
+
+
+def test_colours_can_be_chosen_and_stay(page: Any, house: House) -> None:
+    page.goto(house.url)
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(colour)
+    page.locator("#theme").click()
+    page.locator("#theme").click()
+    dark = page.evaluate(colour)
+    assert dark != light
+    page.goto(f"{house.url}/cards")
+    assert page.evaluate(colour) == dark

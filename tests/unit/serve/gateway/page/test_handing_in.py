@@ -1,0 +1,158 @@
+"""Rows are checked before they are handed in: nothing is submitted by that, and what is told is what then happens."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from cluster.catalog.manifest import BadRow, Manifest, Row
+from pipeline.units import GIB
+from serve.gateway.page.prompt_columns import fill_prompts
+from tests.building import beat, still_png
+from tests.page_store import HOSTILE
+from tests.unit.serve.gateway.page.conftest import client_of
+from tests.unit.serve.gateway.page.test_pages import Markup
+
+TABLE = """\
+id,image,prompt,fps,brand
+BAG-1,bag-1.png,pan left,8,Tonwerk
+BAG-2,pics/bag-2.png,,8,Strider
+BAG-3,bag-1.png,pan left,twelve,
+BAG-4,missing.png,pan left,8,
+BAG-5,broken.png,pan left,8,
+BAG-6,bag-1.png,,8,
+"""
+
+
+def sent(http: TestClient) -> dict[str, Any]:
+    """Pictures handed in one by one, as the page does, and the one that cannot be used with its problem."""
+    found: dict[str, Any] = {}
+    for number, name in enumerate(("bag-1.png", "pics/bag-2.png")):
+        answer = http.put("/v1/stills", content=still_png(seed=number))
+        found[name] = answer.json()["sha256"]
+    answer = http.put("/v1/stills", content=b"no picture")
+    found["broken.png"] = answer.json()["error"]["clipmill"]
+    return found
+
+
+def check(http: TestClient, table: str, stills: dict[str, Any], name: str = "bags.csv", **options: str) -> Any:
+    files = {"manifest": (name, table.encode()), "stills": ("stills.json", json.dumps(stills).encode())}
+    return http.post("/new/check", data=options, files=files)
+
+
+def test_a_check_tells_what_handing_in_does_and_hands_nothing_in(empty: Any) -> None:
+    http = client_of(empty)
+    stills = sent(http)
+    found = check(http, TABLE, stills, prompt="{brand} turning around").json()
+    assert empty.farm.batch_store.batches("local", everything=True) == []
+    assert (found["name"], found["good"], found["total"]) == ("bags.csv", 2, 6)
+    body = {"name": "bags", "rows": found["rows"], "defaults": {"resolution_class": "512p", "tier": "standard"}}
+    answer = http.post("/v1/batches", json=body)
+    assert answer.status_code == 202, answer.text
+    made = {job.name: job for job in empty.jobs(answer.json()["id"])}
+    assert {name for name, job in made.items() if not job.problems} == {"BAG-1", "BAG-2"}
+    assert made["BAG-2"].spec.prompt == "Strider turning around"
+    assert made["BAG-2"].still == stills["pics/bag-2.png"]
+    text = Markup(found["html"]).text
+    for name, job in made.items():
+        for problem in job.problems:
+            assert problem.message in text, name
+            assert problem.remedy in text, name
+    assert {job.problems[0].field for job in made.values() if job.problems} == {"fps", "image", "prompt"}
+
+
+def test_a_check_says_when_and_for_how_much_as_the_forecast_does(empty: Any) -> None:
+    empty.dispatch.record_cards([beat("gpu0", kind="NVIDIA L4", usable_bytes=21 * GIB, total_bytes=24 * GIB)])
+    http = client_of(empty)
+    table = "image,prompt\nbag-1.png,pan left\npics/bag-2.png,tilt up\n"
+    text = " ".join(Markup(check(http, table, sent(http)).json()["html"]).text.split())
+    assert "2 rows, and all can be rendered" in text
+    assert "$ by the table of prices" in text
+    assert "Fits NVIDIA L4 all" in text
+    none = client_of(empty)
+    empty.database.now = lambda _connection: 2_000_000_000
+    assert "No card was heard of lately" in check(none, table, sent(none)).json()["html"]
+
+
+def test_pictures_alone_are_rows_that_are_called_as_their_files(empty: Any) -> None:
+    http = client_of(empty)
+    stills = sent(http)
+    lines = "\n".join(json.dumps({"image": name, "name": name[-9:-4]}) for name in stills)
+    found = check(http, lines, stills, name="pictures.jsonl", prompt="{name} from above").json()
+    assert (found["good"], found["total"]) == (2, 3)
+    assert {row["row"]["prompt"] for row in found["rows"] if row["row"]} >= {"bag-1 from above", "bag-2 from above"}
+
+
+def test_text_of_a_table_stays_text_in_the_report(empty: Any) -> None:
+    http = client_of(empty)
+    line = {"image": "bag-1.png", "prompt": HOSTILE, "id": "A", "fps": HOSTILE, HOSTILE[:50]: HOSTILE}
+    other = {"image": "bag-1.png", "prompt": HOSTILE, "id": "B"}
+    found = check(http, f"{json.dumps(line)}\n{json.dumps(other)}", sent(http), name="rows.jsonl").json()
+    tags = {tag for tag, _ in Markup(found["html"]).elements}
+    assert not tags & {"script", "img"}
+    assert HOSTILE[:60] in Markup(found["html"]).text
+
+
+@pytest.mark.parametrize(
+    ("table", "name"), [("no table", "x.parquet"), ("", "x.csv"), ("id,prompt\n1,2\n", "x.csv"), ("a", "x.xlsx")]
+)
+def test_a_table_that_cannot_be_read_is_an_error_with_a_remedy(empty: Any, table: str, name: str) -> None:
+    http = client_of(empty)
+    answer = check(http, table, {}, name=name)
+    if answer.status_code == 200:
+        # Read, and no row of it is one.
+        assert answer.json()["good"] == 0
+        return
+    assert answer.status_code in (400, 415)
+    assert answer.json()["error"]["remedy"]
+
+
+@pytest.mark.parametrize("stills", [b"[]x", b"[1]", b'{"a.png": {"field": 1}}', b'{"a.png": 7}'])
+def test_pictures_in_another_form_are_refused(empty: Any, stills: bytes) -> None:
+    files = {"manifest": ("x.csv", b"image\na.png\n"), "stills": ("s.json", io.BytesIO(stills))}
+    answer = client_of(empty).post("/new/check", files=files)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["clipmill"]["field"] == "stills"
+
+
+# -- one prompt for all --------------------------------------------------------------------------------------------
+
+
+def made(extra: dict[str, Any], prompt: str, name: str = "SKU-1") -> Row | BadRow:
+    row = Row(number=1, id=name, image="a.png", prompt=prompt, extra=extra)
+    [found] = fill_prompts(Manifest(root=Path("/"), rows=[row]), prompt).rows
+    return found
+
+
+_WORDS = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=12)
+
+
+@given(st.dictionaries(_WORDS.filter(lambda word: word.casefold() == word), _WORDS, min_size=1, max_size=4), st.data())
+def test_columns_are_filled_in_as_format_does(extra: dict[str, str], data: Any) -> None:
+    names = data.draw(st.lists(st.sampled_from(sorted(extra)), min_size=1, max_size=4))
+    prompt = "a {{brace}} of " + " and ".join(f"{{{name}}}" for name in names)
+    found = made(extra, prompt)
+    assert isinstance(found, Row)
+    expected = "a {brace} of " + " and ".join(extra[name] for name in names)
+    assert found.prompt == expected
+
+
+@pytest.mark.parametrize("extra", [{}, {"colour": ""}, {"colour": None}, {"colour": "  "}, {"color": "red"}])
+def test_a_prompt_with_a_hole_in_it_is_a_problem_of_its_row(extra: dict[str, Any]) -> None:
+    found = made(extra, "a {colour} bag")
+    assert isinstance(found, BadRow)
+    assert "{colour}" in found.problems[0].message
+    assert "{id}" in found.problems[0].remedy
+
+
+def test_a_prompt_without_columns_and_a_rows_own_prompt_are_left_alone() -> None:
+    assert made({}, "a bag }{{ of }} things").prompt == "a bag }{{ of }} things"  # type: ignore[union-attr]
+    own = Row(number=1, id="A", image="a.png", prompt="my {own} words")
+    assert fill_prompts(Manifest(root=Path("/"), rows=[own]), "all {id}").rows == [own]
