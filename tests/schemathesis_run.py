@@ -41,7 +41,7 @@ _JUDGED_BY_SENSE = {("POST", "/v1/batches"), ("POST", "/v1/forecast")}
 _INDEPENDENT = {"prompt", "negative_prompt", "seed", "tier", "fit", "strict", "user", "metadata", "fps"}
 #: What a request that has the form that the document asks for may still be answered with: a model that there is not, a
 #: batch that there is not, a batch that has ended already.
-_REFUSED_BY_SENSE = ["2xx", "400", "404", "409", "415", "416"]
+_REFUSED_BY_SENSE = ["2xx", "400", "401", "404", "409", "415", "416"]
 
 
 async def nobody() -> None:
