@@ -176,6 +176,7 @@ def _batch(
         limits=limits_of(row),
         comment=row.comment or "",
         key=key,
+        webhook_url=row.webhook_url,
     )
 
 

@@ -187,6 +187,14 @@ class TermOptions(OptionGroup):
     max_gpu_hours: MaxGpuHours = None
     max_cost: MaxCost = None
     comment: Annotated[str, typer.Option(help="For people.", rich_help_panel=_TERMS)] = ""
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Tell this URL of the first failure and of the end (see docs/webhooks.md).",
+            rich_help_panel=_TERMS,
+        ),
+    ] = None
 
     def terms(self) -> dict[str, Any]:
         """The fields of `TermFields` that are not as they would be anyway. Raises `pydantic.ValidationError`."""
@@ -198,6 +206,7 @@ class TermOptions(OptionGroup):
             max_gpu_hours=self.max_gpu_hours,
             max_cost=self.max_cost,
             comment=self.comment,
+            webhook_url=self.webhook,
         )
         return fields_given.model_dump(exclude_defaults=True)
 
