@@ -143,6 +143,18 @@ class Truth:
                 found[table.name] = sorted((tuple(map(repr, row)) for row in self.rows(sa.select(table))), key=repr)
         return found
 
+    def rows_of_before(self, like: dict[str, list[tuple[Any, ...]]] | None = None) -> dict[str, list[tuple[Any, ...]]]:
+        """All rows of the tables and columns that are there by the database's own word, or of those in `like`."""
+        found: dict[str, list[tuple[Any, ...]]] = {}
+        with self.database.engine.connect() as c:
+            for table in like or sa.inspect(c).get_table_names():
+                if table != "alembic_version":
+                    names = like[table][0] if like else [column["name"] for column in sa.inspect(c).get_columns(table)]
+                    columns = ", ".join(f'"{name}"' for name in names)
+                    rows = c.execute(sa.text(f'SELECT {columns} FROM "{table}"')).all()
+                    found[table] = [tuple(names), *sorted((tuple(map(repr, row)) for row in rows), key=repr)]
+        return found
+
     def attempts(self) -> list[Any]:
         return self.rows(sa.select(attempts).order_by(attempts.c.job_id, attempts.c.fence))
 

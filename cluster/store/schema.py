@@ -30,6 +30,8 @@ UNTOLD = "end_told_at IS NULL"
 
 #: What queues are told apart by, then the order of their jobs.
 QUEUE = (*QUEUE_BY, "created_at", "number")
+#: Condition on a row of `jobs`: it waits. A query counts by its index where it says exactly so.
+WAITS = "state IN ('queued', 'held')"
 _QUEUED = "state = 'queued' AND not_before IS NULL"
 _TIMED = "state = 'queued' AND not_before IS NOT NULL"
 _PENDING = "state = 'pending'"
@@ -162,6 +164,8 @@ jobs = Table(
     Index("ix_jobs_queues", "lane", *QUEUE, sqlite_where=text(_QUEUED), postgresql_where=text(_QUEUED)),
     Index("ix_jobs_timed", "lane", "not_before", *QUEUE, sqlite_where=text(_TIMED), postgresql_where=text(_TIMED)),
     Index("ix_jobs_batch_state", "batch_id", "state"),
+    # How many rows of an owner wait, which a quota may limit.
+    Index("ix_jobs_owner_waits", "owner", sqlite_where=text(WAITS), postgresql_where=text(WAITS)),
     # The guarantee that no clip is rendered twice at once, kept by the store itself.
     Index(
         "uq_jobs_running_content",
@@ -384,4 +388,61 @@ card_orders = Table(
     Column("since", BigInteger, nullable=False),
     # NULL: until somebody releases it.
     Column("until", BigInteger, nullable=True),
+)
+
+#: Keys of the API; of a key's text there is a hash only. A row stays when the key is revoked.
+access_keys = Table(
+    "access_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    # For people.
+    Column("name", Text, nullable=False),
+    Column("scopes", JSON, nullable=False),
+    # SHA-256 of the whole text, in hex digits.
+    Column("digest", String(64), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # NULL: never.
+    Column("expires_at", BigInteger, nullable=True),
+    Column("revoked_at", BigInteger, nullable=True),
+    # Written at most once an hour.
+    Column("used_at", BigInteger, nullable=True),
+    # The key that was made in its place.
+    Column("replaced_by", String(32), nullable=True),
+    Index("ix_access_keys_owner", "owner"),
+)
+
+#: Sessions of browsers, each opened by a key and over when the key is.
+access_sessions = Table(
+    "access_sessions",
+    metadata,
+    # SHA-256 of the cookie's value, in hex digits.
+    Column("digest", String(64), primary_key=True),
+    Column("key_id", ForeignKey("access_keys.id"), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Index("ix_access_sessions_expires", "expires_at"),
+)
+
+#: What an owner may hand in; NULL: as much as they like. An owner without a row has no quota.
+owner_quotas = Table(
+    "owner_quotas",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("queued_jobs", BigInteger, nullable=True),
+    Column("gpu_seconds_day", Float, nullable=True),
+    Column("cost_month", Float, nullable=True),
+    Column("requests_minute", Integer, nullable=True),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+#: Seconds between start and end of owners' attempts, kept in the transaction that ends them, so that no look at a
+#: quota adds up attempts. `day` is of their end, in days since the epoch (UTC); `kind` is a card's, as prices are for.
+owner_use = Table(
+    "owner_use",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(128), primary_key=True),
+    Column("gpu_seconds", Float, nullable=False),
 )
