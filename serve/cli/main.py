@@ -15,6 +15,7 @@ from serve.cli.logs import logs
 from serve.cli.render import render
 from serve.cli.suggest import suggest
 from serve.cli.watch import watch
+from serve.cli.webhooks import verbs as webhooks
 from serve.cli.why import why
 
 app = typer.Typer(
@@ -61,6 +62,7 @@ app.add_typer(footprint.app, name="footprint")
 app.add_typer(manifests.app, name="manifests")
 app.add_typer(models.app, name="models")
 app.add_typer(store.app, name="store")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 def main() -> None:

@@ -62,10 +62,15 @@ class WebhookSender:
         self._at_once, self._start, self._clock = at_once, start, clock
         self._rng = rng or random.Random()  # noqa: S311 (jitter is no secret)
         self._changed = threading.Condition()
+        #: Set where a message has gone: the next to its URL may be due.
+        self._gone = threading.Event()
         self._in_hand = 0
 
     def run(self, stop: threading.Event) -> None:
-        """Look every second, at once where a message has gone, until `stop`; a store that does not answer is waited for."""
+        """Look every second, and at once where a message has gone, until `stop`.
+
+        A store that does not answer is waited for.
+        """
         tidied = time.monotonic()
         while not stop.is_set():
             try:
@@ -77,7 +82,8 @@ class WebhookSender:
                 log.warning("webhooks were not looked after, the next look is in a second: %s", error)
                 more = False
             if not more:
-                stop.wait(LOOK_S)
+                self._gone.wait(LOOK_S)
+                self._gone.clear()
 
     def step(self) -> bool:
         """Tell what is new, and begin to send what is due; whether there may be more of either at once."""
@@ -112,6 +118,7 @@ class WebhookSender:
             with self._changed:
                 self._in_hand -= 1
                 self._changed.notify_all()
+            self._gone.set()
 
     def _deliver(self, taken: TakenDelivery) -> None:
         delivery = taken.delivery

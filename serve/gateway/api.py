@@ -37,6 +37,7 @@ from serve.gateway.routes_batches import batch_routes
 from serve.gateway.routes_cards import card_routes
 from serve.gateway.routes_forecast import forecast_routes
 from serve.gateway.routes_jobs import job_routes
+from serve.gateway.webhooks.routes import webhook_routes
 
 log = logging.getLogger("clipmill.gateway")
 
@@ -141,6 +142,7 @@ def create_api(
     api.include_router(video_routes(farm, nudge_dispatcher, videos))
     api.include_router(file_routes(farm))
     api.include_router(model_routes())
+    api.include_router(webhook_routes(farm))
     describe(api)
     return api
 

@@ -121,15 +121,14 @@ class Outbox:
 _SENDING = deliveries.alias("sending")
 _SENT_NOW = sa.and_(_SENDING.c.lease.is_not(None), _SENDING.c.next_at > sa.bindparam("now"))
 _IN_HAND = sa.exists().where(_SENT_NOW, _SENDING.c.url == deliveries.c.url, _SENDING.c.owner == deliveries.c.owner)
+_OLDEST_ID, _DUE_AT = sa.func.min(deliveries.c.id), sa.func.min(deliveries.c.next_at)
 #: Of each URL the oldest message that is due, where none is being sent there; ids sort by time.
 _OLDEST = (
     sa.select(
-        sa.func.min(deliveries.c.id).label("id"),
+        _OLDEST_ID.label("id"),
         deliveries.c.owner,
-        sa.func.min(deliveries.c.next_at).label("due_at"),
-        sa.func.row_number()
-        .over(partition_by=deliveries.c.owner, order_by=(sa.func.min(deliveries.c.next_at), sa.func.min(deliveries.c.id)))
-        .label("rank"),
+        _DUE_AT.label("due_at"),
+        sa.func.row_number().over(partition_by=deliveries.c.owner, order_by=(_DUE_AT, _OLDEST_ID)).label("rank"),
     )
     .where(sa.text("state = 'pending'"), deliveries.c.next_at <= sa.bindparam("now"), ~_IN_HAND)
     .group_by(deliveries.c.owner, deliveries.c.url)

@@ -10,7 +10,6 @@ from sqlalchemy.engine import Connection
 
 from cluster.jobs.ids import new_id
 from cluster.store.database import Database
-from cluster.store.lookup import AmbiguousIdError
 from cluster.store.schema import webhook_deliveries, webhook_secrets, webhooks
 from cluster.store.webhooks.rows import delivery_from, secret_from, webhook_from
 from cluster.store.webhooks.telling import Receiver, enqueue, pass_over
@@ -76,16 +75,6 @@ class WebhookStore:
         """One webhook by its id."""
         with self._db.read() as c:
             return _require(c, owner, webhook_id)
-
-    def find(self, owner: str, begins: str) -> str:
-        """The id of the one webhook whose id begins so, with or without its prefix. Raises `AmbiguousIdError`."""
-        ids = [one.id for one in self.all(owner)]
-        found = [one for one in ids if one.startswith(begins) or one.removeprefix("webhook_").startswith(begins)]
-        if begins in found or len(found) == 1:
-            return begins if begins in found else found[0]
-        if found:
-            raise AmbiguousIdError(f"{len(found)} webhooks begin with {begins!r}: write more of it")
-        raise _missing(begins)
 
     def delete(self, owner: str, webhook_id: str) -> None:
         """Send nothing to it any more; messages that are on their way there are given up."""

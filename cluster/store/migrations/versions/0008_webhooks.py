@@ -18,11 +18,14 @@ def upgrade() -> None:
     op.add_column("batches", sa.Column("end_told_at", sa.BigInteger(), nullable=True))
     op.add_column("batches", sa.Column("failure_told_at", sa.BigInteger(), nullable=True))
     # What was over before anybody could register is no news.
-    mine = "SELECT 1 FROM jobs WHERE jobs.batch_id = batches.id AND jobs.state"
     op.execute(
-        f"UPDATE batches SET end_told_at = created_at WHERE sealed AND NOT EXISTS ({mine} IN ('queued', 'running', 'held'))"
+        "UPDATE batches SET end_told_at = created_at WHERE sealed AND NOT EXISTS (SELECT 1 FROM jobs"
+        " WHERE jobs.batch_id = batches.id AND jobs.state IN ('queued', 'running', 'held'))"
     )
-    op.execute(f"UPDATE batches SET failure_told_at = created_at WHERE EXISTS ({mine} = 'failed')")
+    op.execute(
+        "UPDATE batches SET failure_told_at = created_at WHERE EXISTS (SELECT 1 FROM jobs"
+        " WHERE jobs.batch_id = batches.id AND jobs.state = 'failed')"
+    )
     op.create_index("ix_batches_untold", "batches", ["id"], sqlite_where=UNTOLD, postgresql_where=UNTOLD)
     op.create_table(
         "webhooks",
