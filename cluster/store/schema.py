@@ -362,6 +362,8 @@ webhook_deliveries = Table(
     # `pending`, `delivered` or `failed`.
     Column("state", String(16), nullable=False),
     Column("attempts", Integer, nullable=False),
+    # How often a sender took it, those that died before they could say how it went among them.
+    Column("takes", Integer, nullable=False),
     # When it is tried next; of one that is being sent: when its sender is taken for dead.
     Column("next_at", BigInteger, nullable=False),
     # Names the attempt that is being made: only that one may say how it went.

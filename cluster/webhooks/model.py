@@ -79,7 +79,7 @@ class Delivery:
     payload: str
     created_at: int
     state: DeliveryState
-    #: Attempts that were begun.
+    #: Attempts of which it is known how they went.
     attempts: int = 0
     #: When it is tried next.
     next_at: int | None = None

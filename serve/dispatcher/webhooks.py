@@ -9,9 +9,9 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from cluster.remote.poster import MessagePoster, PostFailedError
+from cluster.remote.poster import PostAnswer, PostFailedError
 from cluster.store.database import Database
 from cluster.store.webhooks.outbox import Outbox, TakenDelivery
 from cluster.store.webhooks.telling import tell
@@ -30,6 +30,8 @@ TIDY_S = 600.0
 #: Seconds that a farm which closes takes for messages of what ended last.
 LAST_S = 3.0
 
+#: Sends a body with headers to a URL.
+Post = Callable[[str, bytes, Sequence[tuple[str, str]]], PostAnswer]
 #: Begins to do something beside, and returns.
 Start = Callable[[Callable[[], None]], None]
 
@@ -48,7 +50,7 @@ class WebhookSender:
     def __init__(
         self,
         database: Database,
-        poster: MessagePoster,
+        post: Post,
         *,
         base: str = "",
         at_once: int = AT_ONCE,
@@ -56,8 +58,12 @@ class WebhookSender:
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
-        """`base` is the farm's address, below which URLs in messages are; `clock` (UTC epoch seconds) dates them."""
-        self._db, self._poster, self._base = database, poster, base
+        """`post` sends one message, and raises `PostFailedError` where no answer comes.
+
+        `base` is the farm's address, below which URLs in messages are; `clock` (UTC epoch seconds) dates messages;
+        `start` begins to send one.
+        """
+        self._db, self._post, self._base = database, post, base
         self._outbox = Outbox(database)
         self._at_once, self._start, self._clock = at_once, start, clock
         self._rng = rng or random.Random()  # noqa: S311 (jitter is no secret)
@@ -125,10 +131,10 @@ class WebhookSender:
         body = body_of(delivery.payload, self._base)
         try:
             headers = signed_headers(taken.secrets, delivery.event_id, body, self._clock())
-            answer = self._poster.post(delivery.url, body, headers)
+            answer = self._post(delivery.url, body, headers)
             answered = Answered(status=answer.status, retry_after_s=answer.retry_after_s)
         except PostFailedError as error:
             answered = Answered(error=str(error))
         once = delivery.type is EventType.WEBHOOK_TEST
-        verdict = judge(answered, delivery.attempts, self._rng.random, once=once)
+        verdict = judge(answered, delivery.attempts + 1, self._rng.random, once=once)
         self._outbox.record(taken, verdict, answered.status)

@@ -14,11 +14,13 @@ from cluster.store.schema import webhook_secrets, webhooks
 from cluster.store.webhooks.rows import delivery_from, secret_from
 from cluster.store.webhooks.telling import pass_over
 from cluster.webhooks.model import Delivery, DeliveryState
-from cluster.webhooks.schedule import Verdict
+from cluster.webhooks.schedule import SCHEDULE_S, Verdict
 
 #: Seconds after which a sender that did not say how its attempt went is taken for dead, and the message is sent again:
 #: several times what an attempt may take.
 LEASE_S = 60
+#: How often a message is taken by senders, of which those that say how it went take it `len(SCHEDULE_S)` times.
+MOST_TAKES = len(SCHEDULE_S) + 25
 #: Messages of one owner that are sent at once, by all senders: whoever names many slow receivers delays nobody else's.
 AT_ONCE_OF_OWNER = 4
 #: Days for which messages that were delivered or given up are kept.
@@ -47,7 +49,7 @@ class Outbox:
         """Take up to `limit` messages that are due, of which nobody else gets any for `LEASE_S` seconds.
 
         One at a time to a URL, so that one which is slow holds up no other, and each gets its messages in order where
-        all is well. An attempt counts as soon as it is begun: a message that ends its sender is not sent for ever.
+        all is well. A message that ends its senders is given up after `MOST_TAKES`.
         """
         with self._db.read() as c:
             if not list(c.scalars(_DUE, {"now": self._db.now(c), "limit": 1})):
@@ -59,9 +61,14 @@ class Outbox:
             for delivery_id in ids:
                 lease = new_id("lease")
                 mine = deliveries.c.id == delivery_id
-                began = {"lease": lease, "next_at": now + LEASE_S, "attempts": deliveries.c.attempts + 1}
+                began = {"lease": lease, "next_at": now + LEASE_S, "takes": deliveries.c.takes + 1}
                 c.execute(sa.update(deliveries).where(mine).values(**began, last_at=now))
-                delivery = delivery_from(c.execute(sa.select(deliveries).where(mine)).one())
+                row = c.execute(sa.select(deliveries).where(mine)).one()
+                if row.takes > MOST_TAKES:
+                    over = {"state": DeliveryState.FAILED.value, "lease": None, "error": "its senders ended, too often"}
+                    c.execute(sa.update(deliveries).where(mine).values(**over))
+                    continue
+                delivery = delivery_from(row)
                 query = sa.select(webhook_secrets).where(webhook_secrets.c.owner == delivery.owner)
                 secret = c.execute(query).one_or_none()
                 valid = secret_from(secret).valid_at(now) if secret else ()
@@ -74,7 +81,7 @@ class Outbox:
         with self._db.write() as c:
             now = self._db.now(c)
             values: dict[str, Any] = {"state": verdict.state.value, "lease": None, "status": status}
-            values |= {"next_at": now + verdict.pause_s, "error": verdict.error}
+            values |= {"next_at": now + verdict.pause_s, "error": verdict.error, "attempts": delivery.attempts + 1}
             if verdict.state is DeliveryState.DELIVERED:
                 values["delivered_at"] = now
             mine = sa.and_(deliveries.c.id == delivery.id, deliveries.c.lease == taken.lease, _PENDING)
@@ -89,7 +96,7 @@ class Outbox:
 
     def _give_up(self, c: sa.Connection, now: int, delivery: Delivery, verdict: Verdict) -> None:
         hook = webhooks.c.id == delivery.webhook_id
-        why = f"{verdict.error}, {delivery.attempts} times" if verdict.exhausted else verdict.error
+        why = f"{verdict.error}, {delivery.attempts + 1} times" if verdict.exhausted else verdict.error
         stands = sa.and_(hook, webhooks.c.disabled_at.is_(None))
         if verdict.exhausted:
             # One that takes other messages is not gone.

@@ -24,7 +24,7 @@ def secret_from(row: Any) -> SigningSecret:
 def delivery_from(row: Any) -> Delivery:
     """A `Delivery` of a row of `webhook_deliveries`."""
     state = DeliveryState(row.state)
-    facts = {name: value for name, value in row._mapping.items() if name != "lease"}
+    facts = {name: value for name, value in row._mapping.items() if name not in ("lease", "takes")}
     facts |= {"type": EventType(row.type), "state": state}
     # Of one that is over it says nothing.
     facts |= {"next_at": row.next_at if state is DeliveryState.PENDING else None}

@@ -96,6 +96,7 @@ def enqueue(c: Connection, now: int, owner: str, told: Told, receivers: Iterable
             "created_at": now,
             "state": DeliveryState.PENDING.value,
             "attempts": 0,
+            "takes": 0,
             "next_at": now,
         }
         for receiver in receivers

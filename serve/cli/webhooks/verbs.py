@@ -178,9 +178,9 @@ def _wait_for(client: WebhookClient, hook: str, sent: View) -> View:
     while view["state"] == "pending" and time.monotonic() < end:
         time.sleep(_LOOK_S)
         view = next((one for one in client.deliveries(hook, 100) if one["id"] == sent["id"]), sent)
-    if view["state"] != "pending":
-        return view
-    fail(Exit.NO_FARM, "nobody has sent the test: the farm's dispatcher is not up, or busy with slow receivers")
+    if view["state"] == "pending":
+        fail(Exit.NO_FARM, "nobody has sent the test: the farm's dispatcher is not up, or busy with slow receivers")
+    return view
 
 
 def _print_secret(secret: str) -> None:

@@ -80,7 +80,7 @@ class WebhookDeliveryAnswer(DescribedAnswer):
     state: DeliveryState
     """`pending`, `delivered`, or `failed`: given up."""
     attempts: int
-    """Attempts that were begun."""
+    """Attempts that were answered, or failed."""
     created_at: int
     """When it happened, in UTC epoch seconds."""
     last_at: int | None
