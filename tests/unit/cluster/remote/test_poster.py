@@ -48,9 +48,10 @@ def test_a_receiver_says_how_long_it_wants_to_be_left_alone() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_a_redirect_is_an_answer_and_is_not_followed(status: int) -> None:
-    with host(lambda asked: asked.send(200)) as inner, host(
-        lambda asked: asked.send(status, Location=f"http://127.0.0.1:{inner.port}/")
-    ) as server:
+    with (
+        host(lambda asked: asked.send(200)) as inner,
+        host(lambda asked: asked.send(status, Location=f"http://127.0.0.1:{inner.port}/")) as server,
+    ):
         assert post(server).status == status
         assert inner.connections == 0
 
@@ -122,7 +123,7 @@ def test_of_an_endless_body_nothing_is_read() -> None:
     ],
 )
 def test_nobody_s_private_host_is_asked(url: str, addresses: list[str] | None) -> None:
-    names = Names(**{"localhost": [addresses], "inner_shop_example": [addresses], "shop_example": [addresses]})
+    names = Names(localhost=[addresses], inner_shop_example=[addresses], shop_example=[addresses])
     with pytest.raises(PostFailedError):
         MessagePoster(FetchPolicy(), limits=LIMITS, resolve=names).post(url, b"{}", [])
 
