@@ -126,6 +126,20 @@ def test_a_batch_names_its_own_url(http, farm):
     assert (found["type"], found["webhook"], found["url"]) == ("batch.cancelled", None, f"{URL}?…")
 
 
+def test_a_video_names_its_own_url(http, farm):
+    sha256 = http.put("/v1/stills", content=still_png()).json()["sha256"]
+    asked = {"input_reference": {"file_id": f"file-{sha256}"}, "webhook_url": URL}
+    assert error_of(http.post("/v1/videos", json=asked))["param"] == "webhook_url"
+    http.post("/v1/webhooks/rotate")
+    for wrong in ("gopher://x/", 7, ["https://a.example/"]):
+        assert error_of(http.post("/v1/videos", json=asked | {"webhook_url": wrong}))["param"] == "webhook_url"
+    video = http.post("/v1/videos", json=asked).json()
+    http.post(f"/v1/videos/{video['id']}/cancel")
+    assert tell(farm.batch_store.database) == 1
+    (found,) = http.get("/v1/webhooks/deliveries", params={"subject": video["id"]}).json()["data"]
+    assert (found["type"], found["url"]) == ("video.failed", URL)
+
+
 def test_beginnings_of_ids_are_enough_where_only_one_begins_so():
     known = [{"id": "webhook_aab"}, {"id": "webhook_aac"}]
     assert whole_webhook("aab", known) == whole_webhook("webhook_aab", known) == "webhook_aab"
