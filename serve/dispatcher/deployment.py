@@ -68,7 +68,9 @@ class DispatcherDeployment:
         self._closing = threading.Event()
         self._housekeeping = asyncio.create_task(self._sweep())
         self._expiring = asyncio.create_task(self._expire_unsealed())
-        self._webhooks = WebhookSender(database, MessagePoster(farm.fetch).post, base=farm.public_url)
+        # Connections of its own: threads that wait to write how a message went leave the dispatcher's alone.
+        outbox = Database.shared(farm.settings().database_url)
+        self._webhooks = WebhookSender(outbox, MessagePoster(farm.fetch).post, base=farm.public_url)
         self._sending = threading.Thread(
             target=self._webhooks.run, args=(self._closing,), name="clipmill-webhooks", daemon=True
         )

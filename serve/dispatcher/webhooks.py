@@ -24,7 +24,7 @@ log = logging.getLogger("clipmill.webhooks")
 #: Seconds between two looks for news and for messages that are due.
 LOOK_S = 1.0
 #: Messages that are sent at once.
-AT_ONCE = 16
+AT_ONCE = 8
 #: Seconds between two looks for messages that need not be kept any more.
 TIDY_S = 600.0
 #: Seconds that a farm which closes takes for messages of what ended last.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,20 +13,20 @@ import pytest
 import sqlalchemy as sa
 
 from cluster.dispatch.retry import after_attempt
-from cluster.jobs.model import FINAL_STATES
+from cluster.jobs.model import FINAL_STATES, JobState
 from cluster.jobs.outcomes import Invalid
-from cluster.jobs.transitions import RULES, Happening, Verb
-from cluster.store import BatchStore, DispatchStore
+from cluster.jobs.transitions import RULES, Happening, RefusedError, Verb
+from cluster.store import BatchStore, Database, DispatchStore
 from cluster.store.batch_reader import VIDEO_SOURCE
 from cluster.store.batches import Terms
 from cluster.store.commands import CommandStore
 from cluster.store.deletion import begin_deletion, drop_rows, next_rows
-from cluster.store.schema import batches, webhook_deliveries
+from cluster.store.schema import batches, jobs, webhook_deliveries
 from cluster.store.webhooks.registry import WebhookStore
 from cluster.store.webhooks.telling import pass_over, tell
 from cluster.webhooks.events import EventType
 from pipeline.problems import BadInputError, Problem
-from tests.building import FLEET, PROBLEM, bad_draft, claim_one, completed, draft
+from tests.building import FLEET, PROBLEM, Clock, Truth, bad_draft, card, claim_one, completed, draft
 
 ME = "ann"
 URL = "https://shop.example/hook?key=1"
@@ -337,3 +340,74 @@ def test_a_payload_tells_no_secret_and_no_prompt(batch_store, dispatch_store, ho
         assert len(one.payload) < 2000
         for kept_back in (secret, "key=1", "pan left", PROBLEM.message):
             assert kept_back not in one.payload
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_whatever_people_and_cards_do_each_end_is_told_once(seed):
+    """Beside a model that reads the rows before and after every action, and knows nothing of marks."""
+    database = Database("sqlite://")
+    database.migrate()
+    clock, rng = Clock().set_on(database), random.Random(seed)
+    batch_store, verbs, hooks = BatchStore(database), CommandStore(database), WebhookStore(database)
+    office, truth = DispatchStore(database), Truth(database)
+    office.take_office("test")
+    hooks.create(ME, URL, events=[EventType.BATCH_COMPLETED, EventType.BATCH_CANCELLED])
+    #: Batches whose end, should they have ended, was not told yet; and how many ends are told by now.
+    untold: set[str] = set()
+    expected: Counter[str] = Counter()
+
+    def rows() -> dict[str, Any]:
+        return {row.id: row for row in truth.rows(sa.select(jobs))}
+
+    def hand_some_in() -> None:
+        keys = rng.sample(["a", "b", "c", "d"], 2)
+        untold.add(hand_in(batch_store, draft(1, keys[0]), draft(2, keys[1]), rng.choice([bad_draft, draft])(3)))
+
+    def end_one(ended: Any = None) -> None:
+        waiting = office.waiting(5)
+        if waiting:
+            (claim,) = office.start([(rng.choice(waiting), card("gpu0"))], 10) or [None]
+            if claim is not None:
+                how = ended or completed(claim)
+                office.finish(claim, how, after_attempt(office.current_job(claim), how, FLEET))
+
+    def command() -> None:
+        verb, cancelled = rng.choice([(Verb.CANCEL, False), (Verb.RETRY, False), (Verb.RETRY, True)])
+        with contextlib.suppress(RefusedError):
+            if rng.random() < 0.5:
+                verbs.batch(ME, rng.choice(sorted(untold | set(expected))), verb, cancelled=cancelled)
+            else:
+                verbs.job(ME, rng.choice(sorted(rows())), verb)
+
+    def lose_a_clip() -> None:
+        found = [row.id for row in truth.clips()]
+        if found:
+            batch_store.forget_clips(ME, [rng.choice(found)])
+
+    actions = [hand_some_in, end_one, end_one, end_one, lambda: end_one(AT_FAULT), command, command, lose_a_clip]
+    hand_some_in()
+    for _ in range(100):
+        before = rows()
+        clock.now += 1
+        rng.choice(actions)()
+        after = rows()
+        # A row that had ended and was touched is one that was brought back, wherever it is now.
+        untold |= {
+            row.batch_id
+            for row in after.values()
+            if row.id in before and JobState(before[row.id].state).final and row.updated_at != before[row.id].updated_at
+        }
+        if rng.random() < 0.4:
+            while tell(database):
+                pass
+            ended = {
+                batch
+                for batch in untold
+                if all(JobState(row.state).final for row in after.values() if row.batch_id == batch)
+            }
+            expected.update(ended)
+            untold -= ended
+            assert Counter(one.subject for one in hooks.deliveries(ME, limit=10_000)) == expected
+    assert sum(expected.values()) > 10
+    assert max(expected.values()) > 1
+    database.close()
