@@ -127,14 +127,23 @@ class WebhookSender:
             self._gone.set()
 
     def _deliver(self, taken: TakenDelivery) -> None:
+        delivery, answered = taken.delivery, self._ask(taken)
+        once = delivery.type is EventType.WEBHOOK_TEST
+        verdict = judge(answered, delivery.attempts + 1, self._rng.random, once=once)
+        self._outbox.record(taken, verdict, answered.status)
+
+    def _ask(self, taken: TakenDelivery) -> Answered:
         delivery = taken.delivery
+        if not taken.secrets:
+            return Answered(error="there is no secret to sign it with")
         body = body_of(delivery.payload, self._base)
         try:
             headers = signed_headers(taken.secrets, delivery.event_id, body, self._clock())
             answer = self._post(delivery.url, body, headers)
-            answered = Answered(status=answer.status, retry_after_s=answer.retry_after_s)
         except PostFailedError as error:
-            answered = Answered(error=str(error))
-        once = delivery.type is EventType.WEBHOOK_TEST
-        verdict = judge(answered, delivery.attempts + 1, self._rng.random, once=once)
-        self._outbox.record(taken, verdict, answered.status)
+            return Answered(error=str(error))
+        except Exception as error:
+            # Whatever it is, it counts as an attempt: unwritten, it would be made again every minute.
+            log.warning("%s could not be sent: %r", delivery.id, error)
+            return Answered(error=f"it could not be sent ({type(error).__name__})")
+        return Answered(status=answer.status, retry_after_s=answer.retry_after_s)

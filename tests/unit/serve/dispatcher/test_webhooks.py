@@ -139,6 +139,18 @@ def test_a_failure_is_shown_and_tried_again_after_five_seconds(sqlite_database, 
     assert received.came[0][0]["webhook-id"] == received.came[1][0]["webhook-id"]
 
 
+def test_what_nobody_thought_of_is_an_attempt_that_failed(sqlite_database, hooks):
+    def broken(*_: Any) -> Any:
+        raise UnicodeError("label too long")
+
+    hooks.create(ME, "https://shop.example/")
+    end_a_batch(sqlite_database)
+    WebhookSender(sqlite_database, broken).finish(PATIENCE_S)
+    (waits,) = hooks.deliveries(ME)
+    assert (waits.state, waits.attempts) == (DeliveryState.PENDING, 1)
+    assert waits.error == "it could not be sent (UnicodeError)"
+
+
 def test_a_private_receiver_that_nobody_allowed_gets_nothing_and_the_error_says_what_to_do(sqlite_database, hooks):
     received = Received()
     with host(received) as server:
