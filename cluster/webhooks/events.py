@@ -36,7 +36,7 @@ SUBSCRIBABLE = tuple(one for one in EventType if one is not EventType.WEBHOOK_TE
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchFacts:
+class BatchNews:
     """A batch as its events tell of it."""
 
     id: str
@@ -46,7 +46,7 @@ class BatchFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowFacts:
+class RowNews:
     """A row as its events tell of it."""
 
     id: str
@@ -57,20 +57,20 @@ class RowFacts:
     reason: str | None
 
 
-def of_end(batch: BatchFacts) -> tuple[EventType, dict[str, Any]]:
+def of_end(batch: BatchNews) -> tuple[EventType, dict[str, Any]]:
     """What is told when every row of a batch has ended."""
     cancelled = batch.counts.get(JobState.CANCELLED, 0) > 0
     kind = EventType.BATCH_CANCELLED if cancelled else EventType.BATCH_COMPLETED
     return kind, _of_batch(batch) | {"results_url": f"/v1/batches/{batch.id}/results"}
 
 
-def of_first_failure(batch: BatchFacts, row: RowFacts) -> tuple[EventType, dict[str, Any]]:
+def of_first_failure(batch: BatchNews, row: RowNews) -> tuple[EventType, dict[str, Any]]:
     """What is told when the first row of a batch has failed."""
     failed = {"id": row.id, "name": row.name, "number": row.number, "reason": row.reason, "url": f"/v1/jobs/{row.id}"}
     return EventType.BATCH_FIRST_FAILURE, _of_batch(batch) | {"row": failed}
 
 
-def of_video(row: RowFacts) -> tuple[EventType, dict[str, Any]]:
+def of_video(row: RowNews) -> tuple[EventType, dict[str, Any]]:
     """What is told when a video that was asked for by itself has ended."""
     done = row.state is JobState.COMPLETED
     url = f"/v1/videos/{row.id}"
@@ -113,7 +113,7 @@ def _with_base(data: dict[str, Any], base: str) -> dict[str, Any]:
     }
 
 
-def _of_batch(batch: BatchFacts) -> dict[str, Any]:
+def _of_batch(batch: BatchNews) -> dict[str, Any]:
     counts = {state.value: batch.counts.get(state, 0) for state in JobState}
     return {
         "id": batch.id,

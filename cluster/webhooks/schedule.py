@@ -34,7 +34,7 @@ class Answered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class DeliveryVerdict:
     """What becomes of a message after an attempt."""
 
     state: DeliveryState
@@ -43,25 +43,25 @@ class Verdict:
     error: str | None = None
     #: The receiver wants nothing more: all that is on its way there is given up.
     gone: bool = False
-    #: It was the last attempt.
+    #: Whether that was the last attempt.
     exhausted: bool = False
 
 
-def judge(answered: Answered, attempts: int, draw: Callable[[], float], *, once: bool = False) -> Verdict:
+def judge(answered: Answered, attempts: int, draw: Callable[[], float], *, once: bool = False) -> DeliveryVerdict:
     """What becomes of a message after its attempt number `attempts` (from 1) went so.
 
     `draw` gives a number from 0 to 1 for the jitter. `once`: it is not tried again, as a test.
     """
     status = answered.status
     if status is not None and 200 <= status < 300:
-        return Verdict(state=DeliveryState.DELIVERED)
+        return DeliveryVerdict(state=DeliveryState.DELIVERED)
     error = answered.error if status is None else f"it answers {status}"
     if status is not None and 300 <= status < 400:
         error += ", and redirects are not followed"
     if status == GONE:
-        return Verdict(state=DeliveryState.FAILED, error=error, gone=True)
+        return DeliveryVerdict(state=DeliveryState.FAILED, error=error, gone=True)
     if once or attempts >= len(SCHEDULE_S):
-        return Verdict(state=DeliveryState.FAILED, error=error, exhausted=not once)
+        return DeliveryVerdict(state=DeliveryState.FAILED, error=error, exhausted=not once)
     pause_s = SCHEDULE_S[attempts] * (1 + JITTER * draw())
     asked_s = min(max(answered.retry_after_s, 0), LONGEST_PAUSE_S)
-    return Verdict(state=DeliveryState.PENDING, error=error, pause_s=round(max(pause_s, asked_s)))
+    return DeliveryVerdict(state=DeliveryState.PENDING, error=error, pause_s=round(max(pause_s, asked_s)))

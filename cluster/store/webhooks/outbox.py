@@ -14,7 +14,7 @@ from cluster.store.schema import webhook_secrets, webhooks
 from cluster.store.webhooks.rows import delivery_from, secret_from
 from cluster.store.webhooks.telling import pass_over
 from cluster.webhooks.model import Delivery, DeliveryState
-from cluster.webhooks.schedule import SCHEDULE_S, Verdict
+from cluster.webhooks.schedule import SCHEDULE_S, DeliveryVerdict
 
 #: Seconds after which a sender that did not say how its attempt went is taken for dead, and the message is sent again:
 #: several times what an attempt may take.
@@ -75,7 +75,7 @@ class Outbox:
                 taken.append(TakenDelivery(delivery=delivery, lease=lease, secrets=valid))
         return taken
 
-    def record(self, taken: TakenDelivery, verdict: Verdict, status: int | None) -> bool:
+    def record(self, taken: TakenDelivery, verdict: DeliveryVerdict, status: int | None) -> bool:
         """Write what came of an attempt; False where it took so long that the message was given to another."""
         delivery = taken.delivery
         with self._db.write() as c:
@@ -94,7 +94,7 @@ class Outbox:
                 self._give_up(c, now, delivery, verdict)
         return True
 
-    def _give_up(self, c: sa.Connection, now: int, delivery: Delivery, verdict: Verdict) -> None:
+    def _give_up(self, c: sa.Connection, now: int, delivery: Delivery, verdict: DeliveryVerdict) -> None:
         hook = webhooks.c.id == delivery.webhook_id
         why = f"{verdict.error}, {delivery.attempts + 1} times" if verdict.exhausted else verdict.error
         stands = sa.and_(hook, webhooks.c.disabled_at.is_(None))
@@ -129,7 +129,7 @@ _SENDING = deliveries.alias("sending")
 _SENT_NOW = sa.and_(_SENDING.c.lease.is_not(None), _SENDING.c.next_at > sa.bindparam("now"))
 _IN_HAND = sa.exists().where(_SENT_NOW, _SENDING.c.url == deliveries.c.url, _SENDING.c.owner == deliveries.c.owner)
 _OLDEST_ID, _DUE_AT = sa.func.min(deliveries.c.id), sa.func.min(deliveries.c.next_at)
-#: Of each URL the oldest message that is due, where none is being sent there; ids sort by time.
+#: The oldest due message of each URL, where none is being sent there; ids sort by time.
 _OLDEST = (
     sa.select(
         _OLDEST_ID.label("id"),

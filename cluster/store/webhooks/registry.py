@@ -61,10 +61,11 @@ class WebhookStore:
             if len(there) >= MOST_WEBHOOKS:
                 raise BadInputError("url", f"there are {len(there)} webhooks already", "Delete one that is not needed.")
             pass_over(c, now, owner)
-            made = {"id": new_id("webhook"), "owner": owner, "url": url, "events": [one.value for one in types]}
+            webhook_id = new_id("webhook")
+            made = {"id": webhook_id, "owner": owner, "url": url, "events": [one.value for one in types]}
             c.execute(sa.insert(webhooks).values(**made, description=description, created_at=now))
-            secret = None if _secret(c, owner) else self._change_secret(c, now, owner, 0)
-            return webhook_from(c.execute(_one(owner, made["id"])).one()), secret and secret.secret
+            secret = None if _secret(c, owner) else self._change_secret(c, now, owner, 0).secret
+            return _require(c, owner, webhook_id), secret
 
     def all(self, owner: str) -> list[Webhook]:
         """The owner's webhooks, the oldest first."""

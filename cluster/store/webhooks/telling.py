@@ -20,7 +20,7 @@ from cluster.store.bulk import is_one_of
 from cluster.store.database import Database
 from cluster.store.lookup import KeptCounts
 from cluster.store.schema import UNTOLD, batches, jobs, webhook_deliveries, webhooks
-from cluster.webhooks.events import BatchFacts, EventType, RowFacts, of_end, of_first_failure, of_video, payload_of
+from cluster.webhooks.events import BatchNews, EventType, RowNews, of_end, of_first_failure, of_video, payload_of
 from cluster.webhooks.model import DeliveryState
 
 #: Batches whose news are told in one transaction.
@@ -139,26 +139,26 @@ _NEWS_OF = sa.select(batches, _FAILED.label("has_failed"), _ENDED.label("has_end
 )
 
 
-def _facts_of(batch: Batch) -> BatchFacts:
+def _facts_of(batch: Batch) -> BatchNews:
     counts: Mapping[JobState, int] = batch.counts.by_state
-    return BatchFacts(id=batch.id, name=batch.name, status=batch.status, counts=counts)
+    return BatchNews(id=batch.id, name=batch.name, status=batch.status, counts=counts)
 
 
 _ROW = sa.select(jobs.c.id, jobs.c.batch_id, jobs.c.name, jobs.c.number, jobs.c.state, jobs.c.reason)
 
 
-def _first_failed(c: Connection, batch_id: str) -> RowFacts:
+def _first_failed(c: Connection, batch_id: str) -> RowNews:
     failed = _ROW.where(jobs.c.batch_id == batch_id, jobs.c.state == JobState.FAILED.value)
     return _row_from(c.execute(failed.order_by(jobs.c.updated_at, jobs.c.number).limit(1)).one())
 
 
-def _only_row(c: Connection, batch_id: str) -> RowFacts:
+def _only_row(c: Connection, batch_id: str) -> RowNews:
     return _row_from(c.execute(_ROW.where(jobs.c.batch_id == batch_id)).one())
 
 
-def _row_from(row: Any) -> RowFacts:
+def _row_from(row: Any) -> RowNews:
     facts = dict(row._mapping)
-    return RowFacts(**facts | {"state": JobState(row.state)})
+    return RowNews(**facts | {"state": JobState(row.state)})
 
 
 def _receivers(c: Connection, owner: str, url: str | None) -> list[Receiver]:

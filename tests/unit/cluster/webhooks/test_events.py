@@ -11,9 +11,9 @@ from openai import OpenAI
 from cluster.jobs.model import JobState
 from cluster.webhooks.events import (
     SUBSCRIBABLE,
-    BatchFacts,
+    BatchNews,
     EventType,
-    RowFacts,
+    RowNews,
     body_of,
     of_end,
     of_first_failure,
@@ -25,14 +25,14 @@ from cluster.webhooks.signing import new_secret, signed_headers
 from pipeline.problems import BadInputError
 
 
-def batch(status: str = "completed", **counts: int) -> BatchFacts:
-    return BatchFacts(
+def batch(status: str = "completed", **counts: int) -> BatchNews:
+    return BatchNews(
         id="batch_1", name="Täschchen", status=status, counts={JobState(name): n for name, n in counts.items()}
     )
 
 
-def row(state: JobState, reason: str | None = None) -> RowFacts:
-    return RowFacts(id="video_1", batch_id="batch_1", name="BAG-1", number=7, state=state, reason=reason)
+def row(state: JobState, reason: str | None = None) -> RowNews:
+    return RowNews(id="video_1", batch_id="batch_1", name="BAG-1", number=7, state=state, reason=reason)
 
 
 def test_an_end_says_how_many_rows_ended_how() -> None:

@@ -15,14 +15,14 @@ from cluster.store.webhooks.registry import NoSuchWebhookError, WebhookStore
 from cluster.store.webhooks.telling import Receiver, enqueue
 from cluster.webhooks.events import EventType, of_test
 from cluster.webhooks.model import MOST_WEBHOOKS, DeliveryState
-from cluster.webhooks.schedule import JITTER, SCHEDULE_S, Verdict
+from cluster.webhooks.schedule import JITTER, SCHEDULE_S, DeliveryVerdict
 from pipeline.problems import BadInputError
 from serve.dispatcher.webhooks import WebhookSender
 from tests.building import Clock
 
 ME = "ann"
 URL = "https://a.example/hook"
-OK = Verdict(state=DeliveryState.DELIVERED)
+OK = DeliveryVerdict(state=DeliveryState.DELIVERED)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_receiver_that_is_gone_is_disabled_and_hears_nothing_more(database, cl
     put(database, webhook_id=hook.id)
     put(database, webhook_id=hook.id)
     (taken,) = outbox.take(5)
-    outbox.record(taken, Verdict(state=DeliveryState.FAILED, gone=True, error="it answers 410"), 410)
+    outbox.record(taken, DeliveryVerdict(state=DeliveryState.FAILED, gone=True, error="it answers 410"), 410)
     assert {one.state for one in hooks.deliveries(ME)} == {DeliveryState.FAILED}
     found = hooks.one(ME, hook.id)
     assert (found.disabled_at, found.disabled_why) == (clock.now, "it answers 410")
@@ -120,7 +120,7 @@ def test_a_url_of_a_batch_that_is_gone_is_not_asked_about_its_other_messages(dat
     put(database)
     theirs = put(database, owner="bob")
     taken = next(one for one in outbox.take(5) if one.delivery.owner == ME)
-    outbox.record(taken, Verdict(state=DeliveryState.FAILED, gone=True, error="it answers 410"), 410)
+    outbox.record(taken, DeliveryVerdict(state=DeliveryState.FAILED, gone=True, error="it answers 410"), 410)
     assert {one.state for one in hooks.deliveries(ME)} == {DeliveryState.FAILED}
     assert [(one.id, one.state) for one in hooks.deliveries("bob")] == [(theirs, DeliveryState.PENDING)]
 
@@ -134,12 +134,12 @@ def test_one_that_took_nothing_for_three_days_is_disabled(database, clock, hooks
     if takes_others:
         put(database, webhook_id=hook.id)
         again, new = outbox.take(1)[0], None
-        outbox.record(again, Verdict(state=DeliveryState.PENDING, pause_s=1000, error="no"), None)
+        outbox.record(again, DeliveryVerdict(state=DeliveryState.PENDING, pause_s=1000, error="no"), None)
         (new,) = outbox.take(1)
         outbox.record(new, OK, 200)
         clock.now += 1000
     (old,) = outbox.take(1)
-    outbox.record(old, Verdict(state=DeliveryState.FAILED, exhausted=True, error="no"), None)
+    outbox.record(old, DeliveryVerdict(state=DeliveryState.FAILED, exhausted=True, error="no"), None)
     assert (hooks.one(ME, hook.id).disabled_at is None) is takes_others
 
 
@@ -148,7 +148,7 @@ def test_a_deleted_webhook_gets_nothing_more(database, clock, hooks, outbox):
     put(database, webhook_id=hook.id)
     (taken,) = outbox.take(1)
     hooks.delete(ME, hook.id)
-    assert not outbox.record(taken, Verdict(state=DeliveryState.PENDING, pause_s=5, error="no"), None)
+    assert not outbox.record(taken, DeliveryVerdict(state=DeliveryState.PENDING, pause_s=5, error="no"), None)
     assert hooks.deliveries(ME)[0].state is DeliveryState.FAILED
     with pytest.raises(NoSuchWebhookError):
         hooks.delete(ME, hook.id)
