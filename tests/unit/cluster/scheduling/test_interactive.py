@@ -205,7 +205,7 @@ def test_a_clip_whose_equal_is_waited_for_makes_no_room():
     assert preempted(farm([equal, other], on_cards[:1])) == [], "not even where no other can"
     # Of another owner it is another clip, and one that is not admitted waits as any other.
     bobs = replace(equal, owner="bob")
-    assert preempted(farm([bobs, other], on_cards)) == [("gpu0", "job4")]
+    assert preempted(farm([bobs, other], on_cards)) == [("gpu0", "job3"), ("gpu1", "job4")]
     assert preempted(farm([equal, other], on_cards, first=frozenset({"job4"}))) == [("gpu0", "job4")]
 
 

@@ -23,7 +23,7 @@ from serve.client import FarmClient, LocalClient, RemoteClient
 from serve.gateway.api import create_api
 from serve.webhook_client import whole_webhook
 from tests.building import draft, still_png
-from tests.unit.serve.gateway.test_api import Nudges, error_of
+from tests.unit.serve.gateway.test_api import Nudges
 
 URL = "https://shop.example/hook"
 
@@ -106,9 +106,16 @@ def test_refusals_have_the_form_of_all_others_and_a_remedy(http, method, path, b
     assert response.json()["error"]["remedy"]
 
 
+def error_of(response: Any) -> dict[str, Any]:
+    assert response.status_code == 400, response.text
+    return dict(response.json()["error"])
+
+
 def new_batch(http: Any, **more: Any) -> Any:
     sha256 = http.put("/v1/stills", content=still_png()).json()["sha256"]
-    return http.post("/v1/batches", json={"name": "bags", "rows": [{"still": sha256, "name": "BAG-1"}], **more})
+    return http.post(
+        "/v1/batches", json={"name": "bags", "rows": [{"still": sha256, "name": "BAG-1", "prompt": "pan left"}], **more}
+    )
 
 
 def test_a_batch_names_its_own_url(http, farm):
@@ -128,7 +135,7 @@ def test_a_batch_names_its_own_url(http, farm):
 
 def test_a_video_names_its_own_url(http, farm):
     sha256 = http.put("/v1/stills", content=still_png()).json()["sha256"]
-    asked = {"input_reference": {"file_id": f"file-{sha256}"}, "webhook_url": URL}
+    asked = {"prompt": "pan left", "input_reference": {"file_id": f"file-{sha256}"}, "webhook_url": URL}
     assert error_of(http.post("/v1/videos", json=asked))["param"] == "webhook_url"
     http.post("/v1/webhooks/rotate")
     for wrong in ("gopher://x/", 7, ["https://a.example/"]):
