@@ -32,6 +32,7 @@ from serve.gateway.views import (
     order_view,
     why_view,
 )
+from serve.webhook_client import LocalWebhooks, RemoteWebhooks, WebhookClient
 
 View = dict[str, Any]
 #: What a farm answers that may answer the same request later: too slow a body, too many at once.
@@ -46,6 +47,11 @@ class FarmUnreachableError(RuntimeError):
 
 class FarmClient(Protocol):
     """What commands need of a farm. Every method may raise `FarmUnreachableError`, where it asks a gateway."""
+
+    @property
+    def webhooks(self) -> WebhookClient:
+        """What commands do with webhooks."""
+        ...
 
     def put_still(self, data: bytes) -> str:
         """Hand in a still; returns its SHA-256. Raises `BadInputError`."""
@@ -137,6 +143,7 @@ class LocalClient:
         `rules` are those that the farm which runs here places jobs by.
         """
         self.farm = farm
+        self.webhooks = LocalWebhooks(farm)
         self._rules = rules or Rules()
         self._default_model = default_model
         self._few_step = few_step or {}
@@ -249,6 +256,7 @@ class RemoteClient:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=self.url, timeout=timeout_s, headers=headers)
+        self.webhooks = RemoteWebhooks(self._call)
 
     def put_still(self, data: bytes) -> str:
         """Hand in a still; returns its SHA-256. Raises `BadInputError`."""

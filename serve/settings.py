@@ -127,8 +127,12 @@ class FarmArgs(BaseModel):
     #: Whether the gateway asks for keys: `auto`: on loopback once a key was made, everywhere else always; `required`:
     #: always, where something on this machine forwards to it from elsewhere.
     keys: Literal["auto", "required"] = "auto"
-    #: What the gateway may ask for pictures that requests name by URL: public hosts, unless it says more.
+    #: What the farm may ask: the gateway for pictures that requests name by URL, the dispatcher for webhooks. Public
+    #: hosts, unless it says more.
     fetch: FetchPolicy = FetchPolicy()
+    #: The farm's address as others write it, `https://farm.example.org`: URLs in webhooks begin so. Empty: they are
+    #: paths.
+    public_url: Annotated[str, Field(pattern=r"^(https?://[^\s?#]+)?$", max_length=500)] = ""
     #: Rights that nobody but its owner gets to what the farm writes, in octal: `077`, or `027` where a group reads
     #: the storage too.
     umask: Annotated[str, Field(pattern="^[0-7]{3}$")] = "077"

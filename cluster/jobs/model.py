@@ -326,6 +326,8 @@ class Batch:
     comment: str = ""
     #: The idempotency key that it was handed in under.
     key: str | None = None
+    #: Where its events are sent, besides its owner's webhooks.
+    webhook_url: str | None = None
 
     @property
     def done(self) -> bool:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
 import httpcore
 import httpx
 
 from cluster.backoff import doubling
 from cluster.remote.connect import Deadline, FetchLimits, GuardedBackend, Resolve, system_addresses
+from cluster.remote.failures import TRY_AGAIN, LaterError, of_connection, of_look_up, pause_of
 from cluster.remote.policy import FetchPolicy
 from cluster.remote.remembered import FetchedStill, RememberedStills
 from cluster.remote.urls import FetchRefusedError, PictureUrl, parse_url, redirected, shown
@@ -28,21 +27,12 @@ _HEAD_BYTES = 4096
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 #: Answers that may be others in a moment.
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
-_TRY_AGAIN = "Try again later, or download it beside the manifest and write its path."
 _WORDS = {
     401: ("it asks for a log-in (401)", "Give a URL that needs none, or download it beside the manifest."),
     403: ("access is denied (403)", "Give a URL that anybody may read, or download it beside the manifest."),
     404: ("there is no such picture (404)", "Correct the URL."),
     410: ("the picture is gone (410)", "Correct the URL."),
 }
-
-
-class _LaterError(Exception):
-    """A failure that may pass in a moment; `pause_s`: the host asked for so long a pause."""
-
-    def __init__(self, message: str, pause_s: float = 0) -> None:
-        self.message, self.pause_s = message, pause_s
-        super().__init__(message)
 
 
 @dataclass
@@ -119,14 +109,14 @@ class PictureFetcher:
             hop.url, hop.number = first, 0
             try:
                 return self._follow(hop, deadline)
-            except _LaterError as error:
+            except LaterError as error:
                 pause_s = max(next(pauses), error.pause_s)
                 if pause_s > min(self._limits.longest_pause_s, deadline.left_s()):
                     raise FetchRefusedError(
-                        f"{error.message}, and asks for a pause of {pause_s:.0f} s", _TRY_AGAIN
+                        f"{error.message}, and asks for a pause of {pause_s:.0f} s", TRY_AGAIN
                     ) from error
                 if tried == self._limits.tries:
-                    raise FetchRefusedError(f"{error.message}, {tried} times", _TRY_AGAIN) from error
+                    raise FetchRefusedError(f"{error.message}, {tried} times", TRY_AGAIN) from error
             self._wait(pause_s)
         raise AssertionError("the last try returns or raises")
 
@@ -154,9 +144,9 @@ class PictureFetcher:
                     return self._answer(url, response)
             except OSError as error:
                 # The name could not be looked up; what a socket says comes as one of httpcore's.
-                raise _of_look_up(error) from error
+                raise of_look_up(error) from error
             except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
-                raise _of_connection(error) from error
+                raise of_connection(error) from error
         assert self._remembered is not None
         data = self._remembered.still(known)
         return self._ask(url, deadline, anew=True) if data is None else data
@@ -173,9 +163,9 @@ class PictureFetcher:
                 location = location.encode("latin-1").decode("utf-8")
             return redirected(url, location)
         if status in _LATER:
-            raise _LaterError(f"the host answers {status}", _pause_of(headers.get(b"retry-after", "")))
+            raise LaterError(f"the host answers {status}", pause_of(headers.get(b"retry-after", "")))
         if status != 200:
-            raise FetchRefusedError(*_WORDS.get(status, (f"the host answers {status}", _TRY_AGAIN)))
+            raise FetchRefusedError(*_WORDS.get(status, (f"the host answers {status}", TRY_AGAIN)))
         data = self._body(response, headers)
         self._remember(url, headers, data)
         return data
@@ -184,7 +174,7 @@ class PictureFetcher:
         most = self._limits.most_bytes
         coding = headers.get(b"content-encoding", "identity").strip().lower()
         if coding not in ("", "identity"):
-            raise FetchRefusedError(f"it comes packed ({coding[:20]!a}), which was not asked for", _TRY_AGAIN)
+            raise FetchRefusedError(f"it comes packed ({coding[:20]!a}), which was not asked for", TRY_AGAIN)
         length = headers.get(b"content-length", "")
         too_large = FetchRefusedError(f"it is larger than {format_bytes(most)}", "Save it smaller.")
         if length.isdecimal() and int(length) > most:
@@ -221,34 +211,3 @@ def _headers(url: PictureUrl, known: FetchedStill | None, accept: str) -> list[t
     elif known is not None:
         headers.append(("If-Modified-Since", known.last_modified))
     return headers
-
-
-def _pause_of(text: str) -> float:
-    """Seconds that a header `Retry-After` (RFC 9110, 10.2.3) asks for; 0 where it says nothing that can be read."""
-    text = text.strip()
-    if text.isascii() and text.isdecimal():
-        return float(text[:9])
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-
-
-def _of_look_up(error: OSError) -> Exception:
-    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
-        return _LaterError("its host's name could not be looked up")
-    return FetchRefusedError("its host's name is not known", "Correct the URL.")
-
-
-def _of_connection(error: Exception) -> Exception:
-    cause = error.__cause__ or error.__context__
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        remedy = "Correct the URL, or download it beside the manifest and write its path."
-        return FetchRefusedError(f"its certificate is not believed ({cause.verify_message})", remedy)
-    if isinstance(cause, ssl.SSLError):
-        return FetchRefusedError(f"no encrypted connection comes about ({cause.reason or 'TLS'})", _TRY_AGAIN)
-    if isinstance(error, httpcore.TimeoutException):
-        return _LaterError("the host does not answer in time")
-    if isinstance(error, httpcore.ConnectError):
-        return _LaterError("the host takes no connection")
-    return _LaterError("the answer broke off, or is no HTTP")

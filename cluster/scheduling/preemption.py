@@ -1,8 +1,8 @@
 """Which running clip makes room for an interactive job: the one for which that costs least. Pure.
 
 A clip that makes room loses nothing but time: it saves a checkpoint after the step that it is in, and goes on where
-there is room. It is never another interactive clip, one that cannot be stopped between two steps, one that is about to
-end or decodes, nor one that has made room so often already.
+there is room. It is never another interactive clip, or one that is equal to what an interactive job waits for, one that
+cannot be stopped between two steps, one that is about to end or decodes, nor one that has made room so often already.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Room:
     def __init__(self, snapshot: Snapshot, eligible: EligibleCards, remaining: Remaining) -> None:
         self._snapshot, self._eligible, self._remaining = snapshot, eligible, remaining
         index = snapshot.card_index
+        #: (owner, content) of jobs that go before all others: they wait for an equal clip that runs as for their own.
+        self._awaited = {(job.owner, job.content_key) for job in snapshot.waiting if job.id in snapshot.admitted}
         self._cards: Mapping[str, Card] = {
             card.card: card
             for card in index.cards.values()
@@ -80,7 +82,8 @@ class Room:
 
     def _able(self, running: Iterable[Running], job: Job) -> Iterator[Running]:
         pace = self._snapshot.pace
-        return (r for r in running if may_make_room(r, self._cards[r.card], pace) and self._may_have(job, r))
+        free = (r for r in running if (r.job.owner, r.job.content_key) not in self._awaited)
+        return (r for r in free if may_make_room(r, self._cards[r.card], pace) and self._may_have(job, r))
 
     def _may_have(self, job: Job, r: Running) -> bool:
         """Whether `job` may start on the card of `r` once that has left it."""

@@ -21,6 +21,8 @@ from cluster.store.office import Office, read_office
 from cluster.store.rows import job_values
 from cluster.store.schema import batches, clips, idempotency_keys, jobs, stills
 from cluster.store.transitions import moves, values_of
+from cluster.store.webhooks.again import watch_again
+from cluster.store.webhooks.registry import require_secret
 
 #: How old the record of a still gets before handing it in again renews it; less than a sweep's grace by far.
 _STILL_NEWS_S = 3600
@@ -50,6 +52,8 @@ class Terms:
     limits: Limits = field(default_factory=Limits)
     #: For people.
     comment: str = ""
+    #: Where its events are sent, besides its owner's webhooks.
+    webhook_url: str | None = None
 
 
 class BatchStore(BatchReader):
@@ -138,13 +142,16 @@ class BatchStore(BatchReader):
 
         With an `idempotency_key` seen before, the earlier batch is returned and nothing is made; another
         `fingerprint` under the same key raises `IdempotencyConflictError`. With `attended_s` the batch is rendered
-        only while somebody renews it by `attend`. `terms` say when it is held.
+        only while somebody renews it by `attend`. `terms` say when it is held. Raises `BadInputError` for a URL of
+        a webhook where there is no secret to sign with.
         """
         terms = terms or Terms()
         with self.database.write() as c:
             now = self.database.now(c)
             if idempotency_key is not None and (known := _known_by(c, owner, idempotency_key, fingerprint)):
                 return known, False
+            if terms.webhook_url is not None:
+                require_secret(c, owner, "webhook_url")
             batch_id = new_id("batch")
             c.execute(
                 sa.insert(batches).values(
@@ -162,6 +169,7 @@ class BatchStore(BatchReader):
                     max_gpu_seconds=terms.limits.gpu_seconds,
                     max_cost=terms.limits.cost,
                     comment=terms.comment or None,
+                    webhook_url=terms.webhook_url,
                 )
             )
             if idempotency_key is not None:
@@ -281,11 +289,13 @@ class BatchStore(BatchReader):
         begun_anew = {"checkpoint_key": None, "checkpoint_step": None}
         for some in chunks(clip_ids, _MANY):
             with self.database.write() as c:
-                c.execute(
+                again = c.scalars(
                     sa.update(jobs)
                     .where(jobs.c.owner == owner, jobs.c.clip_id.in_(some), moves(Happening.CLIP_LOST))
                     .values(values_of(Happening.CLIP_LOST, self.database.now(c)) | begun_anew)
-                )
+                    .returning(jobs.c.batch_id)
+                ).all()
+                watch_again(c, set(again))
                 deleted += c.execute(sa.delete(clips).where(clips.c.owner == owner, clips.c.id.in_(some))).rowcount
         return deleted
 

@@ -27,6 +27,7 @@ from cluster.store.lookup import NoSuchJobError, glance_at, require_batch
 from cluster.store.rows import limits_of
 from cluster.store.schema import LIMITED, batches, card_orders, jobs
 from cluster.store.transitions import leads_to, moves, number_of_rule, values_of
+from cluster.store.webhooks.again import watch_again
 from pipeline.clips.clip import ClipSpec
 from pipeline.memory.footprint import footprint
 
@@ -257,15 +258,19 @@ class CommandStore:
         )
 
     def _move_some(self, c: Connection, now: int, verb: Verb, which: sa.ColumnElement[bool], priority: int) -> int:
+        again: list[str] = []
         if verb is Verb.RETRY:
             self._freshen(c, which)
+            again = list(c.scalars(sa.select(jobs.c.batch_id).distinct().where(which, moves(verb))))
         self._tally(c, verb, which)
         values = values_of(verb, now)
         if verb is Verb.PRIORITIZE:
             # What is interactive stays so.
             mark = sa.case((jobs.c.priority >= INTERACTIVE_FROM, INTERACTIVE_PRIORITY), else_=0)
             values = {"priority": priority + mark, "updated_at": now}
-        return int(c.execute(sa.update(jobs).where(which, moves(verb)).values(**values)).rowcount)
+        moved = int(c.execute(sa.update(jobs).where(which, moves(verb)).values(**values)).rowcount)
+        watch_again(c, again)
+        return moved
 
     def _tally(self, c: Connection, verb: Verb, which: sa.ColumnElement[bool]) -> None:
         for state, outcome in ((JobState.CANCELLED, "cancelled"), (JobState.COMPLETED, "shared")):

@@ -23,6 +23,7 @@ from cluster.store.lookup import glance_at, require_batch
 from cluster.store.rows import objects_from
 from cluster.store.schema import attempts, batches, clips, idempotency_keys, jobs
 from cluster.store.unsealed import is_handed_in
+from cluster.store.webhooks.telling import tell_batch
 
 #: Rows that go in one transaction, which takes some tenths of a second then.
 ROWS_AT_ONCE = 2000
@@ -92,7 +93,11 @@ def begin_deletion(database: Database, owner: str, batch_id: str) -> None:
         CommandStore(database).batch(owner, batch_id, Verb.CANCEL)
     with database.write() as c:
         _require_over(database, c, owner, batch_id)
-        c.execute(sa.update(batches).where(batches.c.id == batch_id).values(sealed=True, rows_sealed=None))
+        now = database.now(c)
+        # While all rows are there to be counted; from here on nothing of it is news.
+        tell_batch(database, c, now, batch_id)
+        gone = {"sealed": True, "rows_sealed": None, "end_told_at": now, "failure_told_at": now}
+        c.execute(sa.update(batches).where(batches.c.id == batch_id).values(**gone))
 
 
 def next_rows(database: Database, owner: str, batch_id: str, limit: int = ROWS_AT_ONCE) -> DyingRows | None:

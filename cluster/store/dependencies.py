@@ -15,6 +15,7 @@ from cluster.store.counters import count
 from cluster.store.database import Database
 from cluster.store.schema import jobs
 from cluster.store.transitions import moves, values_of
+from cluster.store.webhooks.again import watch_again
 from pipeline.problems import Problem
 
 #: Ids in one statement.
@@ -105,12 +106,14 @@ def _pass_on(database: Database, c: Connection, now: int, some: Sequence[str]) -
             .values(**values_of(Happening.BEFORE_DONE, now))
         )
     if alive:
-        changed += c.scalars(
+        revived = c.execute(
             sa.update(jobs)
             .where(jobs.c.after.in_(alive), jobs.c.state == JobState.FAILED.value, moves(Happening.BEFORE_REVIVED))
             .values(**values_of(Happening.BEFORE_REVIVED, now))
-            .returning(jobs.c.id)
-        )
+            .returning(jobs.c.id, jobs.c.batch_id)
+        ).all()
+        changed += [row.id for row in revived]
+        watch_again(c, {row.batch_id for row in revived})
     for first in awaited:
         if first.state not in _ENDINGS:
             continue

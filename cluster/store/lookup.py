@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,7 +185,26 @@ def _batch(
         limits=limits_of(row),
         comment=row.comment or "",
         key=key,
+        webhook_url=row.webhook_url,
     )
+
+
+#: What ids of a table begin with.
+_PREFIXES: dict[sa.Table, str] = {batches: "batch_", jobs: "video_"}
+#: Ids that begin alike are counted up to here.
+_COUNTED = 1000
+
+
+def _beginning(c: Connection, owner: str, tables: Iterable[sa.Table], rest: str) -> list[str]:
+    """Ids of the owner's in these tables that go on so behind their prefix, in their order; `_COUNTED + 1` at most."""
+    found: list[str] = []
+    for table in tables:
+        prefix = _PREFIXES[table]
+        # A range, which an index answers; ids are of hexadecimal digits and hyphens.
+        whole = sa.and_(table.c.id >= prefix + rest, table.c.id < prefix + rest + "~")
+        query = sa.select(table.c.id).where(table.c.owner == owner, whole).order_by(table.c.id)
+        found += c.scalars(query.limit(_COUNTED + 1 - len(found)))
+    return found
 
 
 def find(c: Connection, owner: str, text: str) -> str:
@@ -197,16 +216,16 @@ def find(c: Connection, owner: str, text: str) -> str:
     kind, _, rest = text.partition("_")
     tables = {"batch": (batches,), "video": (jobs,)}.get(kind, (batches, jobs) if not rest else ())
     rest = rest or ("" if kind in ("batch", "video") else text)
-    found: list[str] = []
-    for table in tables:
-        prefix = "batch_" if table is batches else "video_"
-        # A range, which an index answers; ids are of hexadecimal digits and hyphens.
-        whole = sa.and_(table.c.id >= prefix + rest, table.c.id < prefix + rest + "~")
-        found += c.scalars(sa.select(table.c.id).where(table.c.owner == owner, whole).limit(2))
+    found = _beginning(c, owner, tables, rest)
+    if not found and text:
+        # Not even the whole of `batch_` or `video_`.
+        found = _beginning(c, owner, [table for table in _PREFIXES if _PREFIXES[table].startswith(text)], "")
     if text in found:
         return text
     if len(found) > 1:
-        raise AmbiguousIdError(f"several ids begin with {text!r}, such as {' and '.join(found[:2])}: write more of it")
+        number = f"{len(found):,}" if len(found) <= _COUNTED else f"more than {_COUNTED:,}"
+        what = f"{number} ids begin with {text!r}, such as {' and '.join(found[:2])}"
+        raise AmbiguousIdError(f"{what}: write more of it; `clipmill status` lists the batches there are")
     if found and len(rest) >= SHORTEST_PREFIX:
         return found[0]
     if found:

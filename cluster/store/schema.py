@@ -25,12 +25,17 @@ from cluster.jobs.model import QUEUE_BY
 #: Condition on a row of `batches`: the batch can stop by itself.
 LIMITED = "max_failures IS NOT NULL OR max_gpu_seconds IS NOT NULL OR max_cost IS NOT NULL"
 
+#: Condition on a row of `batches`: its end was not told yet.
+UNTOLD = "end_told_at IS NULL"
+
 #: What queues are told apart by, then the order of their jobs.
 QUEUE = (*QUEUE_BY, "created_at", "number")
 #: Condition on a row of `jobs`: it waits. A query counts by its index where it says exactly so.
 WAITS = "state IN ('queued', 'held')"
 _QUEUED = "state = 'queued' AND not_before IS NULL"
 _TIMED = "state = 'queued' AND not_before IS NOT NULL"
+_PENDING = "state = 'pending'"
+_LEASED = "lease IS NOT NULL"
 
 metadata = MetaData(
     naming_convention={
@@ -76,6 +81,12 @@ batches = Table(
     Column("comment", Text, nullable=True),
     # How many rows it had when all were in.
     Column("rows_sealed", Integer, nullable=True),
+    # Where its events are sent, besides its owner's webhooks.
+    Column("webhook_url", Text, nullable=True),
+    # When its end, and its first failure, became events or were passed over; NULL: that is still to come
+    # (`cluster.store.webhooks.telling`).
+    Column("end_told_at", BigInteger, nullable=True),
+    Column("failure_told_at", BigInteger, nullable=True),
     Index("ix_batches_owner_created", "owner", "created_at"),
     Index("ix_batches_held", "id", sqlite_where=text("held IS NOT NULL"), postgresql_where=text("held IS NOT NULL")),
     # What the dispatcher looks at once a second: the few that can stop by themselves.
@@ -85,6 +96,8 @@ batches = Table(
         sqlite_where=text(LIMITED),
         postgresql_where=text(LIMITED),
     ),
+    # What is looked at for events: those that have not ended, or just have.
+    Index("ix_batches_untold", "id", sqlite_where=text(UNTOLD), postgresql_where=text(UNTOLD)),
 )
 
 #: A finished clip. Jobs point here, so that equal rows of one owner share it.
@@ -299,6 +312,70 @@ cards = Table(
     Column("renderer", String(128), primary_key=True),
     Column("beat", JSON, nullable=False),
     Column("seen_at", BigInteger, nullable=False),
+)
+
+#: URLs that an owner's events are sent to.
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("url", Text, nullable=False),
+    # Types of events that it is told of; empty: all.
+    Column("events", JSON, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("disabled_at", BigInteger, nullable=True),
+    Column("disabled_why", Text, nullable=True),
+    # When it last took a message.
+    Column("delivered_at", BigInteger, nullable=True),
+    Index("ix_webhooks_owner", "owner"),
+)
+
+#: What an owner's messages are signed with. As text: whoever signs needs it.
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("secret", String(128), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # The secret before, which signs as well until then.
+    Column("previous", String(128), nullable=True),
+    Column("previous_until", BigInteger, nullable=True),
+)
+
+#: The outbox: messages of events, each to one URL.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("event_id", String(64), nullable=False),
+    Column("owner", String(64), nullable=False),
+    Column("type", String(32), nullable=False),
+    # The batch or video that it is about.
+    Column("subject", String(64), nullable=False),
+    # NULL: the URL was given with the batch.
+    Column("webhook_id", String(64), nullable=True),
+    Column("url", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # `pending`, `delivered` or `failed`.
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    # How often a sender took it, those that died before they could say how it went among them.
+    Column("takes", Integer, nullable=False),
+    # When it is tried next; of one that is being sent: when its sender is taken for dead.
+    Column("next_at", BigInteger, nullable=False),
+    # Names the attempt that is being made: only that one may say how it went.
+    Column("lease", String(64), nullable=True),
+    Column("last_at", BigInteger, nullable=True),
+    Column("status", Integer, nullable=True),
+    Column("error", Text, nullable=True),
+    Column("delivered_at", BigInteger, nullable=True),
+    Index("ix_webhook_deliveries_due", "next_at", sqlite_where=text(_PENDING), postgresql_where=text(_PENDING)),
+    # The few that are being sent.
+    Index("ix_webhook_deliveries_leased", "id", sqlite_where=text(_LEASED), postgresql_where=text(_LEASED)),
+    Index("ix_webhook_deliveries_owner", "owner", "id"),
 )
 
 #: Orders of people (or a breaker) about cards; one a card, the last one counts. A card without a row is free.

@@ -49,7 +49,16 @@ from serve.cli.common import (
 )
 from serve.cli.failures import FailureNotices
 from serve.cli.follow import BatchWait, exit_code, print_batch, print_card_faults
-from serve.cli.options import Catalog, FewStepFile, RowOptions, TermOptions, few_step_of, with_option_groups
+from serve.cli.options import (
+    AllowPrivateHosts,
+    Catalog,
+    FewStepFile,
+    RowOptions,
+    TermOptions,
+    allowing,
+    few_step_of,
+    with_option_groups,
+)
 from serve.cli.render import HASTY_S, cards_text, farm_args, farm_options
 from serve.cli.runnable import check_fits, check_runnable
 from serve.cli.session import FarmHost, source_of
@@ -84,6 +93,7 @@ def up(
     accept_license: AcceptLicense = None,
     few_step: FewStepFile = None,
     kernels: KernelsOption = None,
+    allow_private_hosts: AllowPrivateHosts = None,
     home: Home = None,
 ) -> None:
     """Run a farm on this machine until Ctrl-C: gateway, dispatcher and one renderer per card."""
@@ -92,6 +102,7 @@ def up(
         open_home(settings)
         accept_licenses(settings, accept_license)
         args, configured_port = _configured(settings, config, cards, few_step)
+        args = args.model_copy(update={"fetch": allowing(args.fetch, allow_private_hosts)})
         # Here, not by parts of the farm that would be started again and again.
         refuse_no_store(args.database_url)
         if kernels is not None:

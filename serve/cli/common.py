@@ -30,6 +30,7 @@ from cluster.store.batches import IdempotencyConflictError
 from cluster.store.database import StoreVersionError
 from cluster.store.lookup import AmbiguousIdError, NoSuchBatchError, NoSuchCardError, NoSuchJobError
 from cluster.store.outage import why_unusable
+from cluster.store.webhooks.registry import NoSuchWebhookError
 from pipeline.families import family_named
 from pipeline.families.licences import remember_acceptance
 from pipeline.kernels.kernels import KernelChoice
@@ -230,7 +231,14 @@ def exit_on_error() -> Iterator[None]:
         fail(Exit.USAGE, str(error))
     except (BadInputError, IdempotencyConflictError, ResultsError, StoreVersionError) as error:
         fail(Exit.USAGE, str(error))
-    except (NoSuchBatchError, NoSuchJobError, NoSuchCardError, AmbiguousIdError, RefusedError) as error:
+    except (
+        NoSuchBatchError,
+        NoSuchJobError,
+        NoSuchCardError,
+        NoSuchWebhookError,
+        AmbiguousIdError,
+        RefusedError,
+    ) as error:
         fail(Exit.USAGE, str(error))
     except (AccessRefusedError, NoSuchKeyError, QuotaExceededError) as error:
         fail(Exit.USAGE, str(error))

@@ -18,6 +18,7 @@ from serve.cli.logs import logs
 from serve.cli.render import render
 from serve.cli.suggest import suggest
 from serve.cli.watch import watch
+from serve.cli.webhooks import verbs as webhooks
 from serve.cli.why import why
 
 app = typer.Typer(
@@ -69,6 +70,7 @@ app.add_typer(keys.app, name="keys")
 app.command()(login)
 app.command()(logout)
 app.command()(whoami)
+app.add_typer(webhooks.app, name="webhooks")
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ AllowPrivateHosts = Annotated[
     typer.Option(
         "--allow-private-hosts",
         metavar="HOST[:PORT],…",
-        help="Hosts of your own network, names or 10.1.0.0/16, that pictures are fetched from (docs/stills.md).",
+        help="Hosts of your own network, names or 10.1.0.0/16, that may be asked for pictures (docs/stills.md).",
     ),
 ]
 Strict = Annotated[
@@ -146,13 +146,7 @@ class RowOptions(OptionGroup):
 
         Raises `BadInputError` for hosts that cannot be read.
         """
-        hosts = tuple(filter(None, map(str.strip, (self.allow_private_hosts or "").split(","))))
-        try:
-            policy = FetchPolicy(private_hosts=hosts, buckets=None)
-        except ValidationError as error:
-            what = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-            remedy = "Write HOST, HOST:PORT or a network, several with commas between them."
-            raise BadInputError("--allow-private-hosts", what, remedy) from error
+        policy = allowing(FetchPolicy(buckets=None), self.allow_private_hosts)
         return RemoteStills(policy, storage=storage)
 
     def defaults(self) -> RowDefaults:
@@ -204,6 +198,14 @@ class TermOptions(OptionGroup):
     max_gpu_hours: MaxGpuHours = None
     max_cost: MaxCost = None
     comment: Annotated[str, typer.Option(help="For people.", rich_help_panel=_TERMS)] = ""
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Tell this URL of the first failure and of the end (see docs/webhooks.md).",
+            rich_help_panel=_TERMS,
+        ),
+    ] = None
 
     def terms(self) -> dict[str, Any]:
         """The fields of `TermFields` that are not as they would be anyway. Raises `pydantic.ValidationError`."""
@@ -215,6 +217,7 @@ class TermOptions(OptionGroup):
             max_gpu_hours=self.max_gpu_hours,
             max_cost=self.max_cost,
             comment=self.comment,
+            webhook_url=self.webhook,
         )
         return fields_given.model_dump(exclude_defaults=True)
 
@@ -262,6 +265,17 @@ def _options_of(group: Any, leave_out: Collection[str]) -> dict[str, inspect.Par
         for field in fields(group)
         if field.name not in leave_out
     }
+
+
+def allowing(policy: FetchPolicy, private_hosts: str | None) -> FetchPolicy:
+    """`policy` with the hosts that `--allow-private-hosts` names. Raises `BadInputError` for one that is none."""
+    hosts = tuple(filter(None, map(str.strip, (private_hosts or "").split(","))))
+    try:
+        return FetchPolicy.model_validate(policy.model_dump() | {"private_hosts": (*policy.private_hosts, *hosts)})
+    except ValidationError as error:
+        what = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        remedy = "Write HOST, HOST:PORT or a network, several with commas between them."
+        raise BadInputError("--allow-private-hosts", what, remedy) from error
 
 
 def few_step_of(settings: Settings, file: Path | None) -> dict[str, FewStep]:

@@ -18,6 +18,7 @@ from cluster.estimates.times import TimeEstimates
 from cluster.fleet.cards import Beat
 from cluster.fleet.demand import ClassState, backlog_gpu_seconds, replicas_kept, replicas_wanted
 from cluster.maintenance.retention import Sweeper
+from cluster.remote.poster import MessagePoster
 from cluster.scheduling.tail.planner import Planner
 from cluster.storage import Storage
 from cluster.store import Database, DispatchStore
@@ -25,6 +26,7 @@ from cluster.store.queues import mean_gpu_seconds, waiting_kinds
 from cluster.store.unsealed import expire_unsealed
 from serve.autoscaling import kept_name, wanted_name
 from serve.dispatcher.pool import ServePool
+from serve.dispatcher.webhooks import WebhookSender
 from serve.loopback import replica_on_loopback
 from serve.settings import STORE_PATIENCE_S, CardClassArgs, FarmArgs
 
@@ -66,6 +68,13 @@ class DispatcherDeployment:
         self._closing = threading.Event()
         self._housekeeping = asyncio.create_task(self._sweep())
         self._expiring = asyncio.create_task(self._expire_unsealed())
+        # Connections of its own: threads that wait to write how a message went leave the dispatcher's alone.
+        outbox = Database.shared(farm.settings().database_url)
+        self._webhooks = WebhookSender(outbox, MessagePoster(farm.fetch).post, base=farm.public_url)
+        self._sending = threading.Thread(
+            target=self._webhooks.run, args=(self._closing,), name="clipmill-webhooks", daemon=True
+        )
+        self._sending.start()
         self._demand = asyncio.create_task(self._watch_demand()) if farm.autoscales else None
 
     async def beat(self, beat: dict[str, Any]) -> dict[str, str]:
@@ -133,6 +142,14 @@ class DispatcherDeployment:
         self._housekeeping.cancel()
         self._expiring.cancel()
         await self._dispatcher.stop(grace_s)
+        # What the last clips were the end of: nobody knows when there will be a farm on this store again.
+        await asyncio.to_thread(self._finish_sending)
+
+    def _finish_sending(self) -> None:
+        try:
+            self._webhooks.finish()
+        except Exception as error:
+            log.warning("webhooks of what ended last are for the next farm: %s", error)
 
     async def check_health(self) -> None:
         """Raise when the loop has ended although nobody closed it: Serve then replaces this replica.

@@ -23,9 +23,9 @@ from cluster.farm import Farm
 from cluster.fleet.cards import card_faults, storage_fault
 from cluster.remote.manifests import RemoteManifests
 from cluster.remote.stills import RemoteStills
-from serve.gateway.advice.routes import lint_routes
 from serve.gateway.access.gate import AccessGate, AccessTerms
 from serve.gateway.access.routes import access_routes
+from serve.gateway.advice.routes import lint_routes
 from serve.gateway.api_page import DOCS, api_page
 from serve.gateway.batches.submission import BatchSettings
 from serve.gateway.document.openapi import describe
@@ -42,6 +42,7 @@ from serve.gateway.routes_batches import batch_routes
 from serve.gateway.routes_cards import card_routes
 from serve.gateway.routes_forecast import forecast_routes
 from serve.gateway.routes_jobs import job_routes
+from serve.gateway.webhooks.routes import webhook_routes
 
 log = logging.getLogger("clipmill.gateway")
 
@@ -125,6 +126,7 @@ def create_api(
         video_routes(nudge_dispatcher, videos),
         file_routes(),
         model_routes(),
+        webhook_routes(),
         access_routes(farm, access.lookup),
         page_routes(farm, rules or Rules(), batches),
     )

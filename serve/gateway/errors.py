@@ -18,6 +18,7 @@ from cluster.storage import StorageError
 from cluster.store.access.keys import NoSuchKeyError
 from cluster.store.batches import IdempotencyConflictError
 from cluster.store.lookup import AmbiguousIdError, NoSuchBatchError, NoSuchCardError, NoSuchJobError
+from cluster.store.webhooks.registry import NoSuchWebhookError
 from pipeline.problems import BadInputError, Problem
 
 
@@ -100,6 +101,13 @@ ERRORS: tuple[ErrorKind, ...] = (
         code="not_found",
         param="file_id",
         remedy="GET /v1/files lists those there are.",
+    ),
+    ErrorKind(
+        raised=NoSuchWebhookError,
+        status=404,
+        code="not_found",
+        param="webhook_id",
+        remedy="GET /v1/webhooks lists those there are.",
     ),
     ErrorKind(
         raised=NoSuchModelError, status=404, code="model_not_found", param="model", remedy="GET /v1/models lists them."

@@ -11,6 +11,7 @@ from cluster.catalog.manifest import MAX_PRIORITY
 from cluster.jobs.model import Limits
 from cluster.jobs.transitions import Verb
 from cluster.store.batches import Terms
+from cluster.webhooks.model import MAX_WEBHOOK_URL_CHARACTERS, check_webhook_url
 from pipeline.problems import BadInputError
 
 #: The largest number that a row can have, and so the most failures of a batch.
@@ -77,15 +78,18 @@ class TermFields(LimitFields):
     """With `needs_approval`: so many rows start at once, as a proof."""
     comment: str = Field(default="", max_length=2000)
     """A note for people."""
+    webhook_url: str | None = Field(default=None, max_length=MAX_WEBHOOK_URL_CHARACTERS)
+    """An https or http URL that is told of the batch's first failure and of its end (docs/webhooks.md)."""
 
     def terms(self) -> Terms:
-        """The fields as the store takes them."""
+        """The fields as the store takes them. Raises `BadInputError` for a URL that nothing can be sent to."""
         return Terms(
             paused=self.paused,
             needs_approval=self.needs_approval,
             proof=self.proof,
             limits=self.limits(),
             comment=self.comment,
+            webhook_url=check_webhook_url(self.webhook_url, "webhook_url") if self.webhook_url else None,
         )
 
 

@@ -13,6 +13,7 @@ from cluster.forecast.suggest import FULL_SHARE, largest_fit
 from cluster.jobs.commands import CardOrder
 from cluster.jobs.model import Batch, Job, JobState
 from cluster.maintenance.deletion import Deletion
+from cluster.remote.urls import shown
 from pipeline.families import FAMILIES
 from pipeline.notes import as_json
 from pipeline.units import format_bytes
@@ -44,6 +45,7 @@ def batch_view(batch: Batch) -> dict[str, Any]:
         "comment": batch.comment,
         "owner": batch.owner,
         "key": batch.key,
+        "webhook_url": shown(batch.webhook_url) if batch.webhook_url else None,
     }
 
 

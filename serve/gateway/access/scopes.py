@@ -64,6 +64,15 @@ ROUTE_SCOPES: Mapping[tuple[str, str], Scope | None] = {
     # Nothing is handed in.
     ("POST", "/v1/forecast"): Scope.READ,
     ("POST", "/v1/lint"): Scope.READ,
+    # An owner's own, with the secret that messages are signed with.
+    ("POST", "/v1/webhooks"): Scope.SUBMIT,
+    ("GET", "/v1/webhooks"): Scope.READ,
+    ("GET", "/v1/webhooks/deliveries"): Scope.READ,
+    ("POST", "/v1/webhooks/rotate"): Scope.SUBMIT,
+    ("GET", "/v1/webhooks/{webhook_id}"): Scope.READ,
+    ("DELETE", "/v1/webhooks/{webhook_id}"): Scope.SUBMIT,
+    ("POST", "/v1/webhooks/{webhook_id}/test"): Scope.SUBMIT,
+    ("POST", "/v1/webhooks/{webhook_id}/enable"): Scope.SUBMIT,
     ("POST", "/v1/keys"): Scope.ADMIN,
     ("GET", "/v1/keys"): Scope.ADMIN,
     ("GET", "/v1/keys/{key_id}"): Scope.ADMIN,

@@ -96,6 +96,8 @@ def _row(
     if prompt and not fields.get("prompt"):
         fields["prompt"] = prompt
     asked = read_fields(fields, default_model)
+    if asked.webhook_url is not None:
+        raise BadInputError("webhook_url", "a line has none of its own", "Give the batch one, beside its lines.")
     if reference.data is not None:
         image = FILE_ID + put_still(reference.data)
     else:

@@ -19,8 +19,8 @@ from cluster.farm import Farm
 from cluster.jobs.model import Batch, JobState
 from cluster.remote.manifests import RemoteManifests
 from cluster.remote.stills import RemoteStills
-from serve.gateway.advice.prompts import PromptAdvice
 from serve.gateway.access.gate import OwnersFarm
+from serve.gateway.advice.prompts import PromptAdvice
 from serve.gateway.batches.arriving import ArrivedManifest, of_body, of_elsewhere, of_form, read_form
 from serve.gateway.batches.bodies import (
     BatchDefaults,

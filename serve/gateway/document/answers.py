@@ -137,6 +137,8 @@ class BatchAnswer(DescribedAnswer):
     """Whose it is."""
     key: str | None
     """The `Idempotency-Key` under which it was handed in."""
+    webhook_url: str | None
+    """Where its events are sent, besides the owner's webhooks; its query is not shown."""
     refused: list[RefusedRow] | None = None
     """Where it was just handed in: the first rows that cannot be rendered."""
     notes: list[str] | None = None

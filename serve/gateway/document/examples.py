@@ -8,6 +8,7 @@ from typing import Any
 STILL = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 BATCH_ID = "batch_0197a3c2f1b07e5d8c4a6b90"
 VIDEO_ID = "video_0197a3c2f1b57a41b2c3d4e5"
+WEBHOOK_ID = "webhook_0197a3c2f1b0712f8a9b0c1d"
 CARD_ID = "GPU-5f2c1d9e-7b1a-4c83-9c0e-3a1f6d2b8e47"
 FILE_ID = f"file-{STILL}"
 MANIFEST_ID = f"file-batch-{STILL}"
@@ -60,6 +61,7 @@ BATCH: dict[str, Any] = {
     "comment": "",
     "owner": "local",
     "key": None,
+    "webhook_url": None,
 }
 BATCH_DELETION = {
     "id": BATCH_ID,
@@ -253,6 +255,51 @@ LINT_ANSWER = {
     ],
     "rows_warned": 1,
     "notes": ["1 row (prompt-1): the prompt asks for motion or beauty without saying what moves, and how. …"],
+}
+NEW_WEBHOOK = {
+    "url": "https://shop.example/clipmill",
+    "events": ["batch.completed", "batch.first_failure"],
+    "description": "staging",
+}
+NEW_WEBHOOK_SECRET = {"grace_s": 86_400}
+WEBHOOK: dict[str, Any] = {
+    "id": WEBHOOK_ID,
+    "object": "webhook",
+    "url": "https://shop.example/clipmill",
+    "events": ["batch.completed", "batch.first_failure"],
+    "description": "staging",
+    "created_at": _AT,
+    "enabled": True,
+    "disabled_at": None,
+    "disabled_why": None,
+    "delivered_at": _AT + 95,
+}
+#: The secret of an example, which signs nothing.
+_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105
+CREATED_WEBHOOK = WEBHOOK | {"delivered_at": None, "secret": _SECRET}
+WEBHOOK_DELETION = {"id": WEBHOOK_ID, "object": "webhook.deleted", "deleted": True}
+WEBHOOK_SECRET = {
+    "object": "webhook.secret",
+    "secret": _SECRET,
+    "created_at": _AT,
+    "previous_until": _AT + 86_400,
+}
+WEBHOOK_DELIVERY: dict[str, Any] = {
+    "id": "delivery_0197a3c2f1b07c3d9e8f7a6b",
+    "object": "webhook.delivery",
+    "event": "evt_0197a3c2f1b07a2b3c4d5e6f",
+    "type": "batch.completed",
+    "subject": BATCH_ID,
+    "webhook": WEBHOOK_ID,
+    "url": "https://shop.example/clipmill",
+    "state": "pending",
+    "attempts": 2,
+    "created_at": _AT + 90,
+    "last_at": _AT + 96,
+    "next_at": _AT + 408,
+    "delivered_at": None,
+    "status": 500,
+    "error": "it answers 500",
 }
 ID = {"object": "id", "id": BATCH_ID}
 HEALTH = {"status": "ok", "cards": 2}

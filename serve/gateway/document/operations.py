@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from serve.gateway.batches.bodies import NewBatch, NewBatchOfManifest
-from serve.gateway.document import access_answers, answers, examples, farm_answers
+from serve.gateway.document import access_answers, answers, examples, farm_answers, webhook_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class DescribedOperation:
 
 
 _BATCHES, _ROWS, _VIDEOS, _FILES, _FARM, _KEYS = "batches", "rows", "videos", "files", "farm", "keys"
+_WEBHOOKS = "webhooks"
 _JSON, _FORM = "application/json", "multipart/form-data"
 _BATCH = {"batch_id": examples.BATCH_ID}
 _JOB = {"job_id": examples.VIDEO_ID}
@@ -43,6 +44,7 @@ _VIDEO = {"video_id": examples.VIDEO_ID}
 _FILE = {"file_id": examples.FILE_ID}
 _KEY = {"key_id": examples.KEY_ID}
 _OWNER = {"owner": "team-shoes"}
+_WEBHOOK = {"webhook_id": examples.WEBHOOK_ID}
 _VIDEO_BODIES = {_JSON: examples.NEW_VIDEO, _FORM: examples.VIDEO_FORM}
 _MANIFESTS = {
     "text/csv": examples.CSV,
@@ -249,6 +251,68 @@ OPERATIONS: dict[tuple[str, str], DescribedOperation] = {
         refusals=(404, 422),
         parameters=_FILE,
     ),
+    ("post", "/v1/webhooks"): DescribedOperation(
+        summary="Register a URL that is told of events",
+        group=_WEBHOOKS,
+        answer=webhook_answers.WebhookAnswer,
+        example=examples.CREATED_WEBHOOK,
+        refusals=(400, 422),
+        bodies={_JSON: examples.NEW_WEBHOOK},
+    ),
+    ("get", "/v1/webhooks"): DescribedOperation(
+        summary="List webhooks",
+        group=_WEBHOOKS,
+        answer=answers.ListAnswer[webhook_answers.WebhookAnswer],
+        example=examples.page(examples.WEBHOOK, of_ids=False),
+        refusals=(),
+    ),
+    ("get", "/v1/webhooks/{webhook_id}"): DescribedOperation(
+        summary="One webhook",
+        group=_WEBHOOKS,
+        answer=webhook_answers.WebhookAnswer,
+        example=examples.WEBHOOK,
+        refusals=(404, 422),
+        parameters=_WEBHOOK,
+    ),
+    ("delete", "/v1/webhooks/{webhook_id}"): DescribedOperation(
+        summary="Delete a webhook",
+        group=_WEBHOOKS,
+        answer=webhook_answers.WebhookDeletionAnswer,
+        example=examples.WEBHOOK_DELETION,
+        refusals=(404, 422),
+        parameters=_WEBHOOK,
+    ),
+    ("post", "/v1/webhooks/{webhook_id}/test"): DescribedOperation(
+        summary="Try a webhook",
+        group=_WEBHOOKS,
+        answer=webhook_answers.WebhookDeliveryAnswer,
+        example=examples.WEBHOOK_DELIVERY | {"type": "webhook.test", "subject": examples.WEBHOOK_ID},
+        refusals=(404, 422),
+        parameters=_WEBHOOK,
+    ),
+    ("post", "/v1/webhooks/{webhook_id}/enable"): DescribedOperation(
+        summary="Enable a webhook again",
+        group=_WEBHOOKS,
+        answer=webhook_answers.WebhookAnswer,
+        example=examples.WEBHOOK,
+        refusals=(404, 422),
+        parameters=_WEBHOOK,
+    ),
+    ("post", "/v1/webhooks/rotate"): DescribedOperation(
+        summary="Change the secret that messages are signed with",
+        group=_WEBHOOKS,
+        answer=webhook_answers.WebhookSecretAnswer,
+        example=examples.WEBHOOK_SECRET,
+        refusals=(422,),
+        bodies={_JSON: examples.NEW_WEBHOOK_SECRET},
+    ),
+    ("get", "/v1/webhooks/deliveries"): DescribedOperation(
+        summary="What became of messages",
+        group=_WEBHOOKS,
+        answer=answers.ListAnswer[webhook_answers.WebhookDeliveryAnswer],
+        example=examples.page(examples.WEBHOOK_DELIVERY, of_ids=False),
+        refusals=(404, 422),
+    ),
     ("get", "/v1/models"): DescribedOperation(
         summary="List models",
         group=_FARM,
@@ -399,6 +463,7 @@ GROUPS = {
     _ROWS: "The rows of batches, each of which is also a video.",
     _VIDEOS: "One clip of one picture, as clients of OpenAI's and vLLM-Omni's APIs ask for it.",
     _FILES: "Pictures and manifests that requests name.",
+    _WEBHOOKS: "URLs that are told of what becomes of batches and videos (docs/webhooks.md).",
     _FARM: "Models, cards, and what the farm can do.",
     _KEYS: "Keys, sessions of browsers and quotas; [keys.md](keys.md) explains them.",
 }

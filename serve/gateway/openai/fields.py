@@ -14,6 +14,7 @@ from cluster.catalog.cells import READERS, depth_of, number_of, shown
 from cluster.catalog.manifest import Row
 from cluster.catalog.tables import MAX_JSON_DEPTH
 from cluster.jobs.strict import refusals
+from cluster.webhooks.model import check_webhook_url
 from pipeline.clips.clip import ResolutionClass
 from pipeline.families import FAMILIES, Family, family_named, size_for
 from pipeline.notes import ADJUSTED, Note
@@ -70,7 +71,7 @@ _COUNTS = ("n", "num_outputs_per_prompt")
 #: Fields that are no column: what a request is about, and how it is dealt with.
 OTHERS = (
     *("model", "size", "width", "height", "input_reference", "image_reference", "video_params", "extra_params"),
-    *("user", "metadata", "strict", "timeout_s"),
+    *("user", "metadata", "strict", "timeout_s", "webhook_url"),
 )
 #: All fields of a request.
 FIELDS = frozenset((*RENAMED, *PLAIN, *UNUSED, *OTHERS))
@@ -95,6 +96,8 @@ class VideoRequest:
     strict: bool
     #: Seconds that `/v1/videos/sync` waits.
     timeout_s: float | None
+    #: Where the video's end is told, besides the owner's webhooks.
+    webhook_url: str | None = None
     notes: tuple[Note, ...] = field(default=())
 
 
@@ -126,6 +129,11 @@ def read_fields(values: Mapping[str, Any], default_model: str) -> VideoRequest:
     timeout = values.get("timeout_s")
     if timeout is not None:
         timeout = number_of("timeout_s", timeout, notes, minimum=0, maximum=3600)
+    webhook_url = values.get("webhook_url")
+    if webhook_url is not None:
+        if not isinstance(webhook_url, str):
+            raise BadInputError("webhook_url", f"{shown(webhook_url)} is no URL", "Send it as text.")
+        check_webhook_url(webhook_url, "webhook_url")
     extra = {name: values[name] for name in ("user", "metadata") if name in values}
     for name, value in extra.items():
         if len(json.dumps(value)) > _MAX_KEPT:
@@ -135,7 +143,7 @@ def read_fields(values: Mapping[str, Any], default_model: str) -> VideoRequest:
     # What a text of a form or a number of JSON was read as is no news to a program.
     told = tuple(note for note in notes if note.code != "number_read")
     row = Row(number=1, id="video", image="input_reference", model=family.name, extra=extra, notes=told, **columns)
-    return VideoRequest(row=row, family=family, strict=strict, timeout_s=timeout, notes=told)
+    return VideoRequest(row=row, family=family, strict=strict, timeout_s=timeout, webhook_url=webhook_url, notes=told)
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

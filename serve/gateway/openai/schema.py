@@ -37,6 +37,10 @@ _FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "metadata": ({"type": "object"}, "Kept with the video."),
     "strict": ({"type": "boolean"}, "Refuse what the model cannot take, instead of taking the nearest that it can."),
     "timeout_s": (_NUMBER, "Seconds that `/v1/videos/sync` waits."),
+    "webhook_url": (
+        {"type": "string", "format": "uri"},
+        "An https or http URL that is told of the video's end (docs/webhooks.md).",
+    ),
     "tier": ({"enum": [one.value for one in Tier]}, "Quality and time: steps, frames and frames a second."),
     "resolution_class": ({"enum": [one.value for one in ResolutionClass]}, "Pixels, in place of `size`."),
     "aspect": ({"type": "string", "examples": ["16:9"]}, "With `resolution_class`; default: the picture's."),

@@ -25,6 +25,7 @@ from cluster.remote.urls import shown
 from cluster.storage import MissingObjectError
 from cluster.store import videos as store
 from cluster.store.batch_reader import VIDEO_SOURCE
+from cluster.store.batches import Terms
 from cluster.store.videos import Video
 from pipeline.problems import BadInputError, Problem
 from serve.gateway.access.gate import OwnersFarm
@@ -130,9 +131,15 @@ class _Maker:
         # every request says that is silent of it: a version before had no such field.
         told = asked.row.model_copy(update={"interactive": None if interactive else False})
         text = row.model_copy(update={"row": told}).model_dump_json()
-        same = hashlib.sha256(f"{text}{asked.strict}".encode()).hexdigest()
+        same = hashlib.sha256(f"{text}{asked.strict}{asked.webhook_url or ''}".encode()).hexdigest()
         batch = farm.submit(
-            [row], defaults, name=_title(asked), source=VIDEO_SOURCE, idempotency_key=key, fingerprint=same
+            [row],
+            defaults,
+            name=_title(asked),
+            source=VIDEO_SOURCE,
+            idempotency_key=key,
+            fingerprint=same,
+            terms=Terms(webhook_url=asked.webhook_url),
         )
         (job,) = farm.jobs(batch.id)
         return find_video(farm, job.id)

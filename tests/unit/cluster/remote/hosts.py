@@ -40,6 +40,8 @@ class Asked(BaseHTTPRequestHandler):
         with suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
             self.server.answer(self)
 
+    do_POST = do_GET  # noqa: N815
+
     def send(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.begin(status, **({"Content_Length": str(len(body))} | headers))
         self.wfile.write(body)

@@ -196,6 +196,19 @@ def test_some_never_make_room(what):
     assert preempted(snapshot) == []
 
 
+def test_a_clip_whose_equal_is_waited_for_makes_no_room():
+    somebody_waits_for_it = a_job(1, content_key="same")
+    equal, other = a_job(3, waits=True, content_key="same"), a_job(4, waits=True)
+    on_cards = [runs(somebody_waits_for_it, "gpu0"), runs(a_job(2), "gpu1", preempted=1)]
+    assert preempted(farm([other], on_cards)) == [("gpu0", "job4")], "else it is the one to go"
+    assert preempted(farm([equal, other], on_cards)) == [("gpu1", "job4")]
+    assert preempted(farm([equal, other], on_cards[:1])) == [], "not even where no other can"
+    # Of another owner it is another clip, and one that is not admitted waits as any other.
+    bobs = replace(equal, owner="bob")
+    assert preempted(farm([bobs, other], on_cards)) == [("gpu0", "job3"), ("gpu1", "job4")]
+    assert preempted(farm([equal, other], on_cards, first=frozenset({"job4"}))) == [("gpu0", "job4")]
+
+
 def test_a_card_that_becomes_free_anyway_is_waited_for_by_one_job_only():
     running = [runs(a_job(1), "gpu1", leaving=True), runs(a_job(2), "gpu2")]
     assert preempted(farm([a_job(8, waits=True), a_job(9, waits=True)], running)) == [("gpu2", "job9")]

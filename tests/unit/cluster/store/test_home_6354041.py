@@ -93,15 +93,19 @@ def revision_of(database: Database) -> str | None:
 def schema_of(database: Database) -> set[tuple[Any, ...]]:
     """Tables, columns, keys and indexes as the database itself describes them."""
     catalogue = (
-        "SELECT type, name, sql FROM sqlite_master"
+        'SELECT kept.name, col.name, col.type, col."notnull", col.dflt_value, col.pk FROM sqlite_master AS kept'
+        " JOIN pragma_table_info(kept.name) AS col WHERE kept.type = 'table'"
         if database.is_sqlite
         else "SELECT table_name, column_name, data_type, is_nullable, column_default FROM information_schema.columns"
         " WHERE table_schema = current_schema()"
     )
-    more = "SELECT indexdef FROM pg_indexes WHERE schemaname = current_schema()"
+    more = (
+        "SELECT name, sql FROM sqlite_master WHERE type = 'index'"
+        if database.is_sqlite
+        else "SELECT indexdef FROM pg_indexes WHERE schemaname = current_schema()"
+    )
     with database.engine.connect() as c:
-        found = {tuple(row) for row in c.execute(sa.text(catalogue))}
-        return found if database.is_sqlite else found | {tuple(row) for row in c.execute(sa.text(more))}
+        return {tuple(row) for query in (catalogue, more) for row in c.execute(sa.text(query))}
 
 
 def test_it_is_brought_to_the_head_without_a_word_and_no_row_changes(left):
@@ -111,7 +115,7 @@ def test_it_is_brought_to_the_head_without_a_word_and_no_row_changes(left):
     assert revision_of(left) == "0006" < str(head)
     left.migrate()
     assert revision_of(left) == head
-    # Tables and indexes are added; none that was there is another one.
+    # Tables, columns and indexes are added; none that was there is another one.
     assert before <= schema_of(left)
     assert Truth(left).rows_of_before(rows) == rows
     with left.engine.connect() as c:

@@ -693,8 +693,14 @@ def test_ids_may_be_abbreviated_where_no_other_begins_so(batch_store):
     assert batch_store.find(ME, first[: differs + 1]) == first
     assert batch_store.find(ME, job.id[:-1]) == job.id
     assert batch_store.find(ME, job.id.removeprefix("video_")) == job.id
-    with pytest.raises(AmbiguousIdError):
+    with pytest.raises(AmbiguousIdError, match=r"^2 ids begin with .* write more of it; `clipmill status`"):
         batch_store.find(ME, first[:differs])
+    for short in ("b", "batc", "batch", "batch_"):
+        with pytest.raises(AmbiguousIdError, match=f"^2 ids begin with '{short}'"):
+            batch_store.find(ME, short)
+    for short in ("v", "vid", "video", "video_"):
+        with pytest.raises(AmbiguousIdError):
+            batch_store.find(ME, short)
     for unknown in ("batch_zz", "zz", "%", "batch_%", "video_", ""):
         with pytest.raises((NoSuchBatchError, NoSuchJobError, AmbiguousIdError)):
             batch_store.find(ME, unknown)

@@ -1,0 +1,1 @@
+"""`webhooks`: the commands that register URLs, try them, and show what became of messages."""

@@ -1,0 +1,1 @@
+"""Webhooks over HTTP: bodies, views and routes."""
