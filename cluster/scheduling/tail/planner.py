@@ -70,6 +70,9 @@ def _kinds_of(cards: Iterable[Card], blocked: frozenset[Route]) -> dict[str, _Ca
     return {card.card: _CardKind.of(card, routes[card.card]) for card in cards}
 
 
+_ONE = True
+
+
 class Planner:
     """Keeps the plan of a farm's tail from one look to the next."""
 
@@ -111,14 +114,14 @@ class Planner:
         late = self._is_late(group[0], now)
         if same and live == self._live and not late:
             return self.plan
-        if same and self.plan and live.keys() - self.plan.jobs - self._lost and now - self._made_at < _EVERY_S:
+        if not _ONE and same and self.plan and live.keys() - self.plan.jobs - self._lost and now - self._made_at < _EVERY_S:
             # Where clips keep coming, they start where there is room until it is time for another plan.
             return self.plan
         before, self._live, self._made_at = self._live, live, now
         work = _PlanInput(snapshot, *group, self.pace, now)
         known = self.plan is not None and live.keys() <= self.plan.jobs | self._lost
         known = known and all(live[job] == before.get(job, live[job]) for job in live)
-        keep = work.still(self.plan) if known and self.plan else None
+        keep = work.still(self.plan) if known and self.plan and not _ONE else None
         self._lost = frozenset(live) - work.jobs
         if not work.tasks:
             self.plan, self._cards = None, kinds
@@ -134,6 +137,11 @@ class Planner:
                     # What it is late by is not forgiven.
                     self.plan = replace(work.parts(found), ends_at=self.plan.ends_at)
                 return self.plan
+        if _ONE:
+            from cluster.scheduling.tail.arrivals import forward
+            from cluster.scheduling.tail.search import _fractions
+            self.plan, self._cards, self._sliced = work.parts(forward(work.tasks, work.places, _fractions(work.tasks, work.places)[0])), kinds, True
+            return self.plan
         # A clip that cannot be stopped and go on elsewhere is not cut in pieces: then nothing of the plan is.
         variants = self._variants if work.movable else 0
         made = make_plan(work.tasks, work.places, variants=variants, keep=keep)
