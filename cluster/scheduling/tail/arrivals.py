@@ -1,199 +1,269 @@
-"""A plan while clips come one by one. Prototype."""
+"""Plans for clips that come one by one: many end early, and the last hardly later than it could. Pure.
+
+While clips keep coming, the last one of a plan is seldom the last of all, and a plan made for it alone keeps short
+clips on slow cards for what the next arrival undoes. So each clip goes where it ends first, the shortest choosing first
+(Smith, "Various optimizers for single-stage production", Naval Research Logistics Quarterly 3, 1956). It begins on a
+slower card meanwhile where that helps, and moves up when a faster one is free. By that alone the longest clips end too
+late: those that would end beyond the bound of the preemptive linear program, and a little more, are made *first*, one
+after the other. They choose before all others, and clips that are not first make room for them. Nothing else moves.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-from cluster.scheduling.tail.schedule import Piece, Place, Schedule, Task, play
+from cluster.jobs.model import Job
+from cluster.scheduling.tail.schedule import Piece, Place, Played, Schedule, Task, play
 
-P = {"share": 0.3, "costs": 5.0, "order": "spt", "eps": 0.03, "boosts": 20, "mean": 0.15, "mcosts": 5.0}
+#: The last clip may end later than the bound by this share.
+LATER = 0.1
+#: A running clip moves up where it ends sooner by this share of what is left, and by so many times what a move takes.
+_UP_SHARE, _UP_COSTS = 0.2, 5.0
+#: A clip that is to wait for a faster card begins on another where it does this share of its work meanwhile, in seconds
+#: of the faster card, and so many times what a move takes.
+_MEANWHILE_SHARE, _MEANWHILE_COSTS = 0.15, 5.0
+#: Clips that are made first at most, and one after the other in vain.
+_MOST_FIRST, _IN_VAIN = 20, 6
+#: Better by less, as a share, is no better.
+_BETTER = 0.001
+_EPS = 1e-9
 
 
-class Forward:
-    def __init__(self, tasks: Sequence[Task], places: Sequence[Place], order, boosted) -> None:
-        self.tasks, self.places, self.order, self.boosted = tasks, places, order, boosted
-        self.n = len(tasks)
-        self.left = [t.steps for t in tasks]
-        self.on = [None] * len(places)
-        self.free = [p.free_s for p in places]
-        self.loaded = [p.family for p in places]
-        self.begin = [0.0] * self.n
-        self.end = [math.inf] * self.n
-        self.where = [None] * self.n
-        self.begun = [t.begun for t in tasks]
-        self.done = [False] * self.n
-        self.ready = [0.0] * self.n
-        self.pieces: list[list] = []
-        self.last_piece = [None] * self.n
-        for i, t in enumerate(tasks):
-            if t.at is not None:
-                self.loaded[t.at] = t.family
-                self._open(i, t.at, self.free[t.at])
+def come_one_by_one(jobs: Iterable[Job]) -> bool:
+    """Whether no more than half of `jobs` were handed in together: of one batch, in one second."""
+    together = Counter((job.batch_id, job.created_at) for job in jobs)
+    return 2 * max(together.values(), default=1) <= together.total()
 
-    def _open(self, i, p, start):
-        t, k = self.tasks[i], self.places[p].kind
-        self.on[p], self.where[i], self.begin[i] = i, p, start
-        self.end[i] = start + self.left[i] * t.step_s[k] + t.end_s[k]
-        self.free[p] = self.end[i]
-        self.loaded[p] = t.family
-        self.last_piece[i] = len(self.pieces)
-        self.pieces.append([i, p, self.left[i]])
-        self.begun[i] = True
 
-    def boundary(self, i, now):
-        """(time, steps done) at which running i can leave."""
-        t, p = self.tasks[i], self.where[i]
-        s = t.step_s[self.places[p].kind]
-        if now <= self.begin[i] + 1e-9:
-            return self.begin[i], 0
-        d = math.ceil((now - self.begin[i]) / s - 1e-6)
-        return self.begin[i] + d * s, d
+def end_early(tasks: Sequence[Task], places: Sequence[Place], bound_s: float) -> Played:
+    """A schedule of `tasks` on `places` in which many end early, and the last near `bound_s` where that is found.
 
-    def start_on(self, i, q, est):
-        """(start, steps left) of i on q free at est."""
-        t = self.tasks[i]
-        load = t.warm_s if self.loaded[q] == t.family else t.cold_s
-        if self.where[i] is not None:
-            b, d = self.boundary(i, est)
-            return max(est + t.arrive_s, b + t.pause_s) + load, self.left[i] - d
-        if self.begun[i]:
-            return max(est + t.arrive_s, self.ready[i]) + load, self.left[i]
-        return est + load, self.left[i]
+    `bound_s` in seconds, as `cluster.scheduling.tail.search.least_s` has it. Raises `ValueError` for a task that fits
+    on no place.
+    """
+    shortest = sorted(range(len(tasks)), key=lambda i: (tasks[i].shortest_s, i))
+    until_s = bound_s * (1 + LATER)
+    first: list[int] = []
+    best: Played | None = None
+    vain = 0
+    while True:
+        longest = sorted(first, key=lambda i: (-tasks[i].shortest_s, i))
+        cards = _VirtualCards(tasks, places, [*longest, *(i for i in shortest if i not in first)], frozenset(first))
+        played = play(cards.schedule(), tasks, places)
+        vain += 1
+        if best is None or played.makespan_s < best.makespan_s * (1 - _BETTER):
+            best, vain = played, 0
+        late = [i for i in shortest if i not in first and cards.end_s[i] > until_s]
+        if best.makespan_s <= until_s or not late or len(first) == _MOST_FIRST or vain == _IN_VAIN:
+            return best
+        first.append(max(late, key=lambda i: cards.end_s[i]))
 
-    def decide(self, now):
-        places, tasks = self.places, self.tasks
-        est = [max(f, now) for f in self.free]
-        taken = [False] * len(places)
-        for i in self.order:
-            if self.done[i]:
-                continue
-            t, p = tasks[i], self.where[i]
-            # candidates: of each kind/family the one free first
-            cand = {}
-            for q, pl in enumerate(places):
-                if q == p or t.step_s[pl.kind] == math.inf:
-                    continue
-                e, o, pre = est[q], self.on[q], None
-                if o is not None and not taken[q] and i in self.boosted and o not in self.boosted:
-                    b, d = self.boundary(o, now)
-                    if self.left[o] - d > 0 and b + tasks[o].leave_s < e:
-                        e, pre = b + tasks[o].leave_s, o
-                key = (pl.kind, self.loaded[q])
-                # prefer victims with least left... by latest? choose earliest e; ties: occupant with latest priority
-                if key not in cand or (e, pre is not None) < cand[key][:2]:
-                    cand[key] = (e, pre is not None, q)
-            best = None
-            for e, pre, q in cand.values():
-                s, l = self.start_on(i, q, e)
-                if l <= 0:
-                    continue
-                k = places[q].kind
-                end = s + l * t.step_s[k] + t.end_s[k]
-                if best is None or (end, pre) < best[:2]:
-                    best = (end, pre, q, s, e)
-            if p is not None:
-                if best is None:
-                    continue
-                k0, q = places[p].kind, best[2]
-                gain = self.end[i] - best[0]
-                cost = t.leave_s + t.arrive_s + t.pause_s
-                if gain < max(P["costs"] * cost, P["share"] * (self.end[i] - now)):
-                    taken[p] = True
-                    continue
-                if best[1]:
-                    self.evict(q, now)
-                elif not (self.on[q] is None and est[q] <= now + 1e-9):
-                    est[q] = best[0]
-                    taken[q] = True
-                    continue
-                self.leave(i, now)
-                s, l = best[3], self.left[i]
-                self._open(i, q, s)
-                est[q], est[p] = self.free[q], max(self.free[p], now)
-                taken[q] = True
-                continue
-            if best is None:
-                continue
-            end, pre, q, s, e = best
-            if pre:
-                self.evict(q, now)
-                self._open(i, q, s)
-                est[q] = self.free[q]; taken[q] = True
-                continue
-            if self.on[q] is None and est[q] <= now + 1e-9:
-                self._open(i, q, s)
-                est[q] = self.free[q]; taken[q] = True
-                continue
-            est[q] = end; taken[q] = True
-            # meanwhile
-            m = None
-            for e2, pre2, q2 in cand.values():
-                if pre2 or self.on[q2] is not None or e2 > now + 1e-9:
-                    continue
-                s2, l2 = self.start_on(i, q2, e2)
-                k2, k = places[q2].kind, places[q].kind
-                prog = max(0.0, math.floor((e - s2) / t.step_s[k2])) * t.step_s[k]
-                if m is None or prog > m[0]:
-                    m = (prog, q2, s2)
-            cost = t.leave_s + t.arrive_s + t.pause_s
-            if m and m[0] >= max(P["mcosts"] * cost, P["mean"] * t.seconds(places[q].kind)):
-                self._open(i, m[1], m[2])
-                est[m[1]] = self.free[m[1]]
 
-    def evict(self, q, now):
-        o = self.on[q]
-        self.leave(o, now)
-        self.ready[o] = self.free[q] - self.tasks[o].leave_s + self.tasks[o].pause_s
+class _Option(NamedTuple):
+    """A place where a task could go on."""
 
-    def leave(self, i, now):
-        t, p = self.tasks[i], self.where[i]
-        b, d = self.boundary(i, now)
-        pc = self.pieces[self.last_piece[i]]
-        pc[2] = d
-        self.left[i] -= d
-        self.on[p] = None
-        self.where[i] = None
-        self.free[p] = b + t.leave_s
+    end_s: float
+    #: Another task has to make room.
+    evicts: bool
+    place: int
+    begins_s: float
+    #: When the place is free for it.
+    free_s: float
 
-    def run(self):
+
+class _VirtualCards:
+    """Cards in virtual time: whenever one is free, all tasks that have not ended choose anew, one after the other."""
+
+    def __init__(
+        self, tasks: Sequence[Task], places: Sequence[Place], order: Sequence[int], first: frozenset[int]
+    ) -> None:
+        """`order` in which tasks choose, by index; those of `first` take places from others."""
+        self._tasks, self._places, self._order, self._first = tasks, places, order, first
+        #: When each task ends, or has ended.
+        self.end_s = [math.inf] * len(tasks)
+        self._open = set(range(len(tasks)))
+        self._left = [float(task.steps) for task in tasks]
+        self._begun = [task.begun for task in tasks]
+        #: The place of each task, since when it renders there, and when one that has left may go on.
+        self._at: list[int | None] = [None] * len(tasks)
+        self._since_s, self._ready_s = [0.0] * len(tasks), [0.0] * len(tasks)
+        #: The task on each place, when that is free of it, and the family it has loaded.
+        self._on: list[int | None] = [None] * len(places)
+        self._free_s = [place.free_s for place in places]
+        self._loaded = [place.family for place in places]
+        #: When each place is free of all that have chosen it by now, and those that a first task cannot have.
+        self._chosen_s: list[float] = []
+        self._kept: set[int] = set()
+        #: Places of one kind with one family loaded, and of each such group the one that is free first.
+        self._alike: dict[tuple[int, int | None], list[int]] = {}
+        self._soonest: dict[tuple[int, int | None], int] = {}
+        #: (task, place, steps), and the last of each task.
+        self._pieces: list[tuple[int, int, float]] = []
+        self._last_piece = [-1] * len(tasks)
+        for index, task in enumerate(tasks):
+            if task.at is not None:
+                self._loaded[task.at] = task.family
+                self._put(index, task.at, self._free_s[task.at])
+
+    def schedule(self) -> Schedule:
+        """What becomes of the tasks. Raises `ValueError` for one that fits on no place."""
         now = 0.0
-        for _ in range(20 * self.n + 10):
-            self.decide(now)
-            nxt = min((f for f in self.free if f > now + 1e-9), default=None)
-            if nxt is None:
-                break
-            now = nxt
-            for p in range(len(self.places)):
-                i = self.on[p]
-                if i is not None and self.free[p] <= now + 1e-9:
-                    self.on[p], self.where[i], self.done[i] = None, None, True
-            if all(self.done):
-                break
-        return tuple(Piece(i, p, s) for i, p, s in self.pieces if s > 0)
+        while self._open:
+            self._choose(now)
+            now = min((free_s for free_s in self._free_s if free_s > now + _EPS), default=math.inf)
+            if now == math.inf:
+                raise ValueError(f"{self._tasks[min(self._open)].key} fits on none of {len(self._places)} cards")
+            for place, index in enumerate(self._on):
+                if index is not None and self._free_s[place] <= now + _EPS:
+                    self._on[place], self._at[index] = None, None
+                    self._open.discard(index)
+        return tuple(Piece(*piece) for piece in self._pieces if piece[2] > 0)
+
+    def _choose(self, now: float) -> None:
+        self._chosen_s = [max(free_s, now) for free_s in self._free_s]
+        self._kept = set()
+        self._group()
+        for index in self._order:
+            if index not in self._open or (best := self._best(index, now)) is None:
+                continue
+            at = self._at[index]
+            if at is not None and not self._is_worth_a_move(index, best, now):
+                self._kept.add(at)
+            elif self._is_free(best, now):
+                if best.evicts and (other := self._on[best.place]) is not None:
+                    self._leave(other, now)
+                if at is not None:
+                    self._leave(index, now)
+                    self._is_chosen(at, max(now, self._free_s[at]))
+                self._begin(index, best)
+            else:
+                self._kept.add(best.place)
+                self._is_chosen(best.place, best.end_s)
+                if at is None and (meanwhile := self._meanwhile(index, best, now)) is not None:
+                    self._begin(index, meanwhile)
+
+    # -- where a task could go on ------------------------------------------------------------------------------------
+
+    def _best(self, index: int, now: float) -> _Option | None:
+        """Where the task would end first, but for where it is; None: nowhere."""
+        task, at = self._tasks[index], self._at[index]
+        most_step_s = math.inf
+        if at is not None:
+            if not task.movable or self._leaves(index, now)[1] <= 0:
+                return None
+            # Nothing slower can be worth a move.
+            most_step_s = (1 - _UP_SHARE) * task.step_s[self._places[at].kind]
+        found = list(self._free_options(index, most_step_s))
+        if index in self._first:
+            found += self._taken_options(index, most_step_s, now)
+        return min(found, default=None)
+
+    def _free_options(self, index: int, most_step_s: float) -> Iterator[_Option]:
+        for (kind, _), place in self._soonest.items():
+            if self._tasks[index].step_s[kind] < most_step_s:
+                option = self._option(index, place, self._chosen_s[place], evicts=False)
+                if option is not None:
+                    yield option
+
+    def _taken_options(self, index: int, most_step_s: float, now: float) -> Iterator[_Option]:
+        """Places that others would leave."""
+        for place, other in enumerate(self._on):
+            if other is None or other in self._first or place in self._kept or not self._tasks[other].movable:
+                continue
+            leaves_s, left = self._leaves(other, now)
+            if left > 0 and self._tasks[index].step_s[self._places[place].kind] < most_step_s:
+                option = self._option(index, place, leaves_s + self._tasks[other].leave_s, evicts=True)
+                if option is not None:
+                    yield option
+
+    def _meanwhile(self, index: int, later: _Option, now: float) -> _Option | None:
+        """An idle place for a task that waits for another, where it gets so far until then that the move pays."""
+        task = self._tasks[index]
+        if not task.movable:
+            return None
+        each_s = task.step_s[self._places[later.place].kind]
+        least_s = max(_MEANWHILE_COSTS * _cost_s(task), _MEANWHILE_SHARE * (later.end_s - later.begins_s))
+        best: _Option | None = None
+        for option in self._free_options(index, math.inf):
+            if not self._is_free(option, now):
+                continue
+            steps = (later.free_s - option.begins_s) / task.step_s[self._places[option.place].kind]
+            if math.floor(steps) * each_s >= least_s:
+                best, least_s = option, math.floor(steps) * each_s + _EPS
+        return best
+
+    def _option(self, index: int, place: int, free_s: float, *, evicts: bool) -> _Option | None:
+        task, kind, left = self._tasks[index], self._places[place].kind, self._left[index]
+        begins_s = free_s
+        if self._at[index] is not None:
+            leaves_s, left = self._leaves(index, free_s)
+            if left <= 0:
+                return None
+            begins_s = max(free_s + task.arrive_s, leaves_s + task.pause_s)
+        elif self._begun[index]:
+            begins_s = max(free_s + task.arrive_s, self._ready_s[index])
+        begins_s += task.warm_s if self._loaded[place] == task.family else task.cold_s
+        return _Option(begins_s + left * task.step_s[kind] + task.end_s[kind], evicts, place, begins_s, free_s)
+
+    def _leaves(self, index: int, now: float) -> tuple[float, float]:
+        """When the task has ended the step that it is in at `now`, and the steps that it has left then."""
+        since_s, at = self._since_s[index], self._at[index]
+        if at is None or now <= since_s + _EPS:
+            return since_s, self._left[index]
+        each_s = self._tasks[index].step_s[self._places[at].kind]
+        done = math.ceil((now - since_s) / each_s - 1e-6)
+        return since_s + done * each_s, self._left[index] - done
+
+    def _is_worth_a_move(self, index: int, option: _Option, now: float) -> bool:
+        gain_s, left_s = self.end_s[index] - option.end_s, self.end_s[index] - now
+        return gain_s >= max(_UP_COSTS * _cost_s(self._tasks[index]), _UP_SHARE * left_s)
+
+    def _is_free(self, option: _Option, now: float) -> bool:
+        return option.evicts or (self._on[option.place] is None and option.free_s <= now + _EPS)
+
+    # -- what it does ------------------------------------------------------------------------------------------------
+
+    def _begin(self, index: int, option: _Option) -> None:
+        regroup = self._loaded[option.place] != self._tasks[index].family
+        self._put(index, option.place, option.begins_s)
+        self._kept.add(option.place)
+        self._is_chosen(option.place, self._free_s[option.place])
+        if regroup:
+            self._group()
+
+    def _put(self, index: int, place: int, begins_s: float) -> None:
+        task, kind = self._tasks[index], self._places[place].kind
+        self._on[place], self._at[index], self._since_s[index] = index, place, begins_s
+        self._loaded[place], self._begun[index] = task.family, True
+        self._free_s[place] = self.end_s[index] = begins_s + self._left[index] * task.step_s[kind] + task.end_s[kind]
+        self._last_piece[index] = len(self._pieces)
+        self._pieces.append((index, place, self._left[index]))
+
+    def _leave(self, index: int, now: float) -> None:
+        task, place = self._tasks[index], self._at[index]
+        assert place is not None
+        leaves_s, left = self._leaves(index, now)
+        self._pieces[self._last_piece[index]] = (index, place, self._left[index] - left)
+        self._left[index], self._ready_s[index] = left, leaves_s + task.pause_s
+        self._on[place], self._at[index] = None, None
+        self._free_s[place] = leaves_s + task.leave_s
+
+    def _is_chosen(self, place: int, until_s: float) -> None:
+        self._chosen_s[place] = until_s
+        key = self._places[place].kind, self._loaded[place]
+        if key in self._alike:
+            self._soonest[key] = min(self._alike[key], key=self._chosen_s.__getitem__)
+
+    def _group(self) -> None:
+        self._alike = defaultdict(list)
+        for number, place in enumerate(self._places):
+            self._alike[place.kind, self._loaded[number]].append(number)
+        self._soonest = {key: min(some, key=self._chosen_s.__getitem__) for key, some in self._alike.items()}
 
 
-def forward(tasks: Sequence[Task], places: Sequence[Place], bound=None) -> Schedule:
-    def rem(i):
-        return tasks[i].shortest_s
-    sign = 1 if P["order"] == "spt" else -1
-    base = sorted(range(len(tasks)), key=lambda i: (sign * rem(i), i))
-    boosted: list[int] = []
-    best = None
-    for _ in range(int(P["boosts"]) + 1):
-        order = sorted(boosted, key=lambda i: -rem(i)) + [i for i in base if i not in boosted]
-        f = Forward(tasks, places, order, set(boosted))
-        s = f.run()
-        pl = play(s, tasks, places)
-        if best is None or pl.makespan_s < best.makespan_s * 0.999:
-            best = pl
-        if bound is None or pl.makespan_s <= bound * (1 + P["eps"]):
-            break
-        ends = {}
-        for pc, (_, e) in zip(s, pl.times):
-            ends[pc.task] = max(ends.get(pc.task, 0), e)
-        late = [i for i in sorted(ends, key=lambda i: -ends[i]) if i not in boosted]
-        if not late or ends[late[0]] <= bound * (1 + P["eps"]):
-            break
-        boosted.append(late[0])
-    return best.schedule
+def _cost_s(task: Task) -> float:
+    """Seconds that a move takes of both cards and of the clip."""
+    return task.leave_s + task.arrive_s + task.pause_s
