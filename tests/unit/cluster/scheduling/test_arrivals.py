@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.estimates.times import TimeEstimates
@@ -19,7 +19,7 @@ from cluster.scheduling.priority import AGEING_S
 from cluster.scheduling.snapshot import Running, Start
 from cluster.scheduling.tail.arrivals import LATER, come_one_by_one, end_early
 from cluster.scheduling.tail.planner import Planner, is_worth_planning
-from cluster.scheduling.tail.schedule import Place, Task
+from cluster.scheduling.tail.schedule import Place
 from cluster.scheduling.tail.search import least_s
 from tests.unit.cluster.scheduling.test_planner import CARDS, Steady, a_card, a_job, look
 from tests.unit.cluster.scheduling.test_tail import cases, check, task
@@ -56,6 +56,7 @@ def ends(played) -> dict[int, float]:
     return found
 
 
+@settings(max_examples=25, deadline=None)
 @given(cases(), st.data())
 def test_a_schedule_is_sound_and_cuts_no_clip_that_cannot_be_stopped(case, data):
     tasks, places = case
@@ -67,6 +68,7 @@ def test_a_schedule_is_sound_and_cuts_no_clip_that_cannot_be_stopped(case, data)
         assert one.movable or sum(piece.task == index for piece in played.schedule) == 1
 
 
+@settings(max_examples=10, deadline=None)
 @given(cases(costs=st.just(1e5)))
 def test_nothing_moves_where_moves_are_dear(case):
     tasks, places = case
@@ -74,6 +76,7 @@ def test_nothing_moves_where_moves_are_dear(case):
     assert all(sum(piece.task == index for piece in played.schedule) == 1 for index in range(len(tasks)))
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(1, 50), min_size=1, max_size=9), st.integers(1, 4))
 def test_on_equal_cards_the_sum_of_all_ends_is_the_least_there_is(seconds, cards):
     """Shortest first is best there: the k-th last clip of each card counts k times."""
@@ -154,13 +157,12 @@ def test_however_few_come_one_by_one_they_are_planned():
 
 def test_short_clips_that_keep_coming_do_not_keep_a_long_one_waiting_for_ever():
     long = at(0, 0)
-    brief = [replace(at(n, AGEING_S - n), spec=long.spec.model_copy(update={"steps": 5})) for n in (1, 2, 3)]
+    brief = [replace(at(n, 1000 + n), spec=long.spec.model_copy(update={"steps": 5})) for n in (1, 2, 3)]
     for now, begins in (AGEING_S - 1, "job1"), (AGEING_S, "job0"):
         snapshot = look([long, *brief], CARDS[:1])
         plan = Planner(Steady(), variants=1).update(snapshot, now)
         (start,) = (one for one in place(replace(snapshot, plan=plan), now) if isinstance(one, Start))
-        assert (start.job.id == begins) == (begins == "job0") or start.job.id in {b.id for b in brief}
-        assert (start.job.id == "job0") == (begins == "job0")
+        assert start.job.id == begins
 
 
 # -- on a farm in virtual time --------------------------------------------------------------------------------------
