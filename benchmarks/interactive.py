@@ -84,6 +84,116 @@ def other_shapes() -> list[Shape]:
 def with_interactive(shapes: list[Shape], batch: Trace, seed: int, over_s: float) -> tuple[list[Shape], Trace]:
     """The batch with interactive clips arriving within `over_s`, and all shapes."""
     rng = random.Random(f"interactive {seed}")
+    other = other_shapes()
+    own = [
+        n
+        for n, shape in enumerate(shapes)
+        if shape.spec.resolution_class in MIDDLE and shape.spec.steps <= STANDARD_STEPS
+    ]
+    chosen, arrivals, now = [], [], 0.0
+    for number in range(INTERACTIVE):
+        now += rng.expovariate(INTERACTIVE / over_s)
+        arrivals.append(round(now, 3))
+        chosen.append(len(shapes) + rng.randrange(len(other)) if number % 2 else rng.choice(own))
+    made = Trace(
+        name=f"{batch.name}-interactive-{seed}",
+        arrivals=(*batch.arrivals, *arrivals),
+        shapes=(*batch.shapes, *chosen),
+        interactive_from=len(batch.shapes),
+    )
+    return [*shapes, *other], made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saturated:
+    """What came of a batch with interactive clips."""
+
+    seed: int
+    #: Seconds from arrival to first step, and the same over what is allowed to each, 95 of 100.
+    wait_p95_s: float
+    wait_ratio_p95: float
+    flow_p95_s: float
+    alone_s: float
+    with_s: float
+    own_work_s: float
+    preemptions: int
+    most_of_one: int
+    used_share: float
+
+    @property
+    def later(self) -> float:
+        """The batch's end over what it was without interactive clips and their own work."""
+        return self.with_s / (self.alone_s + self.own_work_s)
+
+
+def p95(values: Sequence[float]) -> float:
+    """The value that 95 of 100 do not exceed."""
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1]
+
+
+def allowed_s(work: Work) -> float:
+    """Seconds from arrival to first step that a clip may take: two steps of the one before it, saving it, loading."""
+    return 2 * work.waited_step_s + MOVE_S + work.load_s
+
+
+def saturated(seed: int, variants: int, batch_of: int = BATCH) -> Saturated:
+    """A batch without and with interactive clips."""
+    shapes, found = traces.frozen()
+    batch = next(t for t in found if t.name == f"{batch_of}-offline-{seed % traces.SEEDS}")
+    own = policies.Clipmill(shapes, MOVE_S, variants=variants)
+    alone = traces.run(shapes, batch, own, own.boundaries, move_s=MOVE_S)
+    every, trace = with_interactive(shapes, batch, seed, OVER * alone.makespan_s)
+    mixed = policies.Clipmill(every, MOVE_S, variants=variants, load_s=load_seconds)
+    outcome = traces.run(every, trace, mixed, mixed.boundaries, move_s=MOVE_S, load_s=load_seconds)
+    people = [w for w in outcome.work if w.interactive]
+    waits = [(w.began or 0.0) - w.arrives for w in people]
+    ends = [w.ended or 0.0 for w in outcome.work if not w.interactive]
+    at_once = replace(trace, arrivals=(0.0,) * len(trace.shapes))
+    least = makespan.bound(every, at_once, [1.0] * len(trace.shapes), {})
+    least -= makespan.bound(shapes, batch, [1.0] * len(batch.shapes), {})
+    return Saturated(
+        seed=seed,
+        wait_p95_s=p95(waits),
+        wait_ratio_p95=p95([wait / allowed_s(w) for wait, w in zip(waits, people, strict=True)]),
+        flow_p95_s=p95([(w.ended or 0.0) - w.arrives for w in people]),
+        alone_s=alone.makespan_s,
+        with_s=max(ends),
+        own_work_s=least,
+        preemptions=mixed.preempted.total(),
+        most_of_one=max(mixed.preempted.values(), default=0),
+        used_share=mixed.budget.used_s(outcome.makespan_s) / (outcome.makespan_s * sum(n for *_, n in CARDS)),
+    )
+
+
+# -- clips that come one by one ---------------------------------------------------------------------------------
+
+
+def without(mix: Sequence[int] | None) -> dict[int, float]:
+    """The cards of the farm that `mix` lacks, as lost from the beginning; None: it lacks none."""
+    kinds = [kind for kind, (*_, number) in enumerate(CARDS) for _ in range(number)]
+    left = list(mix) if mix is not None else [number for *_, number in CARDS]
+    lost = {}
+    for card, kind in enumerate(kinds):
+        left[kind] -= 1
+        if left[kind] < 0:
+            lost[card] = 0.0
+    return lost
+
+
+def fresh(count: int, seed: int, load: float = LOAD, mix: Sequence[int] | None = None) -> Trace:
+    """A Poisson trace as `traces.py` makes them, of another seed, load or mix of cards."""
+    shapes, _ = traces.frozen()
+    rng = random.Random(f"fresh {count}/{seed}")
+    weights = [often * share for often in MIX[count][0] for share in MIX[count][1]]
+    chosen = rng.choices(range(len(shapes)), weights, k=count)
+    cards = mix if mix is not None else [number for *_, number in CARDS]
+    speed = sum(
+        number / (sum(shapes[s].seconds(kind) for s in chosen) / count) for kind, number in enumerate(cards) if number
+    )
+    now, arrivals = 0.0, []
+    for _ in range(count):
+        now += rng.expovariate(load * speed)
+        arrivals.append(round(now, 3))
     other = f"-load {load}" if load != LOAD else ""
     other += f"-cards {'+'.join(map(str, mix))}" if mix is not None else ""
     return Trace(name=f"{count}-poisson-fresh-{seed}{other}", arrivals=tuple(arrivals), shapes=tuple(chosen))
