@@ -1,11 +1,12 @@
 """Plans for clips that come one by one: many end early, and the last hardly later than it could. Pure.
 
 While clips keep coming, the last one of a plan is seldom the last of all, and a plan made for it alone keeps short
-clips on slow cards for what the next arrival undoes. So each clip goes where it ends first, the shortest choosing first
-(Smith, "Various optimizers for single-stage production", Naval Research Logistics Quarterly 3, 1956). It begins on a
-slower card meanwhile where that helps, and moves up when a faster one is free. By that alone the longest clips end too
-late: those that would end beyond the bound of the preemptive linear program, and a little more, are made *first*, one
-after the other. They choose before all others, and clips that are not first make room for them. Nothing else moves.
+clips on slow cards for what the next arrival undoes. So each clip goes where it ends first, and that chooses first whose
+time since it came is longest for what it takes (Brinch Hansen, "Short-term scheduling in multiprogramming systems", SOSP
+1971): of those that have just come the shortest. It begins on a slower card meanwhile where that helps, and moves up when
+a faster one is free. By that alone the longest clips end too late: those that would end beyond the bound of the
+preemptive linear program, and a little more, are made *first*, one after the other. They choose before all others, and
+clips that are not first make room for them. Nothing else moves.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import NamedTuple
 from cluster.jobs.model import Job
 from cluster.scheduling.tail.schedule import Piece, Place, Played, Schedule, Task, play
 
-#: The last clip may end later than the bound by this share.
-LATER = 0.1
+#: The last clip may end later than the bound by this share; by more while there are more clips than cards, for as long
+#: as no card falls idle the end is not decided: by the second share times what is too many, over the cards.
+LATER, LATER_CROWDED = 0.1, 4.0
 #: A running clip moves up where it ends sooner by this share of what is left, and by so many times what a move takes.
 _UP_SHARE, _UP_COSTS = 0.2, 5.0
 #: A clip that is to wait for a faster card begins on another where it does this share of its work meanwhile, in seconds
@@ -44,19 +46,22 @@ def end_early(tasks: Sequence[Task], places: Sequence[Place], bound_s: float) ->
     `bound_s` in seconds, as `cluster.scheduling.tail.search.least_s` has it. Raises `ValueError` for a task that fits
     on no place.
     """
-    shortest = sorted(range(len(tasks)), key=lambda i: (tasks[i].shortest_s, i))
-    until_s = bound_s * (1 + LATER)
+    in_turn = sorted(
+        range(len(tasks)), key=lambda i: (-tasks[i].waited_s / tasks[i].shortest_s, tasks[i].shortest_s, i)
+    )
+    crowd = max(0, len(tasks) - len(places)) / len(places)
+    until_s = bound_s * (1 + LATER + LATER_CROWDED * crowd)
     first: list[int] = []
     best: Played | None = None
     vain = 0
     while True:
         longest = sorted(first, key=lambda i: (-tasks[i].shortest_s, i))
-        cards = _VirtualCards(tasks, places, [*longest, *(i for i in shortest if i not in first)], frozenset(first))
+        cards = _VirtualCards(tasks, places, [*longest, *(i for i in in_turn if i not in first)], frozenset(first))
         played = play(cards.schedule(), tasks, places)
         vain += 1
         if best is None or played.makespan_s < best.makespan_s * (1 - _BETTER):
             best, vain = played, 0
-        late = [i for i in shortest if i not in first and cards.end_s[i] > until_s]
+        late = [i for i in in_turn if i not in first and cards.end_s[i] > until_s]
         if best.makespan_s <= until_s or not late or len(first) == _MOST_FIRST or vain == _IN_VAIN:
             return best
         first.append(max(late, key=lambda i: cards.end_s[i]))

@@ -388,6 +388,7 @@ class _PlanInput:
             family=self._families.setdefault(spec.family, len(self._families)),
             warm_s=gap,
             cold_s=self._pace.load_seconds(spec.family, cheapest),
+            waited_s=max(0.0, self._now - job.created_at),
             movable=is_resumable(spec.family),
         )
 

@@ -43,6 +43,8 @@ class Task:
     family: int = 0
     warm_s: float = 0.0
     cold_s: float = 0.0
+    #: Seconds since it came.
+    waited_s: float = 0.0
     #: It can be stopped between two steps and go on elsewhere.
     movable: bool = True
 
