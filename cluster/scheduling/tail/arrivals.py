@@ -1,12 +1,12 @@
 """Plans for clips that come one by one: many end early, and the last hardly later than it could. Pure.
 
 While clips keep coming, the last one of a plan is seldom the last of all, and a plan made for it alone keeps short
-clips on slow cards for what the next arrival undoes. So each clip goes where it ends first, and that chooses first whose
-time since it came is longest for what it takes (Brinch Hansen, "Short-term scheduling in multiprogramming systems", SOSP
-1971): of those that have just come the shortest. It begins on a slower card meanwhile where that helps, and moves up when
-a faster one is free. By that alone the longest clips end too late: those that would end beyond the bound of the
-preemptive linear program, and a little more, are made *first*, one after the other. They choose before all others, and
-clips that are not first make room for them. Nothing else moves.
+clips on slow cards for what the next arrival undoes. So each clip goes where it ends first, and that chooses first
+whose time since it came is longest for what it takes (Brinch Hansen, "Short-term scheduling in multiprogramming
+systems", SOSP 1971): of those that have just come the shortest. It begins on a slower card meanwhile where that helps,
+and moves up when a faster one is free. By that alone the longest clips end too late: those that would end beyond the
+bound of the preemptive linear program, and a little more, are made *first*, one after the other. They choose before all
+others, and clips that are not first make room for them. Nothing else moves.
 """
 
 from __future__ import annotations
