@@ -45,7 +45,7 @@ class Task:
     cold_s: float = 0.0
     #: Seconds since it came.
     waited_s: float = 0.0
-    #: It can be stopped between two steps and go on elsewhere.
+    #: The clip can be stopped between two steps and go on elsewhere.
     movable: bool = True
 
     def seconds(self, kind: int) -> float:
