@@ -8,7 +8,8 @@ room for it, what saving that takes, and loading; the batch may end later by the
 little more.
 
 Then the Poisson traces, the frozen ones and fresh seeds: how long small clips take from arrival to end, beside the best
-of the other schedulers in the same run, and when the last clip ends, beside a bound that no schedule beats.
+of the other schedulers in the same run, and when the last clip ends, beside a bound that no schedule beats. Then other
+loads of the farm, and other mixes of cards. With `--first-seed 100` fresh seeds are those that nobody has tuned by.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ MIDDLE, STANDARD_STEPS = (ResolutionClass.P512, ResolutionClass.P768), 50
 WITHIN, LATER, PREEMPTIONS = 1.0, 1.03, 1.0
 SMALL, LAST, MOVES = 1.2, 1.05, 1.5
 ONLINE_SIZES = (20, 50, 200)
+#: Arrivals as a share of what the cards can do, and how many cards of each kind of `CARDS` there are; clips of each.
+LOADS = (0.5, 0.8, 1.1)
+MIXES = ((0, 4, 0, 0, 6), (1, 0, 2, 8, 6), (0, 0, 6, 8, 0))
+ELSEWHERE = 50
 RIVALS = ("longest first", "gavel", "fifo", "first fit")
 
 
@@ -163,20 +168,35 @@ def saturated(seed: int, variants: int, batch_of: int = BATCH) -> Saturated:
 # -- clips that come one by one ---------------------------------------------------------------------------------
 
 
-def fresh(count: int, seed: int) -> Trace:
-    """A Poisson trace as `traces.py` makes them, of another seed."""
+def without(mix: Sequence[int] | None) -> dict[int, float]:
+    """The cards of the farm that `mix` lacks, as lost from the beginning; None: it lacks none."""
+    kinds = [kind for kind, (*_, number) in enumerate(CARDS) for _ in range(number)]
+    left = list(mix) if mix is not None else [number for *_, number in CARDS]
+    lost = {}
+    for card, kind in enumerate(kinds):
+        left[kind] -= 1
+        if left[kind] < 0:
+            lost[card] = 0.0
+    return lost
+
+
+def fresh(count: int, seed: int, load: float = LOAD, mix: Sequence[int] | None = None) -> Trace:
+    """A Poisson trace as `traces.py` makes them, of another seed, load or mix of cards."""
     shapes, _ = traces.frozen()
     rng = random.Random(f"fresh {count}/{seed}")
     weights = [often * share for often in MIX[count][0] for share in MIX[count][1]]
     chosen = rng.choices(range(len(shapes)), weights, k=count)
+    cards = mix if mix is not None else [number for *_, number in CARDS]
     speed = sum(
-        number / (sum(shapes[s].seconds(kind) for s in chosen) / count) for kind, (*_, number) in enumerate(CARDS)
+        number / (sum(shapes[s].seconds(kind) for s in chosen) / count) for kind, number in enumerate(cards) if number
     )
     now, arrivals = 0.0, []
     for _ in range(count):
-        now += rng.expovariate(LOAD * speed)
+        now += rng.expovariate(load * speed)
         arrivals.append(round(now, 3))
-    return Trace(name=f"{count}-poisson-fresh-{seed}", arrivals=tuple(arrivals), shapes=tuple(chosen))
+    other = f"-load {load}" if load != LOAD else ""
+    other += f"-cards {'+'.join(map(str, mix))}" if mix is not None else ""
+    return Trace(name=f"{count}-poisson-fresh-{seed}{other}", arrivals=tuple(arrivals), shapes=tuple(chosen))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +213,10 @@ class OneByOne:
     rival: str
 
 
-def one_by_one(trace: Trace, variants: int) -> OneByOne:
-    """One trace, played by every scheduler."""
+def one_by_one(trace: Trace, mix: Sequence[int] | None = None, *, variants: int) -> OneByOne:
+    """One trace, played by every scheduler on the cards of `mix`."""
     shapes, _ = traces.frozen()
+    lost = without(mix)
     whole = [min(map(shapes[s].seconds, range(len(CARDS)))) for s in trace.shapes]
     median = statistics.median(whole)
 
@@ -203,7 +224,7 @@ def one_by_one(trace: Trace, variants: int) -> OneByOne:
         return p95([flow for flow, w in zip(outcome.flow_s, whole, strict=True) if w <= median])
 
     own = policies.Clipmill(shapes, MOVE_S, variants=variants)
-    mine = traces.run(shapes, trace, own, own.boundaries, move_s=MOVE_S)
+    mine = traces.run(shapes, trace, own, own.boundaries, move_s=MOVE_S, deaths=lost)
     gavel = policies.Gavel(MOVE_S)
     others: dict[str, tuple[traces.Policy, traces.Boundaries]] = {
         "longest first": (policies.longest_first, policies.nothing),
@@ -211,11 +232,11 @@ def one_by_one(trace: Trace, variants: int) -> OneByOne:
         "fifo": (policies.fifo, policies.nothing),
         "first fit": (policies.first_fit, policies.nothing),
     }
-    theirs = {name: small(traces.run(shapes, trace, *one, move_s=MOVE_S)) for name, one in others.items()}
+    theirs = {name: small(traces.run(shapes, trace, *one, move_s=MOVE_S, deaths=lost)) for name, one in others.items()}
     rival = min(theirs, key=theirs.__getitem__)
     return OneByOne(
         name=trace.name,
-        ratio=mine.makespan_s / makespan.bound(shapes, trace, [1.0] * len(trace.shapes), {}),
+        ratio=mine.makespan_s / makespan.bound(shapes, trace, [1.0] * len(trace.shapes), lost),
         moves_per_job=mine.moves / len(trace.shapes),
         most_moves=max(w.moves for w in mine.work),
         small_p95_s=small(mine),
@@ -228,6 +249,8 @@ def main() -> int:
     """Run, print, and say whether the aims are met."""
     made = parser(__doc__)
     made.add_argument("--seeds", type=int, default=3, help="saturated farms, and fresh seeds of every size")
+    made.add_argument("--first-seed", type=int, default=0, help="of the fresh seeds")
+    made.add_argument("--elsewhere", type=int, default=1, help="seeds of every other load and mix of cards")
     made.add_argument("--sizes", default=",".join(map(str, ONLINE_SIZES)), help="clips of the Poisson traces; 0: none")
     made.add_argument("--batch", type=int, default=BATCH, help="clips of the batch; 0: none is played")
     made.add_argument("--variants", type=int, default=2, help="vertices of the linear program tried for a plan")
@@ -235,22 +258,34 @@ def main() -> int:
     given = made.parse_args()
     sizes = [int(size) for size in given.sizes.split(",")]
     online = [t for t in traces.frozen()[1] if "poisson" in t.name and len(t.shapes) in sizes]
-    online += [fresh(size, seed) for size in sizes if size for seed in range(given.seeds)]
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    online += [fresh(size, seed) for size in sizes if size for seed in seeds]
+    others = range(given.first_seed, given.first_seed + given.elsewhere)
+    loads = [fresh(ELSEWHERE, seed, load) for load in LOADS for seed in others]
+    mixes = [(fresh(ELSEWHERE, seed, mix=mix), mix) for mix in MIXES for seed in others]
     with ProcessPoolExecutor(given.processes) as pool:
-        seeds = range(given.seeds if given.batch else 0)
-        full = list(pool.map(partial(saturated, variants=given.variants, batch_of=given.batch), seeds))
+        farms = range(given.seeds if given.batch else 0)
+        full = list(pool.map(partial(saturated, variants=given.variants, batch_of=given.batch), farms))
         for one in full:
             print(f"batch of {given.batch}, {json.dumps(vars(one))}, later {one.later:.4f}", file=sys.stderr)
         single = list(pool.map(partial(one_by_one, variants=given.variants), online))
-        for each in single:
+        other = list(pool.map(partial(one_by_one, variants=given.variants), loads))
+        other += pool.map(partial(one_by_one, variants=given.variants), *zip(*mixes, strict=True)) if mixes else ()
+        for each in [*single, *other]:
             print(json.dumps(vars(each)), file=sys.stderr)
     report = Report(
         name="interactive",
         figures={
             "saturated": [vars(one) | {"later": one.later} for one in full],
             "one by one": list(map(vars, single)),
+            "other loads and cards": list(map(vars, other)),
         },
-        aims=[*_aims_saturated(full, given.batch), *_aims_one_by_one(single)],
+        aims=[
+            *_aims_saturated(full, given.batch),
+            *(aim for size in sizes for aim in _aims_one_by_one(f"{size} one by one", _of_size(single, size))),
+            *_aims_one_by_one(f"{ELSEWHERE} at other loads", other[: len(loads)]),
+            *_aims_one_by_one(f"{ELSEWHERE} on other cards", other[len(loads) :]),
+        ],
     )
     return report.finish(given)
 
@@ -277,25 +312,20 @@ def _aims_saturated(full: Sequence[Saturated], batch: int) -> list[Aim]:
     ]
 
 
-def _aims_one_by_one(single: Sequence[OneByOne]) -> list[Aim]:
-    found = []
-    for size in sorted({int(one.name.split("-")[0]) for one in single}):
-        some = [one for one in single if one.name.startswith(f"{size}-")]
-        mean = statistics.mean(one.small_p95_s for one in some) / statistics.mean(one.rival_p95_s for one in some)
-        found += [
-            Aim(name=f"{size} one by one, p95 of small clips / best rival's, mean", value=mean, at_most=SMALL),
-            Aim(
-                name=f"{size} one by one, makespan / bound, mean",
-                value=statistics.mean(one.ratio for one in some),
-                at_most=LAST,
-            ),
-            Aim(
-                name=f"{size} one by one, moves a clip, mean",
-                value=statistics.mean(one.moves_per_job for one in some),
-                at_most=MOVES,
-            ),
-        ]
-    return found
+def _of_size(single: Sequence[OneByOne], size: int) -> list[OneByOne]:
+    return [one for one in single if one.name.startswith(f"{size}-")]
+
+
+def _aims_one_by_one(what: str, some: Sequence[OneByOne]) -> list[Aim]:
+    if not some:
+        return []
+    small = statistics.mean(one.small_p95_s for one in some) / statistics.mean(one.rival_p95_s for one in some)
+    last, moves = statistics.mean(one.ratio for one in some), statistics.mean(one.moves_per_job for one in some)
+    return [
+        Aim(name=f"{what}, p95 of small clips / best rival's, mean", value=small, at_most=SMALL),
+        Aim(name=f"{what}, makespan / bound, mean", value=last, at_most=LAST),
+        Aim(name=f"{what}, moves a clip, mean", value=moves, at_most=MOVES),
+    ]
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class WaitWords:
             case WaitReason.EQUAL_CLIP_RUNNING:
                 return self._equal()
             case WaitReason.PLANNED_LATER:
-                return "Its batch ends earlier if it starts later, on a card that is faster or free for longer."
+                return "It or its batch ends earlier if it starts later, on a card that is faster or free for longer."
             case WaitReason.BEHIND_OTHERS:
                 idle = [card for card in self._fitting if card.idle and card.card not in self._snapshot.locked]
                 return f"{self._cards_text(idle)} it ({self._size}), but {self._before()}."

@@ -43,9 +43,9 @@ WARM_WINDOW_S = 60
 def place(snapshot: Snapshot, now: float = 0.0, *, reasons: bool = True) -> list[Decision]:
     """Decisions on every waiting job, and moves of running ones; `now` in seconds, on the clock of `Job.created_at`.
 
-    No card gets two jobs and no job two cards. No card that a waiting job fits stays idle, except where the plan of a
-    batch's tail says that the batch ends earlier so, or where `ShowMore` is among the decisions. Without `reasons` jobs
-    that wait are left out.
+    No card gets two jobs and no job two cards. No card that a waiting job fits stays idle, except where a plan says
+    that the job or its batch ends earlier so, or where `ShowMore` is among the decisions. Without `reasons` jobs that
+    wait are left out.
     """
     eligible, remaining = EligibleCards(snapshot), Remaining(snapshot)
     decisions: list[Decision] = []

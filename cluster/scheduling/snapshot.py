@@ -30,7 +30,7 @@ class WaitReason(IntEnum):
     #: The owner has as many clips on cards as they may have.
     OWNER_AT_LIMIT = 5
     EQUAL_CLIP_RUNNING = 6
-    #: The batch ends earlier when it starts later, on a faster card.
+    #: The job or its batch ends earlier when it starts later, on a faster card.
     PLANNED_LATER = 7
     #: The cards that it fits are kept for jobs of a higher priority, or for those that came earlier.
     BEHIND_OTHERS = 8

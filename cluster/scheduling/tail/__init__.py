@@ -1,1 +1,1 @@
-"""Plans for the tail of a batch: which clips go, or move, to which card so that it ends soonest."""
+"""Plans for a batch's tail, so that it ends soonest, and for clips that come one by one: who goes, or moves, where."""

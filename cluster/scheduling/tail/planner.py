@@ -17,11 +17,12 @@ from cluster.scheduling.eligible import expected_bytes
 from cluster.scheduling.pace import Pace
 from cluster.scheduling.priority import effective_priority
 from cluster.scheduling.snapshot import Running, Snapshot, Suit, WorkKind, work_kind
+from cluster.scheduling.tail.arrivals import come_one_by_one, end_early
 from cluster.scheduling.tail.backfill import sooner
 from cluster.scheduling.tail.bound import shortest
 from cluster.scheduling.tail.plan import PlannedPart, TailPlan
 from cluster.scheduling.tail.schedule import Piece, Place, Schedule, Task, play
-from cluster.scheduling.tail.search import MOST_LISTED, MOST_SLICED, VARIANTS, make_plan
+from cluster.scheduling.tail.search import MOST_LISTED, MOST_SLICED, VARIANTS, least_s, make_plan
 from pipeline.families import FAMILIES, is_resumable
 
 #: Work that all cards together have done in so many seconds is not worth a plan.
@@ -100,7 +101,8 @@ class Planner:
         """The plan to go by; None while more waits than is worth planning, or while owners compete for the cards.
 
         Made anew when jobs or cards come that it does not know, or cards are gone. When clips are late, another is
-        looked for, and taken where it ends earlier by more than a move costs.
+        looked for, and taken where it ends earlier by more than a move costs. While jobs come one by one it is made
+        anew whenever one comes or ends, for many to end early (`cluster.scheduling.tail.arrivals`).
         """
         group = self._group(snapshot, now)
         if group is None:
@@ -111,7 +113,9 @@ class Planner:
         late = self._is_late(group[0], now)
         if same and live == self._live and not late:
             return self.plan
-        if same and self.plan and live.keys() - self.plan.jobs - self._lost and now - self._made_at < _EVERY_S:
+        one_by_one = _come_one_by_one(*group[:2])
+        often = now - self._made_at < _EVERY_S and not one_by_one
+        if same and self.plan and live.keys() - self.plan.jobs - self._lost and often:
             # Where clips keep coming, they start where there is room until it is time for another plan.
             return self.plan
         before, self._live, self._made_at = self._live, live, now
@@ -123,6 +127,10 @@ class Planner:
         if not work.tasks:
             self.plan, self._cards = None, kinds
             return None
+        if one_by_one and len(work.tasks) <= MOST_SLICED:
+            schedule = end_early(work.tasks, work.places, least_s(work.tasks, work.places)).schedule
+            self.plan, self._cards, self._sliced = work.parts(schedule), kinds, False
+            return self.plan
         # Slices are cut when there are few enough.
         slices = not self._sliced and len(work.tasks) <= MOST_SLICED
         if keep is not None and self.plan is not None and same and not late and not slices:
@@ -198,12 +206,17 @@ class Planner:
 
 
 def is_worth_planning(snapshot: Snapshot, estimates: TimeEstimates) -> bool:
-    """Whether there is enough to do, and enough known of how long it takes, to plan it."""
+    """Whether there is enough to do, and enough known of how long it takes, to plan it.
+
+    Of jobs that come one by one there is always enough: each ends early on a fast card, however few there are.
+    """
     # Nothing that takes time is planned on a card without memory: one that cannot be used may be of no known kind.
     cards = [card for card in snapshot.cards if card.usable_bytes]
     kinds = sorted({card.kind for card in cards})
     if len(cards) < 2 or not all(map(estimates.knows, kinds)):
         return False
+    if _come_one_by_one(snapshot.waiting, snapshot.running):
+        return True
     left = [(job, job.step) for job in snapshot.waiting] + [(r.job, r.step) for r in snapshot.running]
     work_s = sum(
         min(estimates.clip_seconds(job.spec, kind, from_step=step) for kind in kinds)
@@ -211,6 +224,10 @@ def is_worth_planning(snapshot: Snapshot, estimates: TimeEstimates) -> bool:
         if job.spec is not None and job.spec.family in FAMILIES
     )
     return work_s > _LEAST_S * len(cards)
+
+
+def _come_one_by_one(waiting: Sequence[Job], running: Sequence[Running]) -> bool:
+    return come_one_by_one([*waiting, *(r.job for r in running if _has_steps(r))])
 
 
 def _live(waiting: Sequence[Job], running: Sequence[Running]) -> dict[str, int]:
@@ -371,6 +388,8 @@ class _PlanInput:
             family=self._families.setdefault(spec.family, len(self._families)),
             warm_s=gap,
             cold_s=self._pace.load_seconds(spec.family, cheapest),
+            waited_s=max(0.0, self._now - job.created_at),
+            movable=is_resumable(spec.family),
         )
 
 

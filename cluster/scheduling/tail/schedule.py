@@ -43,6 +43,10 @@ class Task:
     family: int = 0
     warm_s: float = 0.0
     cold_s: float = 0.0
+    #: Seconds since it came.
+    waited_s: float = 0.0
+    #: The clip can be stopped between two steps and go on elsewhere.
+    movable: bool = True
 
     def seconds(self, kind: int) -> float:
         """Seconds that all that is left takes on a card of the kind."""

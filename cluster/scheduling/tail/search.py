@@ -100,6 +100,14 @@ def make_plan(
     return Plan(schedule=best.schedule, makespan_s=best.makespan_s, bound_s=bound, moves=best.moves)
 
 
+def least_s(tasks: Sequence[Task], places: Sequence[Place]) -> float:
+    """Seconds below which no schedule can end all tasks, moves being free.
+
+    Raises `ValueError` where a task fits on no place.
+    """
+    return _fractions(tasks, places)[0] if tasks else 0.0
+
+
 def longest_first(tasks: Sequence[Task], places: Sequence[Place]) -> Schedule:
     """The list schedule without moves: longest task first, each where it ends earliest.
 
