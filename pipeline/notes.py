@@ -6,8 +6,10 @@ still was decoded, or when the frames were reviewed. A fault that refuses the ro
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +31,19 @@ REDUCED = frozenset({"prompt_cut", "negative_prompt_cut", "column_unknown"})
 _TITLES = {"enlarged": "still enlarged", "cut": "prompt cut"}
 
 
+#: A cell of a row, as a note proposes it; None: the cell left empty.
+NewCell: TypeAlias = str | int | float | bool | None
+
+
+class Severity(StrEnum):
+    """How much a note matters to whoever reads it."""
+
+    #: Nothing has to be done.
+    INFO = "info"
+    #: The clip is worth a look, or the row a second thought.
+    WARNING = "warning"
+
+
 class Note(BaseModel):
     """One thing that a person should know of a row or its clip."""
 
@@ -38,6 +53,19 @@ class Note(BaseModel):
     """Machine name such as `no_motion`: stable, for counting and filtering."""
     message: str
     """A sentence with the values, and what to do where there is something to do."""
+    # Both are left out where there is none, as versions without them refuse them.
+    field: str = Field(default="", exclude_if=operator.not_)
+    """Column of the row that it is about, where it is about one."""
+    fix: Mapping[str, NewCell] = Field(default_factory=dict, exclude_if=operator.not_)
+    """New values by column, with which it would not be noted: to be applied together, and only if a person wants it."""
+
+    def __hash__(self) -> int:
+        return hash((self.code, self.message))
+
+    @property
+    def severity(self) -> Severity:
+        """How much it matters; follows from the code."""
+        return Severity.WARNING if self.worth_a_look or self.reduces else Severity.INFO
 
     @property
     def title(self) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.clips.clip import ClipSpec
 from pipeline.families import FAMILIES
 from pipeline.models.tokens import cut_of
-from pipeline.notes import Note, as_json, counted, distinct, notes_from, reading_notes
+from pipeline.notes import Note, Severity, as_json, counted, distinct, notes_from, reading_notes
 from pipeline.render import write_clip
 
 _NOTE = st.builds(Note, code=st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True), message=st.text(max_size=20))
@@ -95,3 +95,21 @@ def test_a_cut_prompt_is_a_note_with_the_words_that_were_lost() -> None:
     assert "25 tokens" in note.message
     assert "'and then fly away'" in note.message
     assert reading_notes({"prompt_used": False}) == []
+
+
+def test_a_note_carries_the_cells_that_would_silence_it_and_is_as_before_where_it_has_none() -> None:
+    plain = Note(code="few_steps", message="5 steps")
+    assert as_json([plain]) == [{"code": "few_steps", "message": "5 steps"}]
+    fixed = Note(code="few_steps", message="5 steps", field="steps", fix={"steps": 30, "seed": None})
+    assert notes_from(json.loads(json.dumps(as_json([fixed, fixed])))) == (fixed,)
+    assert distinct([plain, fixed]) == (plain, fixed)
+    # Stored by another version, which has more than these.
+    assert notes_from([{"code": "few_steps", "message": "5 steps", "fix": {"steps": 30}, "colour": 1}])[0].fix == {
+        "steps": 30
+    }
+
+
+def test_what_needs_a_look_or_is_not_rendered_as_asked_is_a_warning() -> None:
+    severities = {code: Note(code=code, message="x").severity for code in ("black", "frames_adjusted", "prompt_cut")}
+    assert set(severities.values()) == {Severity.WARNING}
+    assert Note(code="id_made", message="x").severity is Severity.INFO
