@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.bounded import MEMORY_BYTES, MOST_MEMORY_BYTES, ExhaustedError, RaisedError, WorkBounds, run_bounded
-from pipeline.clips.review import judge_still
+from pipeline.clips.inspection.judge import judge_still
 from pipeline.clips.stills import DeclaredSize, declared_size, decode_still, open_still, still_size
 from pipeline.notes import Note, as_json, notes_from
 from pipeline.problems import BadInputError, Problem

@@ -72,7 +72,7 @@ def border_curve(edge: Pixels) -> Pixels:
     basis = np.polynomial.legendre.legvander(np.linspace(-1, 1, length), 5)
     curve, reach = median, 48.0
     for _ in range(8):
-        distance = np.abs(edge - curve).max(axis=1) / reach
+        distance = largest(np.abs(edge - curve)) / reach
         weight = np.where(distance < 1, (1 - distance**2) ** 2, 0.0)
         if np.count_nonzero(weight) < length / 2:
             return median
@@ -80,13 +80,19 @@ def border_curve(edge: Pixels) -> Pixels:
         curve = (basis @ np.linalg.lstsq(basis * root, edge * root, rcond=None)[0]).astype(np.float32)
         reach = max(20.0, reach * 0.75)
     # A polynomial may swing wide where a product hides the background: stay within the colours that are there.
-    inside = np.abs(edge - curve).max(axis=1) < reach
+    inside = largest(np.abs(edge - curve)) < reach
     if np.count_nonzero(inside) < length / 2:
         return median
     bounded: Pixels = np.clip(curve, edge[inside].min(axis=0), edge[inside].max(axis=0))
     return bounded
 
 
+def largest(values: Pixels) -> Pixels:
+    """The largest of three channels, (…, 3) to (…); numpy takes ten times as long to reduce so short an axis."""
+    found: Pixels = np.maximum(np.maximum(values[..., 0], values[..., 1]), values[..., 2])
+    return found
+
+
 def follows(edge: Pixels, curve: Pixels, levels: float) -> float:
     """Share of an edge that lies within so many levels (of 255) of its curve."""
-    return float(np.mean(np.abs(edge - curve).max(axis=1) <= levels))
+    return float(np.mean(largest(np.abs(edge - curve)) <= levels))

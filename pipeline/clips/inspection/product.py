@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.clips.inspection.background import Background, Pixels, background_of
+from pipeline.clips.inspection.background import Background, Pixels, background_of, largest
 
 Mask = NDArray[np.bool_]
 #: Left, top, right, bottom as shares of a picture's sides.
@@ -71,7 +71,7 @@ def product_area(image: Image.Image) -> ProductArea:
     pixels = np.asarray(small, dtype=np.float32)
     background = background_of(pixels)
     surface = background.surface()
-    away = np.abs(pixels - surface).max(axis=2)
+    away = largest(np.abs(pixels - surface))
     plain = (away <= _LEVELS) | _reached(pixels, surface, background, away)
     mask = ndimage.binary_fill_holes(~plain)
     mask = _without_specks(mask)
@@ -95,8 +95,9 @@ def shadowed(pixels: Pixels, surface: Pixels, *, least: float = _SHADOW_SHARE, t
 
     `tint`: levels of 255 by which a channel may be off the dimmed colour.
     """
-    dimmed = pixels.mean(axis=-1) / np.maximum(surface.mean(axis=-1), 1)
-    off = np.abs(pixels - dimmed[..., None] * surface).max(axis=-1)
+    weights = np.full(3, 1 / 3, np.float32)
+    dimmed = (pixels @ weights) / np.maximum(surface @ weights, 1)
+    off = largest(np.abs(pixels - dimmed[..., None] * surface))
     found: Mask = (dimmed > least) & (off <= tint)
     return found
 
@@ -104,15 +105,15 @@ def shadowed(pixels: Pixels, surface: Pixels, *, least: float = _SHADOW_SHARE, t
 def _reached(pixels: Pixels, surface: Pixels, background: Background, away: Pixels) -> Mask:
     """Where one gets from a border's background without a step, through soft shadows as well."""
     step = np.zeros(pixels.shape[:2], np.float32)
-    across = np.abs(np.diff(pixels, axis=1)).max(axis=2)
-    down = np.abs(np.diff(pixels, axis=0)).max(axis=2)
+    across = largest(np.abs(np.diff(pixels, axis=1)))
+    down = largest(np.abs(np.diff(pixels, axis=0)))
     step[:, 1:], step[:, :-1] = across, np.maximum(step[:, :-1], across)
     step[1:], step[:-1] = np.maximum(step[1:], down), np.maximum(step[:-1], down)
     shadow = shadowed(pixels, surface)
     smooth = ((step <= _STEP) & (shadow | (away <= _FAR_LEVELS))) | ((step <= _SHADOW_STEP) & shadow)
     labels, count = ndimage.label(smooth)
     left, top, right, bottom = (
-        np.abs(edge - curve).max(axis=1) <= _LEVELS
+        largest(np.abs(edge - curve)) <= _LEVELS
         for edge, curve in zip(background.edges, background.curves, strict=True)
     )
     touched = np.concatenate([labels[:, 0][left], labels[0][top], labels[:, -1][right], labels[-1][bottom]])

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 
 from pipeline.clips.inspection.product import ProductArea, product_area
 
@@ -33,9 +33,20 @@ class StillView:
         return np.asarray(self.image, np.float32)
 
     @cached_property
+    def luma(self) -> Image.Image:
+        """Luma (ITU-R BT.601) as a grey picture of 8 bits."""
+        return self.image.convert("L")
+
+    @cached_property
     def grey(self) -> Grey:
-        """Luma (ITU-R BT.601) from 0 to 255, (height, width)."""
-        return np.asarray(self.image.convert("L"), np.float32)
+        """Luma from 0 to 255, (height, width)."""
+        return np.asarray(self.luma, np.float32)
+
+    @cached_property
+    def brightest(self) -> Image.Image:
+        """The brightest channel of each pixel, as a grey picture of 8 bits."""
+        red, green, blue = self.image.split()
+        return ImageChops.lighter(ImageChops.lighter(red, green), blue)
 
     @cached_property
     def area(self) -> ProductArea:

@@ -37,6 +37,7 @@ PLAIN = (
         "interactive",
         "not_before",
         "fit",
+        "autofix",
         "sampler",
         "window",
         "window_overlap",
