@@ -12,6 +12,7 @@ from cluster.catalog.ingest import CHUNK_ROWS, CutTexts, IncomingRow, draft
 from cluster.chunks import chunks
 from cluster.jobs.commands import CardOrder, CardVerb
 from cluster.jobs.model import Batch, Clip, Draft, Job, Limits
+from cluster.jobs.still_notes import StillNotes
 from cluster.jobs.transitions import Verb
 from cluster.maintenance import deletion
 from cluster.maintenance.deletion import Deletion
@@ -58,10 +59,13 @@ class Farm:
         """Check a still, store it under its SHA-256 and return that. Raises `BadInputError`."""
         sha256 = hashlib.sha256(data).hexdigest()
         # A still this owner handed in before was checked then; only its presence is looked at again.
-        if self.batch_store.still_size(self.owner, sha256) and self.storage.exists(Storage.still_key(sha256)):
+        known = self.batch_store.still_size(self.owner, sha256)
+        if known and self.storage.exists(Storage.still_key(sha256)):
             self.batch_store.keep_still(self.owner, sha256)
+            self.still_notes.learn(sha256, data, known)
             return sha256
         size = check_still(data)
+        self.still_notes.learn(sha256, data, size)
         self.storage.put_still(data)
         self.batch_store.record_still(self.owner, sha256, size)
         return sha256
@@ -231,6 +235,11 @@ class Farm:
         return found, self.commands.orders().get(found)
 
     @property
+    def still_notes(self) -> StillNotes:
+        """What is noted of stills that were handed in."""
+        return StillNotes.shared(self.storage.url)
+
+    @property
     def commands(self) -> CommandStore:
         """Commands on batches, jobs and cards, in the store."""
         return CommandStore(self.batch_store.database)
@@ -244,7 +253,7 @@ class Farm:
             asked = strictly if row.name in strict else defaults
             # A tokenizer takes seconds to load: for a note alone renderers count soon enough.
             cut_texts = self.cut_texts if asked.strict else None
-            drafts.append(draft(row, asked, sizes.get, accepted, cut_texts))
+            drafts.append(draft(row, asked, sizes.get, accepted, cut_texts, self.still_notes.of))
         return drafts
 
     def _forget_lost_clips(self, content_keys: list[str]) -> None:

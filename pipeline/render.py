@@ -16,6 +16,7 @@ from pipeline.clips.arriving import FrameEncoder
 from pipeline.clips.clip import RENDERER_VERSION, STILLS_VERSION, ClipSpec
 from pipeline.clips.encode import encode_poster, encode_spritesheet
 from pipeline.clips.frames import Frames, FrameSink
+from pipeline.clips.inspection.autofix import fix_still
 from pipeline.clips.prompts import read_motion
 from pipeline.clips.review import review
 from pipeline.clips.stills import open_still
@@ -53,10 +54,10 @@ def render_frames(
 ) -> Frames:
     """Render `spec` from a still, as a file or decoded, or go on from a checkpoint: (frames, height, width, 3) uint8.
 
-    `sink` is told of frames as they come. Raises `BadInputError` for a still that cannot be used, and whatever
-    `Model.render` raises.
+    A file is mended as the spec asks for; a picture is taken as it is. `sink` is told of frames as they come. Raises
+    `BadInputError` for a still that cannot be used, and whatever `Model.render` raises.
     """
-    picture = open_still(still) if isinstance(still, bytes) else still
+    picture = fix_still(open_still(still), spec.autofix).image if isinstance(still, bytes) else still
     frames = model.render(picture, spec, layout, on_step, resume, sink)
     expected = (spec.frames, spec.height, spec.width, 3)
     if frames.shape != expected:

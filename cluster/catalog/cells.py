@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, get_args
 from pydantic import BaseModel, model_validator
 
 from cluster.catalog.times import read_time
-from pipeline.clips.clip import Fit, ResolutionClass, Sampler, Tier, Upscale
+from pipeline.clips.clip import Autofix, Fit, ResolutionClass, Sampler, Tier, Upscale, autofixes_of
 from pipeline.families import family_named, parse_aspect
 from pipeline.notes import Note
 from pipeline.problems import BadInputError
@@ -179,6 +179,16 @@ def _time(field: str, value: object, notes: list[Note]) -> int:
     return seconds
 
 
+def _autofix(field: str, value: object, notes: list[Note]) -> tuple[Autofix, ...]:
+    try:
+        return autofixes_of(value if isinstance(value, (list, tuple)) else text_of(field, value, notes))
+    except ValueError as error:
+        if isinstance(error, BadInputError):
+            raise
+        remedy = f"Name some of {', '.join(Autofix)} with commas between them, or none."
+        raise BadInputError(field, f"{shown(value)} names something else than can be mended", remedy) from None
+
+
 def _yes_no(field: str, value: object, notes: list[Note]) -> bool:
     if isinstance(value, bool):
         return value
@@ -210,6 +220,7 @@ READERS: dict[str, Reader] = {
     "after": text_of,
     "not_before": _time,
     "fit": partial(_choice, Fit),
+    "autofix": _autofix,
     "sampler": partial(_choice, Sampler),
     "window": partial(_whole, minimum=0, maximum=MAX_FRAMES),
     "window_overlap": partial(_whole, minimum=0, maximum=MAX_FRAMES),

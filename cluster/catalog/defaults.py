@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.catalog.cells import JsonNumbers
-from pipeline.clips.clip import Adapter, Fit, ResolutionClass, Sampler, Tier, Upscale
+from pipeline.clips.clip import Adapter, Autofixes, Fit, ResolutionClass, Sampler, Tier, Upscale
 from pipeline.families import FAMILIES
 
 #: Share of the steps done on an enlarged clip where nobody says otherwise.
@@ -65,6 +65,10 @@ class RowDefaults(JsonNumbers):
     """Tier of rows that name none."""
     fit: Fit = Fit.CONTAIN
     """How stills of another aspect are fitted, where a row does not say."""
+    # Left out where it is not asked for, as versions without it refuse it.
+    autofix: Autofixes = Field(default=(), exclude_if=operator.not_)
+    """What of stills is mended first where it is at fault, where a row does not say: some of `crop`, `denoise`,
+    `exposure`, `contrast` and `sharpen`, as a list or a text with commas."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """One seed for all; None derives each row's from its content."""
     sampler: Sampler | None = None

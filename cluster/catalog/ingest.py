@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -16,10 +16,11 @@ from cluster.jobs.strict import refusals
 from cluster.remote.stills import ReadAhead, RemoteStills
 from cluster.remote.urls import is_remote, shown
 from pipeline.clips.clip import ClipSpec, content_key
+from pipeline.clips.inspection.autofix import still_amiss
 from pipeline.families import family_named
 from pipeline.families.licences import licence_problem
 from pipeline.memory.footprint import footprint
-from pipeline.notes import as_json, distinct, reading_notes
+from pipeline.notes import Note, as_json, distinct, reading_notes
 from pipeline.problems import BadInputError, Problem
 
 #: Rows committed in one transaction: small enough that the first clips start while the rest is still read.
@@ -114,12 +115,13 @@ def draft(
     still_size: Callable[[str], tuple[int, int] | None],
     accepted: Collection[str] = (),
     cut_texts: CutTexts | None = None,
+    still_notes: Callable[[str], Iterable[Note]] = lambda _sha256: (),
 ) -> Draft:
     """The job a row becomes. `still_size` gives the upright size of a still handed in before, by its SHA-256.
 
     `accepted`: families whose licence is accepted, of those that ask for it. `cut_texts`: notes are made of what it
-    says; without it they are made when the clip is rendered. Where `defaults.strict`, a row of which something is
-    noted that `Note.reduces` fails.
+    says; without it they are made when the clip is rendered. `still_notes`: what is noted of a still, by its SHA-256.
+    Where `defaults.strict`, a row of which something is noted that `Note.reduces` fails.
     """
     if incoming.problems or incoming.row is None or incoming.still is None:
         return _failed(incoming, incoming.problems)
@@ -146,7 +148,8 @@ def draft(
         return _failed(incoming, (problem,))
     texts = {"prompt": spec.prompt, "negative_prompt": spec.negative_prompt}
     cut = reading_notes(cut_texts(spec), texts) if cut_texts is not None else []
-    noted = distinct([*incoming.row.notes, *resolved.noted, *cut])
+    amiss = still_amiss(still_notes(incoming.still), spec.autofix)
+    noted = distinct([*incoming.row.notes, *resolved.noted, *amiss, *cut])
     if defaults.strict and (problems := refusals(noted)):
         return _failed(incoming, problems)
     # The typed ones, and their sentences apart as renderers and readers of before know them.

@@ -26,7 +26,7 @@ from cluster.catalog.columns import meant_by, told_unknown
 from cluster.catalog.files import read_beside
 from cluster.catalog.names import Ids, elsewhere, id_fault, stem_of
 from cluster.catalog.tables import MAX_JSON_DEPTH, ManifestError, RawRecord, read_records, unreadable
-from pipeline.clips.clip import Fit, ResolutionClass, Sampler, Tier, Upscale
+from pipeline.clips.clip import Autofixes, Fit, ResolutionClass, Sampler, Tier, Upscale
 from pipeline.families import FAMILIES
 from pipeline.notes import Note, distinct
 from pipeline.problems import BadInputError, Problem
@@ -51,6 +51,10 @@ MAX_EXTRA_CHARACTERS = 4000
 MAX_EXTRA_VALUES = 1000
 #: Unknown columns that are compared with the known ones: of tens of thousands, none is a misspelt one.
 MAX_GUESSED_COLUMNS = 1000
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 def _is_unset(value: object) -> bool:
@@ -110,6 +114,10 @@ class Row(JsonNumbers):
     """UTC epoch seconds before which it does not start."""
     fit: Fit | None = None
     """How a still of another aspect fills the frame; None: the batch's."""
+    # Left out where it is not said, as versions without it refuse it.
+    autofix: Autofixes | None = Field(default=None, exclude_if=_is_none)
+    """What of the still is mended first where it is at fault: some of `crop`, `denoise`, `exposure`, `contrast` and
+    `sharpen`, as a list or a text with commas, or `none`; None: the batch's."""
     sampler: Sampler | None = None
     """Solver; None: the batch's, else the model's."""
     window: int | None = None

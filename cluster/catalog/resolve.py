@@ -141,6 +141,7 @@ def _alone(
         fps=fps,
         seed=_seed(row, defaults, still_sha256, prompt) if family.uses_seed else 0,
         fit=asked("fit"),
+        autofix=asked("autofix"),
         **denoising,
     )
     return spec, aspect

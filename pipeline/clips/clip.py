@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 #: Raised whenever the same spec and picture would give other frames; part of every content key, checkpoint and cache.
 RENDERER_VERSION = "2"
@@ -58,6 +60,39 @@ class Fit(StrEnum):
     COVER = "cover"
     #: Fills the frame, distorted.
     STRETCH = "stretch"
+
+
+class Autofix(StrEnum):
+    """What of a still may be mended before its clip is made, in the order in which it is done."""
+
+    #: Bars of one colour at its sides are cut off.
+    CROP = "crop"
+    #: Grain is smoothed.
+    DENOISE = "denoise"
+    #: A dark picture is brightened.
+    EXPOSURE = "exposure"
+    #: The levels of a pale picture are stretched.
+    CONTRAST = "contrast"
+    #: Soft edges are sharpened.
+    SHARPEN = "sharpen"
+
+
+def autofixes_of(value: object) -> tuple[Autofix, ...]:
+    """What `value` names, each once and in the order of `Autofix`: a list of names, or a text with commas between them.
+
+    `none` names nothing, and `all` everything. Raises `ValueError` for anything else.
+    """
+    names = value.replace(",", " ").replace(";", " ").split() if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"name some of {', '.join(Autofix)}, with commas between them")
+    wanted = {name.lower() for name in names}
+    if unknown := sorted(wanted - {*Autofix, "none", "all"}):
+        raise ValueError(f"{unknown[0][:40]!r} is none of {', '.join(Autofix)}")
+    return tuple(fix for fix in Autofix if fix in wanted or "all" in wanted)
+
+
+#: A field of a model for what `autofixes_of` reads.
+Autofixes = Annotated[tuple[Autofix, ...], BeforeValidator(autofixes_of)]
 
 
 class Sampler(StrEnum):
@@ -135,6 +170,9 @@ class ClipSpec(BaseModel):
     guidance: float = Field(ge=1)
     seed: int = Field(ge=0, lt=2**63)
     fit: Fit = Fit.CONTAIN
+    #: What of the still is mended first, where it is at fault; each once, in the order of `Autofix`. Left out where
+    #: there is none: content keys are those of before, and versions without it refuse it.
+    autofix: Autofixes = Field(default=(), exclude_if=operator.not_)
     #: None for families that do not denoise.
     sampler: Sampler | None = None
     #: Frames of one evaluation where a long clip is denoised in overlapping windows; 0: all frames at once.

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.bounded import MEMORY_BYTES, MOST_MEMORY_BYTES, ExhaustedError, RaisedError, WorkBounds, run_bounded
-from pipeline.clips.review import judge_still
+from pipeline.clips.inspection.judge import judge_still
 from pipeline.clips.stills import DeclaredSize, declared_size, decode_still, open_still, still_size
 from pipeline.notes import Note, as_json, notes_from
 from pipeline.problems import BadInputError, Problem
 
-#: CPU time that a header may take, and any still beyond what its size explains, in seconds.
-_CPU_S = 3.0
+#: CPU time that a header may take, and any still beyond what its size explains, in seconds; SciPy is loaded within it.
+_CPU_S = 6.0
 #: CPU time for each megapixel and each megabyte of the file, in seconds: eight times what was measured of any
 #: format, for CPU time grows, too, where a machine is busy: caches and cores are shared.
 _CPU_S_PER_MEGAPIXEL, _CPU_S_PER_MEGABYTE = 0.4, 0.2

@@ -26,9 +26,27 @@ class StillNoteCode(StrEnum):
     PROFILE_IGNORED = "profile_ignored"
     #: Even the sharpest edges are soft.
     STILL_BLURRED = "still_blurred"
+    #: Bars of one colour at two sides or all around.
+    STILL_BORDERED = "still_bordered"
+    #: Something else than a smooth background is behind the product.
+    STILL_BUSY_BACKGROUND = "still_busy_background"
+    #: The frame cuts the product.
+    STILL_CUT_OFF = "still_cut_off"
     #: Nothing in it is bright.
     STILL_DARK = "still_dark"
+    #: Something of it was mended, as the row asks for.
+    STILL_FIXED = "still_fixed"
+    #: Its levels lie close together.
+    STILL_LOW_CONTRAST = "still_low_contrast"
+    #: Grain that will flicker.
+    STILL_NOISY = "still_noisy"
+    #: Parts of the product are cut at white.
+    STILL_OVEREXPOSED = "still_overexposed"
+    #: Several things that do not hang together.
+    STILL_SEVERAL_PRODUCTS = "still_several_products"
     #: Nearly all of it is one colour.
     STILL_UNIFORM = "still_uniform"
+    #: Letters of one contrast on the background.
+    STILL_WATERMARKED = "still_watermarked"
     #: Values outside of black and white were cut.
     TONES_CLIPPED = "tones_clipped"

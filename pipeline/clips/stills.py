@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, features
 
 from pipeline.clips.clip import Fit
 from pipeline.clips.colour import BROKEN_METADATA, descriptions, to_srgb
 from pipeline.clips.containers import MAX_PROFILE_BYTES, PNG_SIGNATURE, png_facts, png_without_texts
+from pipeline.clips.inspection.background import Pixels, background_of
 from pipeline.clips.jpeg_end import with_end
 from pipeline.clips.refusals import (
     MAX_STILL_PIXELS,
@@ -55,15 +55,11 @@ _UPRIGHT = {
 _ON_ITS_SIDE = frozenset((5, 6, 7, 8))
 #: Side in pixels of the part whose colours stand for all where a still is only checked.
 _PROBE_SIDE = 64
-#: Longest side at which a product is looked for, levels by which it differs from its background, and the least pixels
-#: of it in a row or column.
-_BOX_SIDE, _BACKGROUND_LEVELS, _BOX_LEAST = 320, 14, 2
 #: Bits of TIFF's tag NewSubfileType: a smaller copy, a mask.
 _SUBFILE_TYPE, _NO_PAGE = 254, 1 | 4
 #: Pages of a TIFF that are looked at.
 _MOST_PAGES = 1_000
 
-_Array = NDArray[np.float32]
 _Found = TypeVar("_Found")
 
 
@@ -274,36 +270,8 @@ class Margins:
 
 def plain_sides(image: Image.Image) -> Margins:
     """Which sides (1 or 0) show nothing but background, so that the picture can be continued there unseen."""
-    edges = _edges(np.asarray(image.convert("RGB"), dtype=np.float32))
-    left, top, right, bottom = (int(_is_plain(edge, _profile(edge))) for edge in edges)
-    return Margins(left=left, top=top, right=right, bottom=bottom)
-
-
-def product_box(image: Image.Image) -> tuple[float, float, float, float] | None:
-    """Where `image` (RGB) shows something else than background: left, top, right, bottom as shares of its sides.
-
-    The background is what the four borders say, each a smooth curve, and between them their Coons patch (Coons, 1967).
-    A point in the middle where all is background; None where a border shows more than that, so that nobody can tell.
-    """
-    scale = min(1.0, _BOX_SIDE / max(image.size))
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    small = image.resize(size, Image.Resampling.BOX)
-    pixels = np.asarray(small, dtype=np.float32)
-    edges = _edges(pixels)
-    left, top, right, bottom = profiles = [_profile(edge) for edge in edges]
-    if not all(_is_plain(edge, profile) for edge, profile in zip(edges, profiles, strict=True)):
-        return None
-    height, width = pixels.shape[:2]
-    u = np.linspace(0, 1, width, dtype=np.float32)[None, :, None]
-    v = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
-    sides = (1 - u) * left[:, None] + u * right[:, None] + (1 - v) * top[None] + v * bottom[None]
-    corners = (1 - v) * ((1 - u) * top[0] + u * top[-1]) + v * ((1 - u) * bottom[0] + u * bottom[-1])
-    found = np.abs(pixels - (sides - corners)).max(axis=2) > _BACKGROUND_LEVELS
-    # A speck is no product.
-    across, down = (np.flatnonzero(found.sum(axis=axis) >= _BOX_LEAST) for axis in (0, 1))
-    if not len(across) or not len(down):
-        return (0.5, 0.5, 0.5, 0.5)
-    return (across[0] / width, down[0] / height, (across[-1] + 1) / width, (down[-1] + 1) / height)
+    left, top, right, bottom = background_of(np.asarray(image.convert("RGB"), dtype=np.float32)).plain
+    return Margins(left=int(left), top=int(top), right=int(right), bottom=int(bottom))
 
 
 def extend(image: Image.Image, margins: Margins) -> Image.Image:
@@ -319,11 +287,10 @@ def extend(image: Image.Image, margins: Margins) -> Image.Image:
     height, width = pixels.shape[:2]
     out = np.empty((height + top + bottom, width + left + right, 3), dtype=np.float32)
     out[top : top + height, left : left + width] = pixels
-    edges = _edges(pixels)
-    profiles = [_profile(edge) for edge in edges]
+    background = background_of(pixels)
     strips = [
         _strip(edge, profile, depth)
-        for edge, profile, depth in zip(edges, profiles, (left, top, right, bottom), strict=True)
+        for edge, profile, depth in zip(background.edges, background.curves, (left, top, right, bottom), strict=True)
     ]
     rows, columns = slice(top, top + height), slice(left, left + width)
     out[rows, :left] = strips[0].swapaxes(0, 1)[:, ::-1]
@@ -337,71 +304,28 @@ def extend(image: Image.Image, margins: Margins) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(out, 0, 255)).astype(np.uint8))
 
 
-def _edges(pixels: _Array) -> list[_Array]:
-    """The border colours of the left, top, right and bottom side, each (length, 3), noise averaged inward."""
-    depth = max(1, min(4, *(side // 16 for side in pixels.shape[:2])))
-    return [
-        pixels[:, :depth].mean(axis=1),
-        pixels[:depth].mean(axis=0),
-        pixels[:, -depth:].mean(axis=1),
-        pixels[-depth:].mean(axis=0),
-    ]
-
-
-def _profile(edge: _Array) -> _Array:
-    """The background along an edge: a polynomial of degree 5 fitted by iteratively reweighted least squares.
-
-    Weights are Tukey's biweight (Beaton & Tukey, 1974) on the distance from the median first, from the curve after.
-    Where less than half of the edge follows the curve there is no background to speak of: the median it is.
-    """
-    length = len(edge)
-    median = np.broadcast_to(np.median(edge, axis=0), edge.shape).astype(np.float32)
-    if length < 8:
-        return median
-    basis = np.polynomial.legendre.legvander(np.linspace(-1, 1, length), 5)
-    curve, reach = median, 48.0
-    for _ in range(8):
-        distance = np.abs(edge - curve).max(axis=1) / reach
-        weight = np.where(distance < 1, (1 - distance**2) ** 2, 0.0)
-        if np.count_nonzero(weight) < length / 2:
-            return median
-        root = np.sqrt(weight)[:, None]
-        curve = (basis @ np.linalg.lstsq(basis * root, edge * root, rcond=None)[0]).astype(np.float32)
-        reach = max(20.0, reach * 0.75)
-    # A polynomial may swing wide where a product hides the background: stay within the colours that are there.
-    inside = np.abs(edge - curve).max(axis=1) < reach
-    if np.count_nonzero(inside) < length / 2:
-        return median
-    bounded: _Array = np.clip(curve, edge[inside].min(axis=0), edge[inside].max(axis=0))
-    return bounded
-
-
-def _is_plain(edge: _Array, profile: _Array) -> bool:
-    return bool(np.mean(np.abs(edge - profile).max(axis=1) <= 8) >= 0.98)
-
-
-def _strip(edge: _Array, profile: _Array, depth: int) -> _Array:
+def _strip(edge: Pixels, profile: Pixels, depth: int) -> Pixels:
     """(depth, length, 3): the continuation of one side, nearest row first.
 
     What little the curve misses of the background fades out over the first rows; larger misses belong to the
     product and are dropped.
     """
     miss = edge - profile
-    small: _Array = miss * np.exp(-((np.abs(miss).max(axis=1, keepdims=True) / 24) ** 2))
+    small: Pixels = miss * np.exp(-((np.abs(miss).max(axis=1, keepdims=True) / 24) ** 2))
     fade = np.exp(-np.arange(depth, dtype=np.float32) / max(4.0, len(edge) / 12))
-    strip: _Array = (profile[None] + small[None] * fade[:, None, None]).astype(np.float32)
+    strip: Pixels = (profile[None] + small[None] * fade[:, None, None]).astype(np.float32)
     return strip
 
 
-def _corner(beside: _Array, above: _Array) -> _Array:
+def _corner(beside: Pixels, above: Pixels) -> Pixels:
     """(rows, columns, 3): between the end of a vertical side (columns, 3) and of a horizontal one (rows, 3).
 
     Each reaches its neighbour unchanged and they are mixed by direction in between.
     """
     across = np.arange(1, len(beside) + 1, dtype=np.float32)[None, :, None]
     down = np.arange(1, len(above) + 1, dtype=np.float32)[:, None, None]
-    share: _Array = across / (across + down)
-    mixed: _Array = (share * beside[None] + (1 - share) * above[:, None]).astype(np.float32)
+    share: Pixels = across / (across + down)
+    mixed: Pixels = (share * beside[None] + (1 - share) * above[:, None]).astype(np.float32)
     return mixed
 
 

@@ -19,8 +19,9 @@ from PIL import Image
 
 from pipeline.clips.clip import ClipSpec, Fit
 from pipeline.clips.frames import Frames, FrameSink
+from pipeline.clips.inspection.product import product_box
 from pipeline.clips.prompts import CameraMove, Motion, read_motion
-from pipeline.clips.stills import Margins, extend, plain_sides, product_box, resize
+from pipeline.clips.stills import Margins, extend, plain_sides, resize
 from pipeline.families.layouts import Layout
 from pipeline.models.model import OnStep
 

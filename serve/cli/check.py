@@ -11,8 +11,6 @@ from cluster.catalog.ingest import draft, gather
 from cluster.jobs.after import judged
 from pipeline.families import FAMILIES, family_named
 from pipeline.models.tokens import PromptLengths
-from pipeline.notes import as_json as notes_as_json
-from pipeline.notes import distinct, notes_from
 from serve.cli.common import Exit, Home, Json, console, exit_on_error, knows_job, print_json, settings_for
 from serve.cli.options import Catalog, FewStepFile, RowOptions, few_step_of, with_option_groups
 from serve.cli.render import choose_model
@@ -44,7 +42,7 @@ def check(
         drafts = judged(
             [
                 # Whether a licence is accepted is no matter of the rows.
-                draft(one, defaults, sizes.get, accepted=FAMILIES, cut_texts=lengths.cut)
+                draft(one, defaults, sizes.get, accepted=FAMILIES, cut_texts=lengths.cut, still_notes=sizes.notes)
                 for one in gather(manifest, sizes.put, rows.remote())
             ],
             knows_job(settings),
@@ -57,7 +55,7 @@ def check(
                 "not_before": one.not_before,
                 "after": one.after,
                 "problems": [problem.model_dump() for problem in one.problems],
-                "noted": notes_as_json(distinct([*notes_from(one.row.get("noted")), *sizes.notes(one.still)])),
+                "noted": one.row.get("noted", []),
             }
             for one in drafts
         ]

@@ -20,7 +20,7 @@ from cluster.remote.policy import FetchPolicy
 from cluster.remote.stills import RemoteStills
 from cluster.results.ownership import twins, with_refusals
 from cluster.storage import Storage
-from pipeline.clips.clip import Fit, ResolutionClass, Tier, Upscale
+from pipeline.clips.clip import Autofix, Fit, ResolutionClass, Tier, Upscale, autofixes_of
 from pipeline.clips.clip import Sampler as Samplers
 from pipeline.problems import BadInputError
 from serve.cli.common import farm_facts
@@ -93,6 +93,14 @@ AllowPrivateHosts = Annotated[
         help="Hosts of your own network, names or 10.1.0.0/16, that may be asked for pictures (docs/stills.md).",
     ),
 ]
+MendStills = Annotated[
+    str,
+    typer.Option(
+        "--autofix",
+        metavar="WHAT,…",
+        help=f"Mend stills where they are at fault, of rows that do not say: {', '.join(Autofix)}, or all.",
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse rows that their model cannot take, instead of adjusting them.")
 ]
@@ -127,6 +135,7 @@ class RowOptions(OptionGroup):
     ] = ResolutionClass.P512
     tier: Annotated[Tier, typer.Option(help="Tier of rows that name none.")] = Tier.STANDARD
     fit: Annotated[Fit, typer.Option(help="How stills of another aspect are fitted.")] = Fit.CONTAIN
+    autofix: MendStills = ""
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows that name none.")] = None
     sampler: Sampler = None
     window: Window = 0
@@ -150,12 +159,16 @@ class RowOptions(OptionGroup):
         return RemoteStills(policy, storage=storage)
 
     def defaults(self) -> RowDefaults:
-        """The options as the farm takes them. Raises `BadInputError` for a time that is none."""
+        """The options as the farm takes them. Raises `BadInputError` for a time or a name that is none."""
         values = {
             field.name: getattr(self, field.name) for field in fields(self) if field.name in RowDefaults.model_fields
         }
         if self.not_before is not None:
             values["not_before"] = parse_time("--not-before", self.not_before)
+        try:
+            values["autofix"] = autofixes_of(self.autofix)
+        except ValueError as error:
+            raise BadInputError("--autofix", str(error), f"Name some of {', '.join(Autofix)}.") from None
         return RowDefaults(**values)
 
     def read(self, catalog: Path, model: str | None, home: Path) -> Manifest:

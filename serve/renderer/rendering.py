@@ -12,7 +12,8 @@ from cluster.jobs.outcomes import Peak
 from cluster.jobs.strict import refusals
 from pipeline.clips.clip import ClipSpec
 from pipeline.clips.frames import Frames, FrameSink
-from pipeline.clips.review import judge_still
+from pipeline.clips.inspection.autofix import fix_still, with_autofix
+from pipeline.clips.inspection.judge import judge_still
 from pipeline.clips.stills import decode_still
 from pipeline.devices.protocol import Device
 from pipeline.families import Stage, family_named
@@ -94,7 +95,8 @@ class LayoutRender:
                     if clip.assignment.row.get("strict"):
                         _refuse_cut(model.notes(spec))
                     still = decode_still(given.still)
-                    frames = self._frames(model, still.image, given, layout, resume)
+                    fixed = fix_still(still.image, spec.autofix)
+                    frames = self._frames(model, fixed.image, given, layout, resume)
                 finally:
                     stage = str(getattr(model, "stage", stage))
                     self._observer.kernels(spec, self._model.kernel_counts.since(before))
@@ -104,7 +106,12 @@ class LayoutRender:
                 return RenderedClip(
                     frames=frames,
                     model={**model.describe(), **read},
-                    notes=(*still.notes, *judge_still(still.image), *reading_notes(read)),
+                    notes=(
+                        *still.notes,
+                        *fixed.notes,
+                        *with_autofix(judge_still(fixed.image), spec.autofix),
+                        *reading_notes(read),
+                    ),
                     layout=layout,
                     predicted=predicted,
                     measured_bytes=measured_bytes,

@@ -38,6 +38,7 @@ PLAIN = (
         "interactive",
         "not_before",
         "fit",
+        "autofix",
         "sampler",
         "window",
         "window_overlap",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.clips.clip import Fit, ResolutionClass, Sampler, Tier, Upscale
+from pipeline.clips.clip import Autofix, Fit, ResolutionClass, Sampler, Tier, Upscale
 from serve.gateway.openai.fields import PLAIN, RENAMED, UNUSED
 
 _NUMBER = {"type": "number"}
@@ -52,6 +52,7 @@ _FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "not_before": (_TEXT, "A time before which it does not start."),
     "fit": ({"enum": [one.value for one in Fit]}, "How the picture fills the frame."),
+    "autofix": (_TEXT, "What of the picture is mended first: " + ", ".join(Autofix) + ", with commas between them."),
     "sampler": ({"enum": [one.value for one in Sampler]}, "Solver."),
     "window": ({"type": "integer", "minimum": 0}, "Frames denoised at once, of a longer clip."),
     "window_overlap": ({"type": "integer", "minimum": 0}, "Frames that neighbouring windows share."),

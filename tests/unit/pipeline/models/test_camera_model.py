@@ -10,8 +10,9 @@ from PIL import Image
 from pipeline.clips.clip import ClipSpec, Fit, ResolutionClass
 from pipeline.clips.encode import encode_poster
 from pipeline.clips.frames import Frames
+from pipeline.clips.inspection.product import product_box
 from pipeline.clips.prompts import CameraMove, Motion, Speed, read_motion
-from pipeline.clips.stills import fit_still, product_box
+from pipeline.clips.stills import fit_still
 from pipeline.families.layouts import RESIDENT
 from pipeline.models.camera import CameraModel, Pose, Rect, _plan, path_within, progress, view_of
 from pipeline.models.model import Model, RenderStopped
