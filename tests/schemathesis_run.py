@@ -36,7 +36,7 @@ from serve.gateway.door import check_storable
 from tests.building import FLEET, beat, claim_one, objects, still_png
 
 #: Routes whose 422 may be about what no schema says: that names are unique, or how many pixels two sides make.
-_JUDGED_BY_SENSE = {("POST", "/v1/batches"), ("POST", "/v1/forecast")}
+_JUDGED_BY_SENSE = {("POST", "/v1/batches"), ("POST", "/v1/forecast"), ("POST", "/v1/lint")}
 #: Fields of a request for a video that go with any others.
 _INDEPENDENT = {"prompt", "negative_prompt", "seed", "tier", "fit", "strict", "user", "metadata", "fps"}
 #: What a request that has the form that the document asks for may still be answered with: a model that there is not, a

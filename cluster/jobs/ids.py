@@ -5,25 +5,46 @@ from __future__ import annotations
 import os
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import accumulate
 
 #: Draws for so many ids: milliseconds since the epoch, and random bits for each.
 _Source = Callable[[int], tuple[int, list[int]]]
 
-
-def _system(number: int) -> tuple[int, list[int]]:
-    # At once: a call of the system takes longer than all the rest of an id.
-    drawn = os.urandom(10 * number)
-    return time.time_ns() // 1_000_000, [int.from_bytes(drawn[n : n + 10], "big") for n in range(0, 10 * number, 10)]
-
-
 #: Bits of an id that are neither time, version nor variant.
 _RANDOM = (1 << 80) - 1 - (0xF << 76) - (0x3 << 62)
+#: The highest of the bits by which ids of one millisecond are counted on, and how far at most with each.
+_HEADROOM, _STRIDE = 1 << 61, (1 << 32) - 1
 
-_SOURCE: ContextVar[_Source] = ContextVar("source of ids", default=_system)
+
+class _System:
+    """The system's clock and random bits; ids of one process ascend, also within a millisecond (RFC 9562, 6.2)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = (0, 0)
+
+    def draw(self, number: int) -> tuple[int, list[int]]:
+        """Milliseconds since the epoch, and the rest of so many ids."""
+        # At once: a call of the system takes longer than all the rest of an id.
+        data = os.urandom(10 * number)
+        if not number:
+            return 0, []
+        drawn = [int.from_bytes(data[n : n + 10], "big") for n in range(0, 10 * number, 10)]
+        with self._lock:
+            now, (then, last) = time.time_ns() // 1_000_000, self._last
+            # Half of the numbers are left for those that follow within the millisecond.
+            first = last + 1 + (drawn[0] & _STRIDE) if now == then else drawn[0] & _RANDOM & ~_HEADROOM
+            found = list(accumulate((value & _STRIDE for value in drawn[1:]), lambda a, b: a + 1 + b, initial=first))
+            self._last = (now, found[-1])
+        return now, found
+
+
+_SOURCE: ContextVar[_Source] = ContextVar("source of ids", default=_System().draw)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class StillNoteCode(StrEnum):
     STILL_DARK = "still_dark"
     #: Something of it was mended, as the row asks for.
     STILL_FIXED = "still_fixed"
-    #: Its levels lie close together.
+    #: Levels that lie close together.
     STILL_LOW_CONTRAST = "still_low_contrast"
     #: Grain that will flicker.
     STILL_NOISY = "still_noisy"

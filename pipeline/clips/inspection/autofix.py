@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from scipy import ndimage
 
 from pipeline.clips.clip import Autofix
 from pipeline.clips.inspection import framing, judge, tones
@@ -116,11 +116,11 @@ def guided_filter(pixels: NDArray[np.float32], radius: int, epsilon: float) -> N
     The guided filter with the picture as its own guide, each channel alone (He, Sun & Tang, 2010).
     """
     size = (2 * radius + 1, 2 * radius + 1, 1)
-    mean = ndimage.uniform_filter(pixels, size, mode="nearest")
-    variance = np.maximum(ndimage.uniform_filter(pixels * pixels, size, mode="nearest") - mean * mean, 0)
+    mean = scipy.ndimage.uniform_filter(pixels, size, mode="nearest")
+    variance = np.maximum(scipy.ndimage.uniform_filter(pixels * pixels, size, mode="nearest") - mean * mean, 0)
     share = variance / (variance + np.float32(epsilon))
-    offset = ndimage.uniform_filter(mean - share * mean, size, mode="nearest")
-    smooth: NDArray[np.float32] = ndimage.uniform_filter(share, size, mode="nearest") * pixels + offset
+    offset = scipy.ndimage.uniform_filter(mean - share * mean, size, mode="nearest")
+    smooth: NDArray[np.float32] = scipy.ndimage.uniform_filter(share, size, mode="nearest") * pixels + offset
     return smooth
 
 

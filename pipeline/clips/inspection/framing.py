@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy import ndimage
 
 from pipeline.clips.inspection.background import Pixels, largest
 from pipeline.clips.inspection.product import Mask, ProductArea, shadowed
@@ -108,11 +108,11 @@ def _beyond(line: Mask, band: Pixels, edge: Pixels, curve: Pixels) -> float:
     if len(band) > 1 and len(line) > 1:
         steps = largest(np.abs(np.diff(band, axis=0))).max(axis=0)
         steps[1:] = np.maximum(steps[1:], largest(np.abs(np.diff(band, axis=1))).max(axis=0))
-    has_edges = ndimage.maximum_filter1d(steps, _ALONG) >= _EDGE_LEVELS
+    has_edges = scipy.ndimage.maximum_filter1d(steps, _ALONG) >= _EDGE_LEVELS
     dimmed = shadowed(edge, curve, least=_DARKEST_SHADOW, tint=_SHADOW_TINT)
     share = float((away & has_edges & ~dimmed).mean())
-    labels, count = ndimage.label(away)
-    for part in ndimage.find_objects(labels, max_label=count):
+    labels, count = scipy.ndimage.label(away)
+    for part in scipy.ndimage.find_objects(labels, max_label=count):
         first, last = part[0].start, part[0].stop
         if last - first >= _THIN_PIXELS and min(_step(edge, first), _step(edge, last - 1)) >= _HARD_LEVELS:
             share = max(share, 2 * (last - first) / len(line))
@@ -141,8 +141,8 @@ _COLOUR_BINS = 4
 def products(area: ProductArea) -> int:
     """How many products a picture shows apart from each other: 0 where it shows none, 1 for a pair that is alike."""
     mask = area.mask
-    near = ndimage.binary_dilation(mask, iterations=max(1, round(_GAP * max(mask.shape) / 2)))
-    labels, count = ndimage.label(near)
+    near = scipy.ndimage.binary_dilation(mask, iterations=max(1, round(_GAP * max(mask.shape) / 2)))
+    labels, count = scipy.ndimage.label(near)
     labels *= mask
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     if not count or not sizes.max():
@@ -182,7 +182,7 @@ def unruly_share(area: ProductArea) -> float:
     """
     shares = sorted(
         # Grain is smoothed away: it is no thing that is seen there.
-        float(np.mean(largest(np.abs(ndimage.uniform_filter1d(edge, _GRAIN, axis=0) - curve)) > _UNRULY_LEVELS))
+        float(np.mean(largest(np.abs(scipy.ndimage.uniform_filter1d(edge, _GRAIN, axis=0) - curve)) > _UNRULY_LEVELS))
         for edge, curve in zip(area.background.edges, area.background.curves, strict=True)
     )
     return shares[1]

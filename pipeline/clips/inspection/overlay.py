@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from pipeline.clips.inspection.background import Pixels
 from pipeline.clips.inspection.product import Mask, ProductArea
@@ -31,8 +31,8 @@ def letters_laid_over(area: ProductArea) -> int:
     width = int(_STROKE * side) | 1
     free = _background(area)
     # Dark marks and light ones.
-    dark = ndimage.grey_closing(grey, size=(width, width)) - grey
-    light = grey - ndimage.grey_opening(grey, size=(width, width))
+    dark = scipy.ndimage.grey_closing(grey, size=(width, width)) - grey
+    light = grey - scipy.ndimage.grey_opening(grey, size=(width, width))
     return max(_alike(hat, free, side) for hat in (dark, light))
 
 
@@ -40,21 +40,21 @@ def _background(area: ProductArea) -> Mask:
     sizes = np.bincount(area.labels.ravel(), minlength=area.parts + 1)
     sizes[0] = 0
     product = (sizes >= _PRODUCT_SHARE * area.mask.size)[area.labels]
-    free: Mask = ~ndimage.binary_dilation(product, iterations=_AROUND_PIXELS)
+    free: Mask = ~scipy.ndimage.binary_dilation(product, iterations=_AROUND_PIXELS)
     free[:_BORDER] = free[-_BORDER:] = False
     free[:, :_BORDER] = free[:, -_BORDER:] = False
     return free
 
 
 def _alike(hat: Pixels, free: Mask, side: int) -> int:
-    labels, count = ndimage.label((hat > _LEAST_LEVELS) & free, structure=np.ones((3, 3)))
+    labels, count = scipy.ndimage.label((hat > _LEAST_LEVELS) & free, structure=np.ones((3, 3)))
     if not count:
         return 0
-    places = ndimage.find_objects(labels)
+    places = scipy.ndimage.find_objects(labels)
     heights = np.array([place[0].stop - place[0].start for place in places])
     widths = np.array([place[1].stop - place[1].start for place in places])
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    contrast = np.asarray(ndimage.maximum(hat, labels, np.arange(1, count + 1)))
+    contrast = np.asarray(scipy.ndimage.maximum(hat, labels, np.arange(1, count + 1)))
     longest = np.maximum(heights, widths)
     marks = (longest >= _SMALLEST * side) & (longest <= _LARGEST * side) & (np.minimum(heights, widths) >= 2)
     marks &= (sizes <= _FILLED * heights * widths + 4) & (sizes >= 6) & (contrast >= _PEAK_LEVELS)

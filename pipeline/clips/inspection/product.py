@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from pipeline.clips.inspection.background import Background, Pixels, background_of, largest
 
@@ -73,9 +73,9 @@ def product_area(image: Image.Image) -> ProductArea:
     surface = background.surface()
     away = largest(np.abs(pixels - surface))
     plain = (away <= _LEVELS) | _reached(pixels, surface, background, away)
-    mask = ndimage.binary_fill_holes(~plain)
+    mask = scipy.ndimage.binary_fill_holes(~plain)
     mask = _without_specks(mask)
-    labels, parts = ndimage.label(mask, structure=np.ones((3, 3)))
+    labels, parts = scipy.ndimage.label(mask, structure=np.ones((3, 3)))
     return ProductArea(mask=mask, pixels=pixels, background=background, labels=labels, parts=int(parts))
 
 
@@ -111,7 +111,7 @@ def _reached(pixels: Pixels, surface: Pixels, background: Background, away: Pixe
     step[1:], step[:-1] = np.maximum(step[1:], down), np.maximum(step[:-1], down)
     shadow = shadowed(pixels, surface)
     smooth = ((step <= _STEP) & (shadow | (away <= _FAR_LEVELS))) | ((step <= _SHADOW_STEP) & shadow)
-    labels, count = ndimage.label(smooth)
+    labels, count = scipy.ndimage.label(smooth)
     left, top, right, bottom = (
         largest(np.abs(edge - curve)) <= _LEVELS
         for edge, curve in zip(background.edges, background.curves, strict=True)
@@ -124,7 +124,7 @@ def _reached(pixels: Pixels, surface: Pixels, background: Background, away: Pixe
 
 
 def _without_specks(mask: Mask) -> Mask:
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    labels, count = scipy.ndimage.label(mask, structure=np.ones((3, 3)))
     if not count:
         return mask
     sizes = np.bincount(labels.ravel())

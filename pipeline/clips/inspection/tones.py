@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
-from scipy import ndimage
 
 from pipeline.clips.inspection.view import StillView
 
@@ -111,7 +111,7 @@ def noise_sigma(grey: NDArray[np.float32]) -> float:
     if min(grey.shape) < 5:
         return 0.0
     inner = grey[2:-2, 2:-2]
-    residue = np.abs(ndimage.convolve(grey, _NOISE_KERNEL))[2:-2, 2:-2]
+    residue = np.abs(scipy.ndimage.convolve(grey, _NOISE_KERNEL))[2:-2, 2:-2]
     seen = (inner > _NOISE_BETWEEN[0]) & (inner < _NOISE_BETWEEN[1])
     # Where little else than the product is left, its own texture would be taken for grain.
     if np.mean(seen) < _NOISE_SEEN:

@@ -88,13 +88,13 @@ def test_what_takes_too_much_is_ended_and_the_next_goes_on(function, words):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 def test_what_befell_a_process_that_waited_is_not_held_against_the_next_work(number):
     """A kernel short of memory, a person: pictures were refused for it, one for each process that had waited."""
-    idle = run_bounded(HERE + "process_id", b"", cpu_s=5)
+    idle = run_bounded("tests.light_work:process_id", b"", cpu_s=5)
     handle = os.pidfd_open(idle)
     try:
         os.kill(idle, number)
         if number != signal.SIGSTOP:
             assert select.select([handle], [], [], 30)[0]
-        other = run_bounded(HERE + "process_id", b"", cpu_s=0.3)
+        other = run_bounded("tests.light_work:process_id", b"", cpu_s=0.3)
         assert other != idle
         assert select.select([handle], [], [], 30)[0], "what does not answer is ended"
     finally:

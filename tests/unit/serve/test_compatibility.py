@@ -60,9 +60,9 @@ def shape_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 #: Fields of a row that came later. Nobody has to send one, and nobody is sent one that says nothing.
-ADDED = {"seconds", "notes", "interactive"}
-#: … and of what rows get that say nothing themselves.
-ADDED_DEFAULTS = {"interactive"}
+ADDED = {"seconds", "notes", "interactive", "autofix"}
+#: … of what rows get that say nothing themselves, and of batches.
+ADDED_DEFAULTS, ADDED_TO_BATCHES = {"interactive", "autofix"}, {"webhook_url"}
 #: Query parameters that came later, all of them optional.
 ADDED_PARAMETERS = {"everything"}
 
@@ -72,10 +72,10 @@ ADDED_BODIES = {("/v1/stills", "put")}
 
 
 def without_added(value: Any) -> Any:
-    """A part of an OpenAPI document without what came later: `ADDED`, `ADDED_DEFAULTS`, `ADDED_PARAMETERS`."""
+    """A part of an OpenAPI document without what came later: `ADDED` and its like."""
     if isinstance(value, dict):
         known = value.get("properties", {}).keys()
-        if added := next((added for added in (ADDED, ADDED_DEFAULTS) if known > added), None):
+        if added := next((added for added in (ADDED, ADDED_DEFAULTS, ADDED_TO_BATCHES) if known > added), None):
             assert not added & set(value.get("required", ()))
             value = value | {"properties": {n: v for n, v in value["properties"].items() if n not in added}}
         return {name: without_added(one) for name, one in value.items()}
@@ -142,6 +142,8 @@ def test_an_added_field_or_a_lost_bound_would_be_seen():
 def client(tmp_path):
     """The client of a home that the commit wrote, at that home's time."""
     database = fill_store(COMMIT, f"sqlite:///{tmp_path / 'clipmill.db'}")
+    # As `clipmill up` does.
+    database.migrate()
     Clock(1_795_890_970).set_on(database)
     yield LocalClient(Farm(BatchStore(database), Storage(copy_storage(COMMIT, tmp_path / "storage"))), "camera")
     database.close()

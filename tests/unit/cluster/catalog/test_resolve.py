@@ -154,8 +154,8 @@ def test_a_missing_seed_comes_from_the_content() -> None:
     ("fields", "field", "message"),
     [
         ({"frames": 0}, "frames", "at least 1"),
-        ({"steps": 1001}, "steps", "Choose 1 to 1000."),
-        ({"steps": 0}, "steps", "Choose 1 to 1000."),
+        ({"steps": 1001}, "steps", "Choose 1 to 998."),
+        ({"steps": 0}, "steps", "Choose 1 to 998."),
         ({"guidance": 0.5}, "guidance", "Choose 1 to 30."),
         ({"guidance": 30.5}, "guidance", "Choose 1 to 30."),
         ({"guidance": float("nan")}, "guidance", "Choose 1 to 30."),

@@ -195,7 +195,7 @@ def test_a_port_somebody_listens_on_is_refused(capsys: pytest.CaptureFixture[str
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(typer.Exit) as refused:
-            farm_module._require_free(port)
+            farm_module._require_free("127.0.0.1", port)
     assert refused.value.exit_code == Exit.NO_FARM
-    assert f"port {port}" in capsys.readouterr().err
-    farm_module._require_free(port)
+    assert f":{port} cannot be had" in capsys.readouterr().err
+    farm_module._require_free("127.0.0.1", port)

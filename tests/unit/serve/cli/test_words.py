@@ -66,7 +66,7 @@ def test_a_beginning_that_says_too_little_is_told_from_one_that_nothing_has(farm
     assert farm.batch_store.find("local", first) == first
     found = run(tmp_path / "home", "status", "batch_")
     assert found.exit_code == 2
-    assert "several ids begin with 'batch_'" in found.output
+    assert "2 ids begin with 'batch_'" in found.output
 
 
 @pytest.mark.parametrize(
