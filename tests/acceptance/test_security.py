@@ -151,8 +151,9 @@ def files(terminal: Terminal, pid: int) -> None:
         modes[str(path.relative_to(home))] = stat.S_IMODE(found.st_mode)
         assert not stat.S_ISLNK(found.st_mode), path
     assert {"clipmill.db", "farm.lock", "ray-token", "storage"} <= set(modes)
-    # `submit` itself writes stills, by its user's own umask, within a home that nobody else may enter.
-    stills = {name for name in modes if name.startswith("storage/stills") or name == "storage"}
+    # `submit` itself writes stills and what is noted of them, by its user's own umask, within a home that nobody else
+    # may enter.
+    stills = {name for name in modes if name.startswith(("storage/stills", "storage/cache")) or name == "storage"}
     assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077 and name not in stills} == {}
     assert any(name.endswith("video.mp4") for name in modes)
     temp = list(Path("/tmp").glob(f"clipmill-{pid}-*"))

@@ -146,7 +146,7 @@ def test_a_busy_renderer_is_not_taken_and_its_class_goes_down_after_it(cluster: 
 
 
 def test_a_node_killed_in_the_middle_of_a_clip_costs_no_clip(cluster: FakeCluster) -> None:
-    batch = cluster.submit([SMALL | {"steps": 400, "prompt": "camera panning"}], "lost")
+    batch = cluster.submit([SMALL | {"steps": 150, "prompt": "camera panning"}], "lost")
 
     def steps() -> int:
         return max((job.step for job in cluster.farm.jobs(batch)), default=0)
