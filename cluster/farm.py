@@ -23,6 +23,7 @@ from cluster.store.batches import Terms
 from cluster.store.commands import CommandStore
 from cluster.store.lookup import AmbiguousIdError, NoSuchCardError, NoSuchJobError
 from pipeline.clips.still_check import check_still
+from pipeline.notes import Note
 from pipeline.problems import Problem
 
 #: Seconds an attended batch lives on after the last sign of whoever waits for it.
@@ -234,6 +235,13 @@ class Farm:
         self.commands.order(found, verb, reason=reason, by=by or self.owner, for_s=for_s)
         return found, self.commands.orders().get(found)
 
+    def known_of_stills(
+        self, rows: Iterable[IncomingRow]
+    ) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[Note, ...]]]:
+        """Sizes of the rows' stills that were handed in, and what is noted of all of them, by SHA-256."""
+        stills = {row.still for row in rows if row.still is not None}
+        return self.batch_store.still_sizes(self.owner, stills), {one: self.still_notes.of(one) for one in stills}
+
     @property
     def still_notes(self) -> StillNotes:
         """What is noted of stills that were handed in."""
@@ -246,14 +254,14 @@ class Farm:
 
     def _drafts(self, rows: Sequence[IncomingRow], defaults: Defaults, strict: Collection[str] = ()) -> list[Draft]:
         # One look for all of them: at a look a row, most of a large batch's time went there.
-        sizes = self.batch_store.still_sizes(self.owner, {row.still for row in rows if row.still is not None})
+        sizes, noted = self.known_of_stills(rows)
         accepted, strictly = self.accepted(), defaults.model_copy(update={"strict": True})
         drafts = []
         for row in rows:
             asked = strictly if row.name in strict else defaults
             # A tokenizer takes seconds to load: for a note alone renderers count soon enough.
             cut_texts = self.cut_texts if asked.strict else None
-            drafts.append(draft(row, asked, sizes.get, accepted, cut_texts, self.still_notes.of))
+            drafts.append(draft(row, asked, sizes.get, accepted, cut_texts, noted.__getitem__))
         return drafts
 
     def _forget_lost_clips(self, content_keys: list[str]) -> None:

@@ -231,6 +231,7 @@ _SLOW_AFTER = re.compile(r"^(?:[ -]\w+){0,4},? (?:slow|at a slow pace)(?=$|[,.;]
 _FAST_AFTER = re.compile(r"^(?:[ -]\w+){0,4},? (?:fast|quick|at a fast pace)(?=$|[,.;])")
 
 
+@lru_cache(maxsize=4096)
 def read_motion(prompt: str) -> Motion:
     """The camera moves, speed and looping that `prompt` asks for; never raises.
 

@@ -22,9 +22,8 @@ from cluster.jobs.after import judged
 from cluster.jobs.model import Draft
 from cluster.store.measurements import load_times
 from pipeline.clips.clip import ResolutionClass, Tier
-from pipeline.clips.still_check import still_notes
 from pipeline.families import FAMILIES
-from pipeline.notes import Note, as_json, counted, distinct, notes_from
+from pipeline.notes import Note, as_json, counted, notes_from
 from pipeline.problems import BadInputError, Problem
 from serve.gateway.access.gate import OwnersFarm, WhoAsks
 from serve.gateway.batches.arriving import ArrivedManifest, of_form, read_form
@@ -38,8 +37,6 @@ from serve.gateway.page.templating import page
 
 #: Checks at once: others wait.
 _AT_ONCE = 2
-#: Stills of which it is found out what renderers will note; of more it takes too long, and is noted later.
-STILLS_LOOKED_AT = 16
 #: Rows with problems, and rows as they will be rendered, that are shown.
 _PROBLEMS_SHOWN, _ROWS_SHOWN = 50, 8
 
@@ -149,29 +146,17 @@ def _checked(
         raise BadInputError("manifest", what, "Hand them in by POST /v1/batches, which takes them as they are.")
     manifest = fill_prompts(read.manifest, prompt) if prompt else read.manifest
     rows = list(incoming(replace(read, manifest=manifest), farm, settings.remote, arrived.files, stills))
-    sizes = farm.batch_store.still_sizes(farm.owner, {row.still for row in rows if row.still is not None})
-    drafts = judged([draft(row, defaults, sizes.get, farm.accepted(), farm.cut_texts) for row in rows], farm.has_job)
+    sizes, noted = farm.known_of_stills(rows)
+    accepted = farm.accepted()
+    made = [draft(row, defaults, sizes.get, accepted, farm.cut_texts, noted.__getitem__) for row in rows]
+    drafts = judged(made, farm.has_job)
     return Preflight(
         rows=rows,
         drafts=drafts,
-        notes=_notes(farm, drafts, sizes),
+        notes=[(one.name, notes_from(one.row.get("noted"))) for one in drafts if not one.problems],
         unknown=manifest.unknown,
         forecast=_forecast(farm, drafts),
     )
-
-
-def _notes(
-    farm: Farm, drafts: Sequence[Draft], sizes: Mapping[str, tuple[int, int]]
-) -> list[tuple[str, tuple[Note, ...]]]:
-    stills = {one.still for one in drafts if one.still is not None}
-    looked_at: dict[str, tuple[Note, ...]] = {}
-    if len(stills) <= STILLS_LOOKED_AT:
-        looked_at = {still: still_notes(farm.storage.get_still(still), sizes[still]) for still in stills}
-    return [
-        (one.name, distinct([*notes_from(one.row.get("noted")), *looked_at.get(one.still or "", ())]))
-        for one in drafts
-        if not one.problems
-    ]
 
 
 def _forecast(farm: Farm, drafts: Sequence[Draft]) -> Forecast | None:
