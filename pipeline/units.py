@@ -1,4 +1,4 @@
-"""Bytes in a person's words, and the units they are counted in."""
+"""Bytes and rows in a person's words, and the units that bytes are counted in."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def format_bytes(count: float) -> str:
     if count > MIB / 2 or count == 0:
         return f"{count / MIB:.0f} MiB"
     return "1 byte" if count == 1 else f"{count:.0f} bytes"
+
+
+def format_rows(count: int) -> str:
+    """How many rows, as people say it: `1 row`, `12 rows`."""
+    return "1 row" if count == 1 else f"{count} rows"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.problems import Problem
+from pipeline.units import format_rows
 
 DAY_S = 86_400
 #: Whose rows wait comes back after so many seconds: some of them will have been rendered.
@@ -63,7 +64,7 @@ def check_quota(owner: str, quota: OwnerQuota, use: OwnerUse, adding: int, now: 
     """Raise `QuotaExceededError` where `adding` more rows are too many for an owner at `now` (UTC epoch seconds)."""
     most = quota.queued_jobs
     if most is not None and use.queued_jobs + adding > most:
-        what = f"{_rows(use.queued_jobs)} of {owner} wait, and {most} may: {adding} more are too many"
+        what = f"{format_rows(use.queued_jobs)} of {owner} wait, and {most} may: {adding} more are too many"
         _refuse("queued_jobs", what, "Wait until some are rendered, or hand in fewer", owner, QUEUE_RETRY_S)
     if quota.gpu_seconds_day is not None and use.gpu_seconds_day >= quota.gpu_seconds_day:
         what = f"{owner} used {use.gpu_seconds_day:.0f} of {quota.gpu_seconds_day:.0f} GPU seconds today"
@@ -88,7 +89,3 @@ def _until_next_month(now: int) -> int:
 def _refuse(field: str, message: str, remedy: str, owner: str, retry_s: int) -> None:
     remedy = f"{remedy}, or ask whoever runs the farm for more (`clipmill keys quota {owner}`)."
     raise QuotaExceededError(Problem(field=field, message=message, remedy=remedy), max(1, retry_s))
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"

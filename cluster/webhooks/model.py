@@ -42,10 +42,6 @@ class Webhook:
     #: When it last took a message.
     delivered_at: int | None = None
 
-    def wants(self, event: EventType) -> bool:
-        """Whether it is told of events of this type."""
-        return not self.events or event in self.events
-
 
 @dataclass(frozen=True, kw_only=True)
 class SigningSecret:

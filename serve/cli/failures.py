@@ -6,6 +6,7 @@ from sqlalchemy import exc
 
 from cluster.farm import Farm
 from cluster.jobs.model import Batch, JobState
+from pipeline.units import format_rows
 from serve.cli.show import faults_text
 
 
@@ -68,8 +69,8 @@ class FailureNotices:
         rows = self._farm.batch_store.jobs(self._farm.owner, batch.id, state=JobState.FAILED)
         last = max(rows, key=lambda job: job.updated_at)
         why = last.problems[0].message if last.problems else last.reason or "no reason was noted"
-        count = "1 row" if failed == 1 else f"{failed} rows"
-        return f"  {batch.name}: {count} failed, the last {last.name}: {why} (`clipmill status {batch.id}`)"
+        rows_failed = format_rows(failed)
+        return f"  {batch.name}: {rows_failed} failed, the last {last.name}: {why} (`clipmill status {batch.id}`)"
 
     def _count(self) -> float | None:
         try:

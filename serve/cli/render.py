@@ -23,6 +23,7 @@ from cluster.results.ownership import Inputs, with_refusals
 from pipeline.families import family_named
 from pipeline.kernels.kernels import KernelChoice
 from pipeline.problems import BadInputError
+from pipeline.units import format_rows
 from serve.cli.common import (
     AcceptLicense,
     Cards,
@@ -110,7 +111,7 @@ def render(
         facts = {"model_choice": choice, "catalog": catalog.name}
         writer = ResultsWriter(LocalResults(farm), out, facts, inputs)
         if not as_json:
-            words = f"[bold]clipmill[/] · {_rows(len(manifest.rows))} · {family} ({choice}) · cards {where}"
+            words = f"[bold]clipmill[/] · {format_rows(len(manifest.rows))} · {family} ({choice}) · cards {where}"
             console.print(words, soft_wrap=True, markup=True)
             if note := family_named(family).licence_note:
                 console.print(f"  {family}: {note}", style="dim", soft_wrap=True)
@@ -209,10 +210,6 @@ def farm_args(
         kernels=kernels or KernelChoice.EAGER,
         gateway=False,
     )
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"
 
 
 def farm_options(cards: str | None, few_step: Path | None, weights: str | None = None) -> dict[str, str]:
@@ -314,9 +311,9 @@ def _summary(batch: Batch, rendered: int, failed: list[dict[str, Any]], sheet: P
     mark = "[bold green]✓[/]" if whole else "[bold yellow]![/]"
     parts = [f"{done} of {counts.total} clips done{wall}"]
     if failed:
-        parts.append(f"{_rows(len(failed))} failed")
+        parts.append(f"{format_rows(len(failed))} failed")
     if writer.refused:
-        parts.append(f"{_rows(len(writer.refused))} not written")
+        parts.append(f"{format_rows(len(writer.refused))} not written")
     if counts[JobState.CANCELLED]:
         parts.append(f"{counts[JobState.CANCELLED]} cancelled")
     parts.append(f"{rendered} rendered now" if batch.attempts else "nothing had to be rendered")

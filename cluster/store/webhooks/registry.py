@@ -169,16 +169,8 @@ def _of(owner: str) -> sa.Select[Any]:
     return sa.select(webhooks).where(webhooks.c.owner == owner).order_by(webhooks.c.id)
 
 
-def _one(owner: str, webhook_id: str) -> sa.Select[Any]:
-    return sa.select(webhooks).where(webhooks.c.owner == owner, webhooks.c.id == webhook_id)
-
-
 def _require(c: Connection, owner: str, webhook_id: str) -> Webhook:
-    row = c.execute(_one(owner, webhook_id)).one_or_none()
+    row = c.execute(_of(owner).where(webhooks.c.id == webhook_id)).one_or_none()
     if row is None:
-        raise _missing(webhook_id)
+        raise NoSuchWebhookError(f"there is no webhook {webhook_id!r}; `clipmill webhooks list` lists those there are")
     return webhook_from(row)
-
-
-def _missing(webhook_id: str) -> NoSuchWebhookError:
-    return NoSuchWebhookError(f"there is no webhook {webhook_id!r}; `clipmill webhooks list` lists those there are")

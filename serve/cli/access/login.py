@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from pipeline.problems import BadInputError
 from serve.cli.common import Exit, Json, Url, console, exit_on_error, fail, print_json, settings_for
 from serve.client import RemoteClient
 from serve.credentials import Credentials, key_for, origin_of
+from serve.loopback import is_loopback
 
 _FarmUrl = Annotated[str | None, typer.Argument(metavar="URL", help="Address of the farm (default: CLIPMILL_URL).")]
 _LONGEST_FILE = 4096
@@ -83,7 +83,4 @@ def _read_key(key_file: Path | None) -> str:
 
 def _is_private(address: str) -> bool:
     parts = urlsplit(origin_of(address))
-    try:
-        return parts.scheme == "https" or ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return parts.hostname == "localhost"
+    return parts.scheme == "https" or is_loopback(parts.hostname)

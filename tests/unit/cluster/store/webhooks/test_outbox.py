@@ -26,11 +26,6 @@ OK = DeliveryVerdict(state=DeliveryState.DELIVERED)
 
 
 @pytest.fixture
-def hooks(database) -> WebhookStore:
-    return WebhookStore(database)
-
-
-@pytest.fixture
 def outbox(database) -> Outbox:
     return Outbox(database)
 

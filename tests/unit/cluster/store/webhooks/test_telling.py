@@ -34,11 +34,6 @@ AT_FAULT = Invalid(problem=Problem(field="image", message="no", remedy="Give ano
 
 
 @pytest.fixture
-def hooks(database) -> WebhookStore:
-    return WebhookStore(database)
-
-
-@pytest.fixture
 def verbs(database) -> CommandStore:
     return CommandStore(database)
 

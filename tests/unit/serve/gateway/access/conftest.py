@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,18 @@ def gated(database: Database, storage: Path, *, required: bool = True) -> tuple[
     return protect(api), farm, ticks, lookup
 
 
+@contextmanager
+def opened(database: Database, storage: Path) -> Iterator[Gated]:
+    """A gateway that answers, with what opens it."""
+    api, farm, ticks, lookup = gated(database, storage)
+    with TestClient(api, base_url="http://localhost", raise_server_exceptions=False) as http:
+        yield Gated(http=http, database=database, farm=farm, ticks=ticks, lookup=lookup, api=api)
+
+
 @pytest.fixture
 def gate(sqlite_database: Database, tmp_path: Path) -> Iterator[Gated]:
-    api, farm, ticks, lookup = gated(sqlite_database, tmp_path / "storage")
-    with TestClient(api, base_url="http://localhost", raise_server_exceptions=False) as http:
-        yield Gated(http=http, database=sqlite_database, farm=farm, ticks=ticks, lookup=lookup, api=api)
+    with opened(sqlite_database, tmp_path / "storage") as found:
+        yield found
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from serve.gateway.access.scopes import OPEN, ROUTE_SCOPES, scope_of
 from serve.gateway.api import create_api
 from tests.building import Truth
 from tests.served import served
-from tests.unit.serve.gateway.access.conftest import KEPT_S, Gated, Ticks, gated, hand_in, nobody
+from tests.unit.serve.gateway.access.conftest import KEPT_S, Gated, Ticks, gated, hand_in, nobody, opened
 
 #: Routes that the document leaves out: pages, and what monitoring asks.
 PAGES = {"/", "/batches/{batch_id}", "/batches/{batch_id}/rows", "/clips/{job_id}", "/cards", "/new", "/login", "/docs"}
@@ -61,9 +61,8 @@ def test_every_route_has_an_entry_and_every_entry_a_route(gate):
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("shared")
     database = Database.in_folder(folder / "home")
-    api, farm, ticks, lookup = gated(database, folder / "storage")
-    with TestClient(api, base_url="http://localhost", raise_server_exceptions=False) as http:
-        yield Gated(http=http, database=database, farm=farm, ticks=ticks, lookup=lookup, api=api)
+    with opened(database, folder / "storage") as found:
+        yield found
     database.close()
 
 

@@ -6,14 +6,13 @@ import itertools
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from cluster.access.scopes import Scope
 from cluster.store import Database
 from serve.gateway.access.gate import OWNER_HEADER
 from serve.gateway.access.scopes import ROUTE_SCOPES
 from tests.building import Truth
-from tests.unit.serve.gateway.access.conftest import Gated, Work, gated, hand_in
+from tests.unit.serve.gateway.access.conftest import Gated, Work, hand_in, opened
 
 #: Parameters that name somebody's work.
 NAMED = ("batch_id", "job_id", "video_id", "file_id")
@@ -28,9 +27,8 @@ LISTS = ("/v1/batches", "/v1/batches?everything=true", "/v1/videos", "/v1/files"
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("owners")
     database = Database.in_folder(folder / "home")
-    api, farm, ticks, lookup = gated(database, folder / "storage")
-    with TestClient(api, base_url="http://localhost", raise_server_exceptions=False) as http:
-        yield Gated(http=http, database=database, farm=farm, ticks=ticks, lookup=lookup, api=api)
+    with opened(database, folder / "storage") as found:
+        yield found
     database.close()
 
 
