@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,33 +50,18 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             yield url
 
 
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty SQLite store that was migrated once, for tests to copy."""
-    path = tmp_path_factory.mktemp("migrated") / "store.db"
-    database = Database(f"sqlite:///{path}")
-    database.migrate()
-    database.close()
-    return path
-
-
 @pytest.fixture
-def database(store_url: str, migrated_file: Path) -> Iterator[Database]:
+def database(store_url: str) -> Iterator[Database]:
     """A migrated store, of either kind."""
     database = Database(store_url)
-    if database.is_sqlite:
-        shutil.copy(migrated_file, str(database.engine.url.database))
-    else:
-        database.migrate()
+    database.migrate()
     yield database
     database.close()
 
 
 @pytest.fixture
-def sqlite_database(tmp_path: Path, migrated_file: Path) -> Iterator[Database]:
+def sqlite_database(tmp_path: Path) -> Iterator[Database]:
     """A migrated SQLite store, for tests of what stands on the store."""
-    (tmp_path / "home").mkdir(mode=0o700, exist_ok=True)
-    shutil.copy(migrated_file, tmp_path / "home" / "clipmill.db")
     database = Database.in_folder(tmp_path / "home")
     yield database
     database.close()

@@ -170,6 +170,12 @@ class Database:
                 "clipmill does not know. Use the newer clipmill that wrote it, or another CLIPMILL_HOME."
             )
         with self.write() as connection:
+            if not sa.inspect(connection).get_table_names():
+                # A new store is made as it is to be: to play every migration on no rows takes many times longer. Asked
+                # under the writers' lock, for another process may have been faster.
+                metadata.create_all(connection, checkfirst=False)
+                MigrationContext.configure(connection).stamp(known, "head")
+                return
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 

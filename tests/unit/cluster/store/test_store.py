@@ -95,10 +95,45 @@ def test_processes_may_open_a_new_sqlite_file_at_once(tmp_path):
             store.close()
 
 
-def test_the_migrations_make_the_schema_of_the_code(database):
+def test_the_migrations_make_what_a_new_store_is_made_of(database, store_url):
+    """A new store is made at once; played one by one on no rows, the migrations end at the same."""
+    made = catalog_of(database)
     with database.engine.connect() as c:
         options = {"compare_type": True, "compare_server_default": True}
         assert compare_metadata(MigrationContext.configure(c, opts=options), metadata) == []
+    with database.write() as c:
+        metadata.drop_all(c)
+        c.execute(sa.text("DROP TABLE alembic_version"))
+        assert sa.inspect(c).get_table_names() == []
+        config = Config()
+        config.set_main_option("script_location", str(resources.files("cluster.store") / "migrations"))
+        config.attributes["connection"] = c
+        command.upgrade(config, "head")
+    assert catalog_of(database) == made
+
+
+def catalog_of(database: Database) -> dict[str, object]:
+    """Tables, columns, keys, indexes and rows as the database itself describes them, whatever the columns' order."""
+    indexes = (
+        "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+        if database.is_sqlite
+        else "SELECT indexdef FROM pg_indexes WHERE schemaname = current_schema()"
+    )
+    found: dict[str, object] = {}
+    with database.engine.connect() as c:
+        inspector = sa.inspect(c)
+        for table in inspector.get_table_names():
+            columns = sorted(repr(sorted(column.items(), key=str)) for column in inspector.get_columns(table))
+            found[table] = (
+                columns,
+                inspector.get_pk_constraint(table)["constrained_columns"],
+                sorted(map(repr, inspector.get_foreign_keys(table))),
+                sorted(sorted(key["column_names"]) for key in inspector.get_unique_constraints(table)),
+                c.execute(sa.text(f'SELECT * FROM "{table}"')).all(),
+            )
+        texts = c.scalars(sa.text(indexes))
+        found["indexes"] = sorted(" ".join(str(text).replace('"', "").split()) for text in texts)
+    return found
 
 
 def test_a_store_of_the_first_version_keeps_its_rows_and_its_running_attempts(store_url):
