@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.catalog.defaults import Defaults
-from cluster.catalog.ingest import CHUNK_ROWS, CutTexts, IncomingRow, draft
+from cluster.catalog.ingest import CHUNK_ROWS, FIRST_ROWS, CutTexts, IncomingRow, draft
 from cluster.chunks import chunks
 from cluster.jobs.commands import CardOrder, CardVerb
 from cluster.jobs.model import Batch, Clip, Draft, Job, Limits
@@ -137,7 +137,7 @@ class Farm:
         strict: Collection[str],
         attended: bool,
     ) -> None:
-        for chunk in chunks(rows, CHUNK_ROWS):
+        for chunk in chunks(rows, CHUNK_ROWS, first=FIRST_ROWS):
             drafts = self._drafts(chunk, defaults, strict)
             self._forget_lost_clips([d.content_key for d in drafts if d.content_key])
             self.batch_store.add(self.owner, batch_id, drafts)

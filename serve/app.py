@@ -9,8 +9,6 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from serve.dispatcher.deployment import DispatcherDeployment
-from serve.gateway.deployment import Gateway
-from serve.gateway.limits import GATEWAY_REQUESTS
 from serve.renderer.deployment import Renderer
 from serve.settings import CardClassArgs, FarmArgs
 
@@ -46,6 +44,10 @@ def build(args: dict[str, Any]) -> Application:
     )(DispatcherDeployment).bind(plain, **renderers)
     if not farm.gateway:
         return dispatcher
+    # Half a second of imports, which whoever waits for the first clip of `clipmill render` is spared.
+    from serve.gateway.deployment import Gateway
+    from serve.gateway.limits import GATEWAY_REQUESTS
+
     return ray_serve.deployment(
         name="gateway", num_replicas=1, max_ongoing_requests=GATEWAY_REQUESTS, ray_actor_options=control
     )(Gateway).bind(plain, dispatcher)

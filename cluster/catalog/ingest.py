@@ -23,8 +23,9 @@ from pipeline.memory.footprint import footprint
 from pipeline.notes import Note, as_json, distinct, reading_notes
 from pipeline.problems import BadInputError, Problem
 
-#: Rows committed in one transaction: small enough that the first clips start while the rest is still read.
-CHUNK_ROWS = 64
+#: Rows committed in one transaction; the first ones are fewer, for `clipmill render` starts its farm by the first row
+#: that is in, and 64 pictures take seconds to look at.
+CHUNK_ROWS, FIRST_ROWS = 64, 4
 
 
 class IncomingRow(JsonNumbers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from functools import partial
@@ -35,6 +36,7 @@ from serve.renderer.cards import (
 from serve.renderer.checkpoints import CheckpointEvery
 from serve.renderer.heartbeat import Heartbeat
 from serve.renderer.metrics import RayObserver
+from serve.renderer.step_reports import StepReports
 from serve.renderer.warm_model import WeightsPlace
 from serve.renderer.worker import RENDER_THREAD, Worker
 from serve.settings import FarmArgs
@@ -104,8 +106,11 @@ class Renderer:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
 
+        reports = StepReports()
+
         def emit(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            if reports.passes(event, time.monotonic()):
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
         clip = ActiveClip(Assignment.read(assignment), emit)
         self._clips[clip.attempt_id] = clip
