@@ -22,7 +22,7 @@ from pipeline.kernels.cache import keep_compiled_under
 from pipeline.kernels.kernels import KernelChoice
 from serve.dispatcher.wire import ACCEPTED, event_to_wire
 from serve.loopback import replica_on_loopback
-from serve.renderer.active_clip import ActiveClip
+from serve.renderer.active_clip import ActiveClip, StepReports
 from serve.renderer.admission import MemoryWait
 from serve.renderer.cards import (
     CardIdentity,
@@ -36,7 +36,6 @@ from serve.renderer.cards import (
 from serve.renderer.checkpoints import CheckpointEvery
 from serve.renderer.heartbeat import Heartbeat
 from serve.renderer.metrics import RayObserver
-from serve.renderer.step_reports import StepReports
 from serve.renderer.warm_model import WeightsPlace
 from serve.renderer.worker import RENDER_THREAD, Worker
 from serve.settings import FarmArgs
