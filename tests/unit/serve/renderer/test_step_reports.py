@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cluster.dispatch.protocol import CardFree, StepDone
 from cluster.estimates.timing import Stopwatch
 from pipeline.families.layouts import RESIDENT
-from serve.renderer.step_reports import StepReports
+from serve.renderer.active_clip import StepReports
 
 
 def sent(times: list[float], first: int = 0, every_s: float = 0.2) -> list[tuple[int, float]]:
