@@ -52,6 +52,9 @@ TALLIES: Mapping[str, Tally] = {
         help="Attempts told to stop whose job went back into the queue.", labels={"reason": "outcome"}
     ),
     "leases_expired": Tally(help="Attempts lost after their lease had run out.", labels={}),
+    "webhook_messages": Tally(
+        help="Messages to webhooks that ended: delivered, or failed for good.", labels={"outcome": "outcome"}
+    ),
 }
 
 

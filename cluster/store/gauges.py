@@ -16,7 +16,8 @@ from cluster.store.batches import BatchStore
 from cluster.store.counters import STAGES, TALLIES
 from cluster.store.database import Database
 from cluster.store.queues import mean_gpu_seconds, waiting_kinds
-from cluster.store.schema import batches, jobs, tallies
+from cluster.store.schema import batches, jobs, tallies, webhook_deliveries, webhooks
+from cluster.webhooks.model import DeliveryState
 from pipeline.clips.clip import ResolutionClass
 
 #: Values of one figure by its label values.
@@ -45,6 +46,10 @@ class Gauges:
     cards: Series
     #: 1 while storage can be written, 0 while the farm or one of its renderers cannot.
     storage_writable: Series
+    #: Messages to webhooks that are still to be delivered.
+    webhook_messages_pending: Series
+    #: Webhooks that were disabled, because they were gone or took nothing for days.
+    webhooks_disabled: Series
 
 
 class Figures:
@@ -101,10 +106,17 @@ class Figures:
             jobs_without_card=_single(_without_card(waiting, roster, self._fleet)),
             cards=cards,
             storage_writable={(): 0.0 if storage_fault(roster) else 1.0},
+            webhook_messages_pending=self._number(webhook_deliveries.c.state == DeliveryState.PENDING.value),
+            webhooks_disabled=self._number(webhooks.c.disabled_at.is_not(None)),
         )
+
+    def _number(self, condition: sa.ColumnElement[bool]) -> Series:
+        with self._db.read() as c:
+            return {(): float(c.scalar(sa.select(sa.func.count()).where(condition)) or 0)}
 
     def _possible(self, seen: Iterable[tuple[str, str, str]]) -> Iterable[tuple[str, tuple[str, ...]]]:
         yield "leases_expired", ()
+        yield from (("webhook_messages", (state,)) for state in (DeliveryState.DELIVERED, DeliveryState.FAILED))
         yield from (("preemptions", (reason,)) for reason in ("drain", "pause", "hold", "move"))
         yield "clips", ("", "", "invalid")
         yield "admissions", ("refused", "")

@@ -28,6 +28,8 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("card_class",),
     ),
     "storage_writable": ("1 while storage can be written, 0 while the farm or one of its renderers cannot.", ()),
+    "webhook_messages_pending": ("Messages to webhooks that are still to be delivered.", ()),
+    "webhooks_disabled": ("Webhooks that were disabled: they were gone, or took nothing for days.", ()),
     "cards": ("Cards heard of in the last seconds.", ("card_class", "state")),
 }
 

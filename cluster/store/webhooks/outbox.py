@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from cluster.jobs.ids import new_id
+from cluster.store.counters import count
 from cluster.store.database import Database
 from cluster.store.schema import webhook_deliveries as deliveries
 from cluster.store.schema import webhook_secrets, webhooks
@@ -67,6 +68,7 @@ class Outbox:
                 if row.takes > MOST_TAKES:
                     over = {"state": DeliveryState.FAILED.value, "lease": None, "error": "its senders ended, too often"}
                     c.execute(sa.update(deliveries).where(mine).values(**over))
+                    self._count(c, DeliveryState.FAILED)
                     continue
                 delivery = delivery_from(row)
                 query = sa.select(webhook_secrets).where(webhook_secrets.c.owner == delivery.owner)
@@ -87,6 +89,8 @@ class Outbox:
             mine = sa.and_(deliveries.c.id == delivery.id, deliveries.c.lease == taken.lease, _PENDING)
             if not c.execute(sa.update(deliveries).where(mine).values(**values)).rowcount:
                 return False
+            if verdict.state is not DeliveryState.PENDING:
+                self._count(c, verdict.state)
             hook = webhooks.c.id == delivery.webhook_id
             if verdict.state is DeliveryState.DELIVERED:
                 c.execute(sa.update(webhooks).where(hook).values(delivered_at=now))
@@ -110,7 +114,12 @@ class Outbox:
                 same = sa.and_(same, deliveries.c.url == delivery.url)
             given_up = {"state": DeliveryState.FAILED.value, "error": f"given up: {why}"}
             # Those that another sends just now, too: what it writes then finds no message that waits for it.
-            c.execute(sa.update(deliveries).where(same, _PENDING).values(**given_up, lease=None))
+            others = c.execute(sa.update(deliveries).where(same, _PENDING).values(**given_up, lease=None)).rowcount
+            self._count(c, DeliveryState.FAILED, others)
+
+    def _count(self, c: sa.Connection, ended: DeliveryState, messages: int = 1) -> None:
+        if messages:
+            count(self._db, c, "webhook_messages", outcome=ended.value, by=messages)
 
     def tidy(self) -> int:
         """Forget messages that were delivered or given up `KEPT_DAYS` days ago; returns how many.

@@ -259,12 +259,15 @@ def test_an_empty_store_has_every_family(database):
         "clipmill_admissions": "counter",
         "clipmill_preemptions": "counter",
         "clipmill_leases_expired": "counter",
+        "clipmill_webhook_messages": "counter",
         "clipmill_jobs": "gauge",
         "clipmill_queue_oldest_seconds": "gauge",
         "clipmill_backlog_gpu_seconds": "gauge",
         "clipmill_jobs_without_card": "gauge",
         "clipmill_cards": "gauge",
         "clipmill_storage_writable": "gauge",
+        "clipmill_webhook_messages_pending": "gauge",
+        "clipmill_webhooks_disabled": "gauge",
     }
     # Nobody has said otherwise of it.
     assert page.get("clipmill_storage_writable") == 1

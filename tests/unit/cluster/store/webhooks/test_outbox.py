@@ -10,6 +10,7 @@ import pytest
 
 from cluster.remote.poster import PostAnswer, PostFailedError
 from cluster.store import Database
+from cluster.store.gauges import Figures
 from cluster.store.webhooks.outbox import AT_ONCE_OF_OWNER, KEPT_DAYS, LEASE_S, MOST_TAKES, Outbox
 from cluster.store.webhooks.registry import NoSuchWebhookError, WebhookStore
 from cluster.store.webhooks.telling import Receiver, enqueue
@@ -18,7 +19,7 @@ from cluster.webhooks.model import MOST_WEBHOOKS, DeliveryState
 from cluster.webhooks.schedule import JITTER, SCHEDULE_S, DeliveryVerdict
 from pipeline.problems import BadInputError
 from serve.dispatcher.webhooks import WebhookSender
-from tests.building import Clock
+from tests.building import FLEET, Clock
 
 ME = "ann"
 URL = "https://a.example/hook"
@@ -96,6 +97,34 @@ def test_whoever_names_many_urls_delays_nobody_else(database, clock, outbox):
     assert outbox.take(100) == []
     outbox.record(next(one for one in taken if one.delivery.owner == ME), OK, 200)
     assert [one.delivery.owner for one in outbox.take(100)] == [ME]
+
+
+def told_of(database: Database) -> dict[str, float]:
+    """Messages that ended, and those that wait, as a scrape shows them."""
+    figures = Figures(database, FLEET)
+    ended = {outcome: value for (outcome,), value in figures.counters()["webhook_messages"].items()}
+    return ended | {"waits": figures.gauges().webhook_messages_pending[()]}
+
+
+def test_a_monitoring_system_sees_how_messages_end(database, clock, hooks, outbox):
+    assert told_of(database) == {"delivered": 0, "failed": 0, "waits": 0}
+    hook, _ = hooks.create(ME, URL)
+    for _ in range(3):
+        put(database, webhook_id=hook.id)
+    put(database, owner="bob")
+    mine, bobs = sorted(outbox.take(5), key=lambda one: one.delivery.owner)
+    outbox.record(bobs, OK, 200)
+    outbox.record(mine, DeliveryVerdict(state=DeliveryState.PENDING, pause_s=5, error="no"), None)
+    assert told_of(database) == {"delivered": 1, "failed": 0, "waits": 3}
+    # One that took too long says nothing of a message that another has.
+    clock.now += 5
+    (late,) = outbox.take(1)
+    clock.now += LEASE_S + 1
+    (mine,) = outbox.take(1)
+    assert not outbox.record(late, OK, 200)
+    outbox.record(mine, DeliveryVerdict(state=DeliveryState.FAILED, gone=True, error="it answers 410"), 410)
+    assert told_of(database) == {"delivered": 1, "failed": 3, "waits": 0}
+    assert Figures(database, FLEET).gauges().webhooks_disabled == {(): 1}
 
 
 def test_a_receiver_that_is_gone_is_disabled_and_hears_nothing_more(database, clock, hooks, outbox):
