@@ -32,6 +32,7 @@ from serve.gateway.views import (
     order_view,
     why_view,
 )
+from serve.key_client import KeyClient, LocalKeys, RemoteKeys
 from serve.webhook_client import LocalWebhooks, RemoteWebhooks, WebhookClient
 
 View = dict[str, Any]
@@ -51,6 +52,11 @@ class FarmClient(Protocol):
     @property
     def webhooks(self) -> WebhookClient:
         """What commands do with webhooks."""
+        ...
+
+    @property
+    def keys(self) -> KeyClient:
+        """What commands do with keys and quotas."""
         ...
 
     def put_still(self, data: bytes) -> str:
@@ -144,6 +150,7 @@ class LocalClient:
         """
         self.farm = farm
         self.webhooks = LocalWebhooks(farm)
+        self.keys = LocalKeys(farm.batch_store.database)
         self._rules = rules or Rules()
         self._default_model = default_model
         self._few_step = few_step or {}
@@ -257,6 +264,7 @@ class RemoteClient:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=self.url, timeout=timeout_s, headers=headers)
         self.webhooks = RemoteWebhooks(self._call)
+        self.keys = RemoteKeys(self._call)
 
     def put_still(self, data: bytes) -> str:
         """Hand in a still; returns its SHA-256. Raises `BadInputError`."""

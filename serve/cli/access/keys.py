@@ -1,4 +1,4 @@
-"""`clipmill keys`: keys and quotas of the farm whose store this machine reaches."""
+"""`clipmill keys`: keys and quotas of a farm, through its store or its API."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.access.keys import AccessKey, KeyText
 from cluster.access.quotas import OwnerQuota
 from cluster.access.scopes import Scope, scopes_from
-from cluster.store import Database
-from cluster.store.access.keys import GRACE_S, KeyStore
-from cluster.store.access.quotas import QuotaStore
+from cluster.store.access.keys import GRACE_S
 from pipeline.problems import BadInputError
-from serve.cli.common import Home, Json, console, exit_on_error, open_home, open_store, print_json, settings_for
-from serve.gateway.access.views import key_view, quota_view
+from serve.cli.common import (
+    Home,
+    Json,
+    Url,
+    connect,
+    console,
+    exit_on_error,
+    open_home,
+    open_store,
+    print_json,
+    settings_for,
+)
+from serve.key_client import KeyClient, LocalKeys
 
 app = typer.Typer(help="Make and revoke keys of the API, and set quotas of their owners.", no_args_is_help=True)
 
@@ -42,61 +50,66 @@ def create_key(
     ] = None,
     name: Annotated[str, typer.Option(help="For people.")] = "",
     expires: Annotated[str | None, typer.Option(help="It is valid for so long, such as 90d or 12h.")] = None,
+    url: Url = None,
     home: Home = None,
     database: _Database = None,
     as_json: Json = False,
 ) -> None:
     """Make a key. It is shown this once: the store has a hash of it."""
-    with exit_on_error(), _store(home, database) as store:
+    with exit_on_error(), _keys(url, home, database) as keys:
         lasts_s = None if expires is None else seconds_of(expires, "expires")
-        key, text = KeyStore(store).create(owner, scopes_from(scope or ()), name=name, expires_s=lasts_s)
-    _print_new(key, text, as_json)
+        view = keys.create(owner, sorted(scopes_from(scope or ())), name, lasts_s)
+    _print_new(view, as_json)
 
 
 @app.command("list")
 def list_keys(
     owner: Annotated[str | None, typer.Option(help="Only keys of this owner.")] = None,
+    url: Url = None,
     home: Home = None,
     database: _Database = None,
     as_json: Json = False,
 ) -> None:
     """List keys, revoked and expired ones among them. Their texts are kept nowhere."""
-    with exit_on_error(), _store(home, database) as store:
-        found, now = KeyStore(store).listed(owner), _now(store)
+    with exit_on_error(), _keys(url, home, database) as keys:
+        found = keys.all(owner)
     if as_json:
-        print_json({"object": "list", "data": [key_view(key, now) for key in found]})
+        print_json({"object": "list", "data": found})
         return
     table = Table("key", "owner", "scopes", "name", "state", "expires", "last used", box=None)
     for key in found:
-        scopes = ", ".join(sorted(one.value for one in key.scopes))
-        times = (_date(key.expires_at, "never"), _date(key.used_at, "never"))
-        table.add_row(key.id, key.owner, scopes, escape(key.name), key.state(now).value, *times)
+        times = (_date(key["expires_at"], "never"), _date(key["used_at"], "never"))
+        name, scopes = escape(key["name"]), ", ".join(key["scopes"])
+        table.add_row(key["id"], escape(key["owner"]), scopes, name, key["status"], *times)
     console.print(table if found else "there are no keys: whoever reaches the API on loopback may ask for everything")
 
 
 @app.command("revoke")
-def revoke_key(key: _KeyId, home: Home = None, database: _Database = None, as_json: Json = False) -> None:
+def revoke_key(
+    key: _KeyId, url: Url = None, home: Home = None, database: _Database = None, as_json: Json = False
+) -> None:
     """Revoke a key for good: within seconds it opens nothing, nor do sessions that were opened with it."""
-    with exit_on_error(), _store(home, database) as store:
-        revoked, now = KeyStore(store).revoke(key), _now(store)
+    with exit_on_error(), _keys(url, home, database) as keys:
+        revoked = keys.revoke(key)
     if as_json:
-        print_json(key_view(revoked, now))
+        print_json(revoked)
     else:
-        console.print(f"revoked: {revoked.id} of {revoked.owner}")
+        console.print(f"revoked: {revoked['id']} of {revoked['owner']}", markup=False)
 
 
 @app.command("rotate")
 def rotate_key(
     key: _KeyId,
     grace: Annotated[str, typer.Option(help="The old key goes on for so long, such as 1h.")] = f"{GRACE_S // 3600}h",
+    url: Url = None,
     home: Home = None,
     database: _Database = None,
     as_json: Json = False,
 ) -> None:
     """Make a key in place of another, which goes on for a time of grace."""
-    with exit_on_error(), _store(home, database) as store:
-        new, text, old = KeyStore(store).rotate(key, grace_s=seconds_of(grace, "grace"))
-    _print_new(new, text, as_json, old)
+    with exit_on_error(), _keys(url, home, database) as keys:
+        view = keys.rotate(key, seconds_of(grace, "grace"))
+    _print_new(view, as_json)
 
 
 @app.command("quota")
@@ -106,6 +119,7 @@ def quota(
     gpu_seconds_day: Annotated[str | None, typer.Option(help="Seconds of cards a day (UTC).")] = None,
     cost_month: Annotated[str | None, typer.Option(help="Money a month (UTC), by the table of rates.")] = None,
     requests_minute: Annotated[str | None, typer.Option(help="Requests a minute.")] = None,
+    url: Url = None,
     home: Home = None,
     database: _Database = None,
     as_json: Json = False,
@@ -118,14 +132,11 @@ def quota(
         "requests_minute": requests_minute,
     }
     changes = {name: None if text == _NO_LIMIT else text for name, text in given.items() if text is not None}
-    with exit_on_error(), _store(home, database) as store:
-        quotas = QuotaStore(store)
-        if changes:
-            if owner is None:
-                raise BadInputError("owner", "it is not said whose quota", "Name the owner: clipmill keys quota OWNER.")
-            quotas.set(owner, OwnerQuota.model_validate(quotas.quota(owner).model_dump() | changes))
-        names = list(quotas.quotas()) if owner is None else [owner]
-        views = [quota_view(name, quotas.quota(name), quotas.use(name)) for name in names]
+    with exit_on_error(), _keys(url, home, database) as keys:
+        if changes and owner is None:
+            raise BadInputError("owner", "it is not said whose quota", "Name the owner: clipmill keys quota OWNER.")
+        one = owner and [keys.set_quota(owner, changes) if changes else keys.quota(owner)]
+        views = one or keys.quotas()
     if as_json:
         print_json({"object": "list", "data": views} if owner is None else views[0])
     else:
@@ -141,35 +152,36 @@ def seconds_of(text: str, field: str) -> int:
 
 
 @contextmanager
-def _store(home: Any, url: str | None) -> Iterator[Database]:
+def _keys(url: str | None, home: Any, database_url: str | None) -> Iterator[KeyClient]:
+    """Keys of the farm at `url` or `CLIPMILL_URL`; of a store, where one is named or neither is."""
     settings = settings_for(home)
-    if url is None:
+    if url and database_url:
+        raise BadInputError("url", "--url and --database name two farms", "Leave one of them out.")
+    if database_url is None and (url or settings.url):
+        yield connect(settings, url).keys
+        return
+    if database_url is None:
         open_home(settings)
-    database = open_store(url or settings.database_url)
+    database = open_store(database_url or settings.database_url)
     try:
-        yield database
+        yield LocalKeys(database)
     finally:
         database.close()
 
 
-def _now(database: Database) -> int:
-    with database.read() as c:
-        return database.now(c)
-
-
-def _print_new(key: AccessKey, text: KeyText, as_json: bool, old: AccessKey | None = None) -> None:
+def _print_new(view: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        replaced = {"replaces": key_view(old, key.created_at)} if old else {}
-        print_json(key_view(key, key.created_at, text) | replaced)
+        print_json(view)
         return
-    scopes = ", ".join(sorted(one.value for one in key.scopes))
-    until = "until it is revoked" if key.expires_at is None else f"until {_date(key.expires_at, '')}"
-    console.print(f"{key.id} of {key.owner} ({scopes}), valid {until}. It is shown this once:", soft_wrap=True)
+    scopes = ", ".join(view["scopes"])
+    until = "until it is revoked" if view["expires_at"] is None else f"until {_date(view['expires_at'], '')}"
+    words = f"{view['id']} of {view['owner']} ({scopes}), valid {until}. It is shown this once:"
+    console.print(words, markup=False, soft_wrap=True)
     # Alone on standard output, for whoever pipes it into a Secret.
-    sys.stdout.write(text.text + "\n")
-    if old is not None:
-        console.print(f"{old.id} goes on until {_date(old.expires_at, '')}", soft_wrap=True)
-    if set(key.scopes) & {Scope.OPERATE, Scope.ADMIN}:
+    sys.stdout.write(view["key"] + "\n")
+    if old := view.get("replaces"):
+        console.print(f"{old['id']} goes on until {_date(old['expires_at'], '')}", soft_wrap=True)
+    if {Scope.OPERATE.value, Scope.ADMIN.value}.intersection(view["scopes"]):
         console.print("It sees and changes the work of every owner.", soft_wrap=True)
 
 

@@ -47,23 +47,34 @@ def url(database: Database, tmp_path: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+@pytest.fixture(params=["store", "url"])
+def there(request: pytest.FixtureRequest, database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options that name the farm: none for the store of this home, or its address, with an administrator's key."""
+    if request.param == "store":
+        return []
+    _, text = KeyStore(database).create("root", {Scope.ADMIN})
+    monkeypatch.setenv("CLIPMILL_KEY", text.text)
+    return ["--url", request.getfixturevalue("url")]
+
+
 def made(*args: str) -> dict[str, Any]:
     done = run("keys", "create", "--json", *args)
     assert done.exit_code == 0, done.output
     return dict(json.loads(done.stdout))
 
 
-def test_a_key_is_made_listed_rotated_and_revoked():
-    key = made("--owner", "team", "--scope", "read", "--scope", "metrics", "--name", "ci", "--expires", "90d")
+def test_a_key_is_made_listed_rotated_and_revoked(there):
+    key = made("--owner", "team", "--scope", "read", "--scope", "metrics", "--name", "ci", "--expires", "90d", *there)
     assert (key["owner"], key["scopes"], key["name"]) == ("team", ["metrics", "read"], "ci")
     assert key["expires_at"] - key["created_at"] == 90 * 86_400
-    rotated = json.loads(run("keys", "rotate", key["id"][:9], "--grace", "1h", "--json").stdout)
+    rotated = json.loads(run("keys", "rotate", key["id"][:9], "--grace", "1h", "--json", *there).stdout)
     assert rotated["replaces"]["expires_at"] - rotated["created_at"] == 3600
-    assert run("keys", "revoke", rotated["id"]).exit_code == 0
-    listed = run("keys", "list", "--json")
+    assert run("keys", "revoke", rotated["id"], *there).exit_code == 0
+    listed = run("keys", "list", "--json", "--owner", "team", *there)
     found = {one["id"]: one["status"] for one in json.loads(listed.stdout)["data"]}
     assert found == {key["id"]: "active", rotated["id"]: "revoked"}
-    for shown in (listed, run("keys", "list"), run("keys", "list", "--owner", "team")):
+    assert run("keys", "revoke", "key_", *there).exit_code == 2, "several begin so"
+    for shown in (listed, run("keys", "list", *there), run("keys", "list", "--owner", "team", *there)):
         assert key["key"] not in shown.output
         assert key["key"][22:] not in shown.output
 
@@ -87,18 +98,28 @@ def test_the_text_stands_alone_on_standard_output():
         ("quota", "--queued-jobs", "3"),
     ],
 )
-def test_what_cannot_be_done_is_a_line_and_exit_2(args):
-    done = run("keys", *args)
+def test_what_cannot_be_done_is_a_line_and_exit_2(args, there):
+    done = run("keys", *args, *there)
     assert done.exit_code == 2
     assert "Traceback" not in done.output
 
 
-def test_quotas_are_set_changed_and_taken_away(database):
-    assert run("keys", "quota", "team", "--queued-jobs", "5", "--cost-month", "2.5").exit_code == 0
-    shown = json.loads(run("keys", "quota", "team", "--cost-month", "none", "--json").stdout)
+def test_quotas_are_set_changed_and_taken_away(database, there):
+    assert run("keys", "quota", "team", "--queued-jobs", "5", "--cost-month", "2.5", *there).exit_code == 0
+    shown = json.loads(run("keys", "quota", "team", "--cost-month", "none", "--json", *there).stdout)
     assert (shown["queued_jobs"], shown["cost_month"]) == (5, None)
-    assert [one["owner"] for one in json.loads(run("keys", "quota", "--json").stdout)["data"]] == ["team"]
+    assert [one["owner"] for one in json.loads(run("keys", "quota", "--json", *there).stdout)["data"]] == ["team"]
     assert QuotaStore(database).quota("team").queued_jobs == 5
+
+
+def test_keys_of_a_farm_elsewhere_are_for_its_administrators(database, url, monkeypatch):
+    for key in (None, KeyStore(database).create("team")[1].text):
+        if key:
+            monkeypatch.setenv("CLIPMILL_KEY", key)
+        done = run("keys", "create", "--scope", "admin", "--url", url)
+        assert (done.exit_code, done.stdout) == (2, "")
+    assert len(KeyStore(database).listed(None)) == 1
+    assert run("keys", "list", "--url", url, "--database", database.url).exit_code == 2
 
 
 def test_login_keeps_a_key_that_opens_the_farm_and_every_verb_shows_it(database, url, tmp_path):
