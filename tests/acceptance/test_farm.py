@@ -7,13 +7,16 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from standardwebhooks import Webhook
 
 from tests.acceptance.conftest import Terminal, write_catalog
 
@@ -34,7 +37,9 @@ class Up:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.terminal = terminal
-        self.process: subprocess.Popen[str] = terminal.start("up", "--cards", "c8,c24", "--port", str(port))
+        self.process: subprocess.Popen[str] = terminal.start(
+            "up", "--cards", "c8,c24", "--port", str(port), "--allow-private-hosts"
+        )
         terminal.until(self.is_ready, self.process)
 
     def is_ready(self) -> bool:
@@ -63,8 +68,41 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     terminal.close()
 
 
-def test_batches_by_command_line_and_http(up: Up) -> None:
+class Shop(ThreadingHTTPServer):
+    """A shop's program that is told of its batches; keeps messages as they come, headers and bytes."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[dict[str, str], bytes]] = []
+        super().__init__(("127.0.0.1", 0), _Receiver)
+        self.url = f"http://127.0.0.1:{self.server_port}/told"
+
+
+class _Receiver(BaseHTTPRequestHandler):
+    server: Shop
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.told.append((dict(self.headers), body))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def shop() -> Iterator[Shop]:
+    with Shop() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_batches_by_command_line_and_http(up: Up, shop: Shop) -> None:
     terminal = up.terminal
+    secret = terminal.run("webhooks", "create", shop.url, "--json").json["webhook"]["secret"]
     catalog = write_catalog(terminal.folder / "shop", [{"prompt": "zoom in"}, {"prompt": "pan left"}])
     handed = terminal.run("submit", str(catalog), "--model", "camera", "--key", "spring", "--json")
     assert handed.code == 0, handed.err
@@ -80,6 +118,10 @@ def test_batches_by_command_line_and_http(up: Up) -> None:
     assert remote.json["batch"]["attempts"] == 0, "the clips were there already"
     assert httpx.get(f"{up.url}/v1/batches/{batch}").json()["status"] == "completed"
     assert {card["card_class"] for card in httpx.get(f"{up.url}/v1/cards").json()["data"]} == {"c8", "c24"}
+    terminal.until(lambda: len(shop.told) >= 2, up.process)
+    events = [Webhook(secret).verify(body, headers) for headers, body in shop.told]
+    ended = [(event["type"], event["data"]["id"], event["data"]["counts"]["completed"]) for event in events]
+    assert ended == [("batch.completed", id_, 2) for id_ in (batch, remote.json["batch"]["id"])]
     assert terminal.run("submit", str(catalog), "--model", "nothing").code == 2
     assert terminal.run("status", "batch_unknown").code == 2
 
