@@ -10,8 +10,8 @@ time from the first start to the last clip is compared, without the start of pro
 
 Renderers compute on the processor here, of which the farm's own processes (Ray's daemons, Serve, the dispatcher, the
 command) take an eighth of a core. With as many renderers as cores nothing is left for them, which is no farm with GPUs:
-long clips are rendered with one renderer fewer, against as many direct processes, and the aim is for that. What it is on
-all cores is told beside it.
+long clips are rendered with one renderer fewer, against as many direct processes, and the aim is for that. What it is
+on all cores is told beside it.
 
 Aims over the 101 rows of the shared catalog, on all cores: farm ÷ direct at most 1.25, first clip within 8 s; on clips
 of five seconds, with a core left, at most 1.02. They are for a machine that does nothing else:
