@@ -95,8 +95,10 @@ def test_processes_may_open_a_new_sqlite_file_at_once(tmp_path):
             store.close()
 
 
-def test_the_migrations_make_what_a_new_store_is_made_of(database, store_url):
+def test_the_migrations_make_what_a_new_store_is_made_of(store_url):
     """A new store is made at once; played one by one on no rows, the migrations end at the same."""
+    database = Database(store_url)
+    database.migrate()
     made = catalog_of(database)
     with database.engine.connect() as c:
         options = {"compare_type": True, "compare_server_default": True}
@@ -110,6 +112,7 @@ def test_the_migrations_make_what_a_new_store_is_made_of(database, store_url):
         config.attributes["connection"] = c
         command.upgrade(config, "head")
     assert catalog_of(database) == made
+    database.close()
 
 
 def catalog_of(database: Database) -> dict[str, object]:
