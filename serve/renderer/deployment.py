@@ -62,7 +62,7 @@ class Renderer:
         if kernels is not KernelChoice.EAGER:
             keep_compiled_under(settings.home)
         if farm.emulate and ray.is_initialized():
-            # What stands for a card here is the processor, which the gateway and the dispatcher need at once and seldom.
+            # What stands for a card is the processor, which the gateway and the dispatcher need at once and seldom.
             os.nice(EMULATED_NICENESS)
         # On the thread that will work on the card: trying it makes handles and plans already.
         opening = partial(_open_card, farm, card_class, settings.home)
