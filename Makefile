@@ -51,8 +51,9 @@ test: unit integration ## Run all tests
 unit: $(DEV) ## Run the unit tests, in parallel
 	$(BIN)/pytest -q tests/unit -n $(WORKERS) --dist worksteal
 
-integration: $(DEV) ## Run the tests that start farms, databases and browsers, one after the other
-	$(BIN)/pytest -q tests/integration tests/acceptance
+integration: $(DEV) ## Run the tests that open browsers and databases, and then those that start farms, one after the other
+	$(BIN)/pytest -q tests/integration -m "not farm" -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -q tests/integration tests/acceptance -m farm
 
 slow: $(DEV) ## Run the unit tests that take long, some of which `make test` leaves out
 	CLIPMILL_SLOW_TESTS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal \

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.acceptance.conftest import Terminal, draw_still
 
-pytestmark = pytest.mark.acceptance
+pytestmark = pytest.mark.farm
 
 COLUMNS = ["id", "image", "prompt", "model", "resolution_class", "frames", "colour"]
 

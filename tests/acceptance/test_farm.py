@@ -20,7 +20,7 @@ from standardwebhooks import Webhook
 
 from tests.acceptance.conftest import Terminal, write_catalog
 
-pytestmark = pytest.mark.acceptance
+pytestmark = pytest.mark.farm
 
 
 def free_port() -> int:

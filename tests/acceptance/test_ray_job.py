@@ -14,7 +14,7 @@ import pytest
 from tests.acceptance.conftest import Terminal, write_catalog
 from tests.acceptance.test_farm import free_port
 
-pytestmark = pytest.mark.acceptance
+pytestmark = pytest.mark.farm
 
 
 def test_a_ray_job_hands_in_once_and_fails_with_its_rows(terminal: Terminal) -> None:

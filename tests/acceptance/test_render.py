@@ -17,7 +17,7 @@ from tests.acceptance.conftest import Terminal, write_catalog
 from tests.acceptance.test_farm import free_port
 from tests.videos import decode_mp4, probe_mp4
 
-pytestmark = pytest.mark.acceptance
+pytestmark = pytest.mark.farm
 
 
 def test_a_catalog_becomes_clips_and_every_repetition_is_free(terminal: Terminal, catalog: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from tests.acceptance.conftest import Terminal, write_catalog
 from tests.acceptance.test_farm import free_port
 
-pytestmark = pytest.mark.acceptance
+pytestmark = pytest.mark.farm
 
 #: `/healthz` answers within this, in seconds, whatever others do; or within so many times what it takes without them,
 #: where the machine is busy.

@@ -15,7 +15,7 @@ import pytest
 from tests.acceptance.conftest import Terminal, write_catalog
 from tests.acceptance.test_farm import Up
 
-pytestmark = pytest.mark.acceptance
+pytestmark = pytest.mark.farm
 
 #: Long enough for a command to come while it runs, on a fast machine too.
 LONG = {"model": "i2vgen-xl-tiny", "frames": 8, "steps": 900}

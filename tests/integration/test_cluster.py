@@ -23,6 +23,8 @@ from cluster.storage import Storage
 from cluster.store import BatchStore, Database
 from tests.acceptance.conftest import write_catalog
 
+pytestmark = pytest.mark.farm
+
 LIMIT_S = 150
 
 

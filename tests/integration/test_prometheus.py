@@ -22,6 +22,7 @@ import yaml
 from tests.acceptance.conftest import ROOT, Terminal, write_catalog
 
 pytestmark = [
+    pytest.mark.farm,
     pytest.mark.acceptance,
     pytest.mark.skipif(
         not (shutil.which("prometheus") and shutil.which("promtool")),

@@ -25,7 +25,7 @@ SEED = 1
 MOST_REPEATED = 30
 
 # It waits for what has to come, however slow the machine is; `PATIENCE_S` ends what hangs.
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.farm, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from pipeline.clips.clip import Sampler, content_key
 from pipeline.memory.footprint import footprint
 from tests.building import draft, spec, still_png
 
+pytestmark = pytest.mark.farm
+
 LIMIT_S = 150
 #: Many: a clip must still be under way when a test that saw it at `SEEN` has made itself heard.
 STEPS = 150

@@ -16,7 +16,10 @@ from tests.acceptance.conftest import Terminal
 from tests.building import still_png
 from tests.integration.test_prometheus import free_port
 
-pytestmark = pytest.mark.skipif(survey({}).problem is None, reason="this machine has an NVIDIA driver")
+pytestmark = [
+    pytest.mark.farm,
+    pytest.mark.skipif(survey({}).problem is None, reason="this machine has an NVIDIA driver"),
+]
 
 CARD = "GPU-01234567-89ab-cdef-0123-456789abcdef"
 #: `clipmill` on a machine whose NVML shows a card that its renderers, processes of their own, cannot open.
