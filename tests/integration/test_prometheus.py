@@ -23,7 +23,6 @@ from tests.acceptance.conftest import ROOT, Terminal, write_catalog
 
 pytestmark = [
     pytest.mark.farm,
-    pytest.mark.acceptance,
     pytest.mark.skipif(
         not (shutil.which("prometheus") and shutil.which("promtool")),
         reason="prometheus is not installed (Debian: apt-get install prometheus)",
