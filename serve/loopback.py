@@ -1,4 +1,4 @@
-"""Ray on this machine only: every port of an embedded farm is bound to the loopback address.
+"""Ray on this machine only: every port of an embedded farm is bound to the loopback address, nothing is there for clusters.
 
 `ray start` has options for some of it; `ray.init` has none, and turns a loopback address that it is given into the
 machine's own. So the places where Ray 2.60 chooses addresses are told here; a test of a running farm lists its ports.
@@ -28,7 +28,11 @@ def ray_on_loopback(*, agent: bool) -> None:
     @functools.wraps(given)
     def on_loopback(params: Any, *args: Any, **kwargs: Any) -> None:
         # Without a port of its own every agent on a machine wants 52365, and all but the first take no jobs.
-        given(params, *args, **kwargs | {"node_ip_address": LOOPBACK, "dashboard_agent_listen_port": 0})
+        ours = {"node_ip_address": LOOPBACK, "dashboard_agent_listen_port": 0}
+        # One node that stays, and a terminal that is the person's: nobody scales it, nobody reads its logs out. Either
+        # is a process of Python that competes with the first clip for two cores.
+        ours |= {"no_monitor": True, "include_log_monitor": False}
+        given(params, *args, **kwargs | ours)
 
     RayParams.__init__ = on_loopback
     # Else Ray's own processes turn this farm's loopback address into the machine's, where nothing listens: the agent
