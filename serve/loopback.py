@@ -1,4 +1,4 @@
-"""Ray on this machine only: every port of an embedded farm is bound to the loopback address, nothing is there for clusters.
+"""Ray on this machine only: every port of an embedded farm is bound to loopback, and nothing runs that is for clusters.
 
 `ray start` has options for some of it; `ray.init` has none, and turns a loopback address that it is given into the
 machine's own. So the places where Ray 2.60 chooses addresses are told here; a test of a running farm lists its ports.
