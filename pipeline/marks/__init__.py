@@ -1,1 +1,1 @@
-"""Marks of files that leave the farm: what made them, machine-readable and signed, and how they are read and checked."""
+"""Marks of files that leave the farm: who or what made them, signed, and how that is read back and checked."""

@@ -1,7 +1,7 @@
-"""The coded pictures of a file, apart from all that is around them: by them it is told whether its pixels are the same.
+"""The coded pictures of a file, apart from all that is around them: by them one tells whether its pixels are the same.
 
-A decoder makes the same pixels of the same coded pictures (H.264 and its successors leave no freedom there), so a digest
-of them outlives marking, other metadata and another container, and nothing that touches a pixel.
+A decoder makes the same pixels of the same coded pictures (H.264 and its successors leave no freedom there), so a
+digest of them outlives marking, other metadata and another container, and nothing that touches a pixel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from pipeline.marks.carriers import Carrier, Part, boxes_within, carrier_of, content_of, open_carrier, parts_of
 from pipeline.marks.problems import NotMarkableError
@@ -53,7 +53,7 @@ def coded_pictures(path: Path) -> CodedPictures:
         parts = parts_of(file, carrier, path.name)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                return _digests(_pieces(cast("BinaryIO", file), data, carrier, parts))
+                return _digests(_pieces(file, data, carrier, parts))
             except (ValueError, struct.error, IndexError) as error:
                 message = f"{path.name} is damaged: {error or 'its tables are cut short'}"
                 raise NotMarkableError(message, "Fetch or render it again.") from error

@@ -22,7 +22,7 @@ class ClipFacts:
     provenance_sha256: str = ""
     #: SHA-256 (hex) of the master's coded pictures, as recorded when it was published; empty where it was not.
     stream_sha256: str = ""
-    #: Small grey pictures of it (`pipeline.marks.likeness`), as recorded when it was published; empty where they were not.
+    #: Small grey pictures of the master (`pipeline.marks.likeness`), as recorded when it was published; else empty.
     likeness: str = ""
 
 

@@ -16,8 +16,10 @@ from pipeline.problems import BadInputError
 
 #: What a test certificate says of itself, wherever a certificate's subject is shown.
 TEST_ORGANIZATION = "TEST CERTIFICATE, proves nothing"
-#: Files of the folder; certificates that were replaced lie in `_RETIRED`, so that old marks are still known.
-_CHAIN, _KEY, _FACTS, _RETIRED = "chain.pem", "key.pem", "identity.json", "retired"
+#: Says in the folder what else is there.
+FACTS = "identity.json"
+#: Other files; certificates that were replaced lie in `_RETIRED`, so that old marks are still known.
+_CHAIN, _KEY, _RETIRED = "chain.pem", "key.pem", "retired"
 _TEST_DAYS = 365
 _INSTALL = "Install what signs: pip install 'clipmill[marks]'."
 
@@ -60,17 +62,17 @@ class SigningIdentity:
 def load(folder: Path) -> SigningIdentity | None:
     """The identity in a folder; None where none was set up. Raises `BadInputError` for one that cannot be used."""
     try:
-        facts = json.loads((folder / _FACTS).read_bytes())
+        facts = json.loads((folder / FACTS).read_bytes())
         chain, key = (folder / _CHAIN).read_bytes(), (folder / _KEY).read_bytes()
     except FileNotFoundError as error:
-        if not (folder / _FACTS).exists():
+        if not (folder / FACTS).exists():
             return None
         raise BadInputError("marks", f"{error.filename} is gone", "Run `clipmill marks setup` again.") from error
     except PermissionError as error:
         message = f"{error.filename} may not be read by this user"
         raise BadInputError("marks", message, "Run as the user who set it up, or set up one's own.") from error
     except ValueError as error:
-        message = f"{folder / _FACTS} is not as `clipmill marks setup` writes it"
+        message = f"{folder / FACTS} is not as `clipmill marks setup` writes it"
         raise BadInputError("marks", message, "Run `clipmill marks setup` again.") from error
     try:
         return SigningIdentity(
@@ -85,7 +87,7 @@ def load(folder: Path) -> SigningIdentity | None:
             timestamp_url=str(facts.get("timestamp_url") or ""),
         )
     except (KeyError, TypeError, ValueError) as error:
-        message = f"{folder / _FACTS} is not as `clipmill marks setup` writes it"
+        message = f"{folder / FACTS} is not as `clipmill marks setup` writes it"
         raise BadInputError("marks", message, "Run `clipmill marks setup` again.") from error
 
 
@@ -112,10 +114,10 @@ def keep(folder: Path, identity: SigningIdentity) -> None:
         "timestamp_url": identity.timestamp_url,
     }
     # The facts last: whoever reads meanwhile finds the new ones with the new key, or none.
-    (folder / _FACTS).unlink(missing_ok=True)
+    (folder / FACTS).unlink(missing_ok=True)
     write_private(folder / _CHAIN, identity.chain.decode())
     write_private(folder / _KEY, identity.key.decode())
-    write_private(folder / _FACTS, json.dumps(facts, indent=2) + "\n")
+    write_private(folder / FACTS, json.dumps(facts, indent=2) + "\n")
 
 
 def own_certificates(folder: Path) -> bytes:

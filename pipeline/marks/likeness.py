@@ -1,8 +1,8 @@
 """How a clip looks from afar: small grey pictures by which a copy that was encoded again is known.
 
-Four frames, evenly spread, as 16 × 16 grey levels each. Encoders and scalers change the mean of so large a part of a frame
-by a level or two of 255; another product, or another move, changes it by far more. No proof: whoever wants to can make
-another clip that looks the same from afar.
+Four frames, evenly spread, as 16 × 16 grey levels each. Encoders and scalers change the mean of so large a part of a
+frame by a level or two of 255; another product, or another move, changes it by far more. No proof: whoever wants to
+can make another clip that looks the same from afar.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _PATIENCE_S = 600
 def likeness_of(frames: Frames) -> str:
     """The likeness of (frames, height, width, 3) uint8, as base64."""
     places = np.linspace(0, len(frames) - 1, _FRAMES).round().astype(int)
-    return _text([Image.fromarray(frames[place]).resize((_BETWEEN, _BETWEEN), Image.Resampling.BOX) for place in places])
+    return _text(
+        [Image.fromarray(frames[place]).resize((_BETWEEN, _BETWEEN), Image.Resampling.BOX) for place in places]
+    )
 
 
 def likeness_of_file(path: Path) -> str:
@@ -51,12 +53,6 @@ def distance(one: str, other: str) -> float | None:
     """Root mean square difference of two likenesses, in levels of 255; None where either is none."""
     a, b = _levels(one), _levels(other)
     return None if a is None or b is None else float(np.sqrt(np.mean((a - b) ** 2)))
-
-
-def alike(one: str, other: str) -> bool:
-    """Whether two likenesses are of clips that look the same from afar."""
-    found = distance(one, other)
-    return found is not None and found <= ALIKE_WITHIN
 
 
 def _text(pictures: list[Image.Image]) -> str:

@@ -48,7 +48,8 @@ def mark(
         carrier = carrier_of(file, path.name)
         signed = is_signed(path)
         source_type = source_type_of(facts.family, composite=not _COMPOSING.isdisjoint(actions), still=still)
-        splice = with_packet(file, carrier, packet(facts, source_type), path.name)
+        words = packet(facts, source_type, signed=marker.identity is not None)
+        splice = with_packet(file, carrier, words, path.name)
         if signed and marker.identity is None:
             if target == path:
                 return path

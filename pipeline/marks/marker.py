@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.marks.identity import SigningIdentity, load
+from pipeline.marks.identity import FACTS, SigningIdentity, load
 from pipeline.marks.signing import MARKS_VERSION
 from pipeline.problems import BadInputError
 
+log = logging.getLogger("clipmill.marks")
+
 #: What to do to have signed marks.
-HOW_TO_SIGN = "`clipmill marks setup` makes them signed (docs/marks.md)"
+HOW_TO_SIGN = "`clipmill marks setup` has them signed (docs/marks.md)"
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,39 @@ class Marker:
             return cls(unsigned_because=str(error.problem))
 
     @property
+    def summary(self) -> str:
+        """One line for people: who signs, or why nobody does and what to do about it."""
+        if self.identity is None:
+            return f"clips carry no signed mark: {self.unsigned_because}. {HOW_TO_SIGN}"
+        test = ", a test certificate that proves nothing" if self.identity.is_test else ""
+        return f"clips are signed by {self.identity.common_name}{test}"
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hex digits that change whenever the same file would be marked otherwise."""
         who = self.identity.fingerprint if self.identity else "unsigned"
         return hashlib.sha256(f"{MARKS_VERSION}:{who}".encode()).hexdigest()[:16]
+
+
+class WatchedMarker:
+    """The marker of a folder as it is now: a certificate that is set up or replaced counts at once. Safe for threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: tuple[object, Marker] | None = None
+
+    def __call__(self) -> Marker:
+        """The marker; where the certificate cannot be used, one that does not sign and says why."""
+        try:
+            found = (self._folder / FACTS).stat()
+            state: object = (found.st_ino, found.st_mtime_ns, found.st_size)
+        except OSError:
+            state = None
+        known = self._known
+        expired = known is not None and known[1].identity is not None and known[1].identity.problem_at(time.time())
+        if known is None or known[0] != state or expired:
+            known = state, Marker.of_or_unsigned(self._folder)
+            self._known = known
+            if state is not None and known[1].identity is None:
+                log.error("%s", known[1].summary)
+        return known[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -115,7 +114,12 @@ def manifest_of(claim: Claim, carrier: Carrier, *, with_still: bool) -> dict[str
 
 def _add_still(c2pa: Any, builder: Any, still: bytes, sha256: str) -> None:
     """Add the still as what the clip was made from, with the manifest that it may have."""
-    about = {"title": "still", "relationship": "inputTo", "label": _STILL, "instance_id": f"sha256:{sha256 or 'unknown'}"}
+    about = {
+        "title": "still",
+        "relationship": "inputTo",
+        "label": _STILL,
+        "instance_id": f"sha256:{sha256 or 'unknown'}",
+    }
     kind = _format_of(still)
     try:
         builder.add_ingredient(about, kind, io.BytesIO(still))

@@ -37,7 +37,8 @@ class DigitalSourceType(StrEnum):
 
 #: Terms of a still by which a model made it, or a part of it.
 _BY_A_MODEL = re.compile(
-    re.escape(_VOCABULARY).encode() + rb"(trainedAlgorithmicMedia|compositeWithTrainedAlgorithmicMedia|compositeSynthetic)"
+    re.escape(_VOCABULARY).encode()
+    + rb"(trainedAlgorithmicMedia|compositeWithTrainedAlgorithmicMedia|compositeSynthetic)"
 )
 
 

@@ -1,11 +1,10 @@
-"""A marked file as what it adds to another one: a few kilobytes, and stretches of that file's own bytes between them."""
+"""A marked file as what it adds to another one: a few kilobytes, and stretches of that file's bytes between them."""
 
 from __future__ import annotations
 
 import io
 import json
 import mmap
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,11 @@ class Splice:
     def size(self) -> int:
         """Length of the file in bytes."""
         return sum(map(len, self.pieces))
+
+    @property
+    def source_size(self) -> int:
+        """Length that the other file has at least, in bytes."""
+        return max((piece.stop for piece in self.pieces if isinstance(piece, Stretch)), default=0)
 
     def write(self, source: BinaryIO, target: BinaryIO) -> None:
         """Write the file; `source` is the other one."""
@@ -117,11 +121,10 @@ def _common_end(own: mmap.mmap, new: mmap.mmap, stop: int) -> int:
 
 
 class SplicedFile(io.RawIOBase):
-    """A splice, to be read from any place; the other file is opened when bytes of it are first asked for."""
+    """A splice, to be read from any place; `source` is the other file, which stays its caller's to close."""
 
-    def __init__(self, splice: Splice, open_source: Callable[[], BinaryIO]) -> None:
-        self._splice, self._open = splice, open_source
-        self._source: BinaryIO | None = None
+    def __init__(self, splice: Splice, source: BinaryIO) -> None:
+        self._splice, self._source = splice, source
         self._at = 0
 
     def readable(self) -> bool:
@@ -156,16 +159,8 @@ class SplicedFile(io.RawIOBase):
             begin += len(piece)
         return 0
 
-    def close(self) -> None:
-        """Close the other file too."""
-        if self._source is not None:
-            self._source.close()
-        super().close()
-
     def _part(self, piece: bytes | Stretch, inner: int, size: int) -> bytes:
         if isinstance(piece, bytes):
             return piece[inner : inner + size]
-        if self._source is None:
-            self._source = self._open()
         self._source.seek(piece.start + inner)
         return self._source.read(size)

@@ -1,4 +1,4 @@
-"""XMP (ISO 16684-1) that says what kind of media a file is, by the IPTC's properties; it needs no key and proves nothing.
+"""XMP (ISO 16684-1) that says what kind of media a file is, by the IPTC's properties; no key, and no proof.
 
 Google Merchant, Google Images and others read `Iptc4xmpExt:DigitalSourceType`.
 """
@@ -31,6 +31,8 @@ _NAMESPACES = {
     "xmp": "http://ns.adobe.com/xap/1.0/",
     "clipmill": "urn:clipmill:marks:1",
 }
+#: Property of files that were signed.
+SIGNED = "clipmill:Signed"
 _APP1, _APP0 = 0xE1, 0xE0
 #: Of an XMP packet, so many bytes are read at most.
 _MOST_BYTES = 1 << 20
@@ -39,13 +41,16 @@ _PROPERTY = re.compile(r"""([A-Za-z0-9]+):([A-Za-z0-9]+)\s*=\s*(?:"([^"<]*)"|'([
 _ELEMENT = re.compile(r"<([A-Za-z0-9]+):([A-Za-z0-9]+)>([^<>]{1,500})</\1:\2>")
 
 
-def packet(facts: ClipFacts, source_type: DigitalSourceType) -> bytes:
-    """The XMP of a clip's file: equal for equal facts."""
+def packet(facts: ClipFacts, source_type: DigitalSourceType, *, signed: bool = False) -> bytes:
+    """The XMP of a clip's file: equal for equal facts. `signed`: whether a signed mark goes with it, which it says."""
     properties = {
         "Iptc4xmpExt:DigitalSourceType": source_type.uri,
         "xmp:CreatorTool": "clipmill",
         "clipmill:ContentKey": facts.content_key,
     }
+    if signed:
+        # Whoever takes the manifest out, and leaves this, is found out.
+        properties[SIGNED] = "C2PA"
     if source_type is not DigitalSourceType.ENHANCED:
         # IPTC Photo Metadata Standard 2025.1.
         properties["Iptc4xmpExt:AISystemUsed"] = facts.family
@@ -66,7 +71,9 @@ def with_packet(file: BinaryIO, carrier: Carrier, text: bytes, name: str = "the 
     """The file with this XMP in place of what it had, as a splice of it. Raises `NotMarkableError`."""
     parts = parts_of(file, carrier, name)
     size = file.seek(0, 2)
-    return Splice({Carrier.MP4: _in_mp4, Carrier.JPEG: _in_jpeg, Carrier.PNG: _in_png}[carrier](file, parts, size, text))
+    return Splice(
+        {Carrier.MP4: _in_mp4, Carrier.JPEG: _in_jpeg, Carrier.PNG: _in_png}[carrier](file, parts, size, text)
+    )
 
 
 def packet_in(file: BinaryIO, carrier: Carrier, name: str = "the file") -> bytes | None:

@@ -104,6 +104,7 @@ class ResultsWriter:
                 self._facts,
                 inputs=self._inputs,
                 catalog=catalog,
+                marks=self._source.marks,
                 told=self.notes.append,
             )
         except MissingObjectError as error:
