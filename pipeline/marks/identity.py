@@ -97,12 +97,6 @@ def keep(folder: Path, identity: SigningIdentity) -> None:
     Raises `OSError`.
     """
     private_folder(folder)
-    old = folder / _CHAIN
-    if old.exists():
-        chain = old.read_bytes()
-        private_folder(folder / _RETIRED)
-        name = f"{hashlib.sha256(chain).hexdigest()[:16]}.pem"
-        write_private(folder / _RETIRED / name, chain.decode())
     facts = {
         "version": 1,
         "algorithm": identity.algorithm,
@@ -115,9 +109,20 @@ def keep(folder: Path, identity: SigningIdentity) -> None:
     }
     # The facts last: whoever reads meanwhile finds the new ones with the new key, or none.
     (folder / FACTS).unlink(missing_ok=True)
+    _retire(folder)
     write_private(folder / _CHAIN, identity.chain.decode())
     write_private(folder / _KEY, identity.key.decode())
     write_private(folder / FACTS, json.dumps(facts, indent=2) + "\n")
+
+
+def forget(folder: Path) -> bool:
+    """Delete the key, and keep the certificate to know its marks by; False where there is none. Raises `OSError`."""
+    if not (folder / _CHAIN).exists():
+        return False
+    (folder / FACTS).unlink(missing_ok=True)
+    (folder / _KEY).unlink(missing_ok=True)
+    _retire(folder)
+    return True
 
 
 def own_certificates(folder: Path) -> bytes:
@@ -129,6 +134,16 @@ def own_certificates(folder: Path) -> bytes:
         except OSError:
             continue
     return b"\n".join(found)
+
+
+def _retire(folder: Path) -> None:
+    """Put the certificate aside that is there, if one is."""
+    old = folder / _CHAIN
+    if old.exists():
+        chain = old.read_bytes()
+        private_folder(folder / _RETIRED)
+        write_private(folder / _RETIRED / f"{hashlib.sha256(chain).hexdigest()[:16]}.pem", chain.decode())
+        old.unlink()
 
 
 def from_files(certificates: Path, key: Path, passphrase: str | None, timestamp_url: str = "") -> SigningIdentity:

@@ -68,7 +68,7 @@ class Marker:
 
 
 class WatchedMarker:
-    """The marker of a folder as it is now: a certificate that is set up or replaced counts at once. Safe for threads."""
+    """The marker of a folder as it is now: one that is set up or replaced counts at once. Safe for threads."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -88,7 +88,9 @@ def add_results(routes: APIRouter) -> None:
 
         name = file_stem(re.sub(r"[\x00-\x1f\x7f/\\\"]", "_", batch.name).strip(" .") or batch.id)[:100]
         if kind is ResultsFormat.ZIP:
-            facts = {"batch": {"id": batch.id, "name": batch.name}}
+            facts: dict[str, object] = {"batch": {"id": batch.id, "name": batch.name}}
+            if not farm.marks:
+                facts["marks"] = "off"
             return _stream(archive(all_rows, farm.outgoing, facts), "application/zip", f"{name}.zip")
         if kind is ResultsFormat.CSV:
             lines = table_lines(((one.row, _cells(one, base)) for one in all_rows()), _COLUMNS)
