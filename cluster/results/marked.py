@@ -25,7 +25,7 @@ from pipeline.marks.facts import ClipFacts, facts_of
 from pipeline.marks.mark import mark
 from pipeline.marks.marker import Marker
 from pipeline.marks.problems import NotMarkableError, SigningError
-from pipeline.marks.source_type import source_type_of
+from pipeline.marks.source_type import depends_on_still, source_type_of
 from pipeline.marks.splice import Splice, SplicedFile, spliced
 from pipeline.marks.xmp import packet, with_packet
 
@@ -121,7 +121,8 @@ class MarkedObjects:
         facts = self._facts(match[1])
         with self._storage.open(match[0]) as file:
             carrier = carrier_of(file, match[0])
-            words = packet(facts, source_type_of(facts.family, still=self._still(facts)))
+            still = self._still(facts) if depends_on_still(facts.family) else b""
+            words = packet(facts, source_type_of(facts.family, still=still))
             return with_packet(file, carrier, words, match[0])
 
     def _signed(self, match: re.Match[str], marker: Marker) -> Splice:

@@ -24,8 +24,8 @@ _SET_UP = frozenset({b"avcC", b"hvcC", b"av1C", b"vpcC"})
 #: Bytes of a sample entry of video before its boxes (ISO/IEC 14496-12, 12.1.3).
 _ENTRY_BYTES = 78
 _MOST_SAMPLES = 1 << 20
-#: Pictures are cut into so many bytes for `CodedPictures.parts`.
-_PIECE_BYTES = 4096
+#: A picture's data is cut into so many pieces for `CodedPictures.parts`, of so many bytes at least.
+_PIECES, _PIECE_BYTES = 64, 64
 #: Segments of a JPEG that change no pixel: APP0 to APP15, and comments.
 _BESIDE = frozenset({*range(0xE0, 0xF0), 0xFE})
 #: Chunks of a PNG by which its pixels are made.
@@ -38,7 +38,7 @@ class CodedPictures:
 
     #: SHA-256 (hex) over what sets the decoder up and all pictures, each with its length before it.
     sha256: str
-    #: First digits of the SHA-256 of each picture of a video, or of each 4 KiB of a picture's data.
+    #: First digits of the SHA-256 of each picture of a video, or of each piece of a still picture's data.
     parts: tuple[str, ...]
 
     def shared(self, parts: Iterable[str]) -> int:
@@ -83,8 +83,9 @@ def _pieces(file: BinaryIO, data: mmap.mmap, carrier: Carrier, parts: list[Part]
     else:
         yield b"".join(data[part.start : part.stop] for part in parts if part.kind in _PNG_PIXELS - {b"IDAT", b"IEND"})
         coded = b"".join(data[part.body : part.stop - 4] for part in parts if part.kind == b"IDAT")
-    for start in range(0, len(coded), _PIECE_BYTES):
-        yield coded[start : start + _PIECE_BYTES]
+    size = max(_PIECE_BYTES, -(-len(coded) // _PIECES))
+    for start in range(0, len(coded), size):
+        yield coded[start : start + size]
 
 
 def _video(file: BinaryIO, data: mmap.mmap, parts: list[Part]) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from pipeline.marks.facts import ClipFacts
 from pipeline.marks.likeness import likeness_of_file
 from pipeline.marks.marker import Marker
 from pipeline.marks.problems import NotMarkableError
-from pipeline.marks.signing import Claim, sign
+from pipeline.marks.signing import MarkClaim, sign
 from pipeline.marks.source_type import source_type_of
 from pipeline.marks.xmp import packet, with_packet
 
 #: Actions after which a clip is more than its model's frames.
-_COMPOSING = frozenset({"c2pa.placed", "c2pa.edited", "c2pa.drawing", "c2pa.addedText"})
+_COMPOSING = frozenset({"c2pa.edited", "c2pa.drawing", "c2pa.addedText"})
+#: Actions for which C2PA wants to know what was opened, placed or removed, which nobody says here.
+_OF_INGREDIENTS = frozenset({"c2pa.opened", "c2pa.placed", "c2pa.removed"})
 _APP11, _PNG_C2PA = 0xEB, b"caBX"
 
 
@@ -37,12 +40,15 @@ def mark(
     The pictures in it stay what they are, to the bit. A mark that it had is replaced, but a signed one by a signed one
     only. `facts` are of the clip (`facts_of` reads them from its provenance), `still` is the file it was made from,
     whose own manifest is kept. `profile` names what a delivery was made for, and `actions` what was done to the clip's
-    frames besides, by C2PA's names (`c2pa.cropped`, `c2pa.resized`, `c2pa.transcoded`, `c2pa.edited`, …); with
-    `c2pa.placed` or `c2pa.edited` it is a composite.
+    frames besides, by C2PA's names (`c2pa.cropped`, `c2pa.resized`, `c2pa.trimmed`, `c2pa.transcoded`, …); with
+    `c2pa.edited`, `c2pa.drawing` or `c2pa.addedText`, such as a logo or a price over it, it is a composite.
 
-    Raises `NotMarkableError` for a file that is none of these or is damaged, `SigningError` where it cannot be signed,
-    and `OSError`. Asks nothing of a network but the marker's timestamp authority, where it has one.
+    Raises `ValueError` for an action that needs an ingredient of its own, `NotMarkableError` for a file that is none of
+    these or is damaged, `SigningError` where it cannot be signed, and `OSError`. Asks nothing of a network but the
+    marker's timestamp authority, where it has one.
     """
+    if wrong := sorted(_OF_INGREDIENTS.intersection(actions)):
+        raise ValueError(f"{wrong[0]} needs an ingredient; say c2pa.edited, c2pa.drawing or c2pa.addedText")
     target = target or path
     with open_carrier(path) as file:
         carrier = carrier_of(file, path.name)
@@ -63,7 +69,7 @@ def mark(
                 coded = coded_pictures(plain)
                 # What was recorded of the master is not what a delivery looks like.
                 own = facts.likeness if coded.sha256 == facts.stream_sha256 else ""
-                claim = Claim(
+                claim = MarkClaim(
                     facts=facts,
                     source_type=source_type,
                     coded=coded,
@@ -72,7 +78,7 @@ def mark(
                     actions=tuple(actions),
                 )
                 sign(plain, done, carrier, claim, marker.identity, still)
-            _put(done if marker.identity is not None else plain, target)
+            _put(done if marker.identity is not None else plain, path, target)
         finally:
             plain.unlink(missing_ok=True)
             done.unlink(missing_ok=True)
@@ -96,7 +102,8 @@ def is_signed(path: Path) -> bool:
     return False
 
 
-def _put(made: Path, target: Path) -> None:
+def _put(made: Path, path: Path, target: Path) -> None:
+    shutil.copymode(path, made)
     with made.open("rb") as written:
         os.fsync(written.fileno())
     made.replace(target)

@@ -23,7 +23,8 @@ from pipeline.marks.source_type import DigitalSourceType
 ASSERTION = "io.clipmill.clip"
 #: Raised whenever the same facts would be told otherwise: files are then marked anew.
 MARKS_VERSION = "1"
-#: Neither manifests at strangers' addresses nor lists of revoked certificates are fetched; no thumbnails are made.
+#: Settings of the library: no manifest at a stranger's address is fetched, nor lists of revoked certificates; and no
+#: thumbnails are made.
 OFFLINE: dict[str, Any] = {
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
     "builder": {"thumbnail": {"enabled": False}},
@@ -35,7 +36,7 @@ _SUFFIXES = {Carrier.MP4: "mp4", Carrier.JPEG: "jpg", Carrier.PNG: "png"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class MarkClaim:
     """What a mark is to say of one file."""
 
     facts: ClipFacts
@@ -48,7 +49,9 @@ class Claim:
     actions: tuple[str, ...] = ()
 
 
-def sign(source: Path, target: Path, carrier: Carrier, claim: Claim, identity: SigningIdentity, still: bytes) -> None:
+def sign(
+    source: Path, target: Path, carrier: Carrier, claim: MarkClaim, identity: SigningIdentity, still: bytes
+) -> None:
     """Write `source` with a signed manifest as `target`. Raises `SigningError` and `NotMarkableError`."""
     c2pa = c2pa_library()
     if problem := identity.problem_at(time.time()):
@@ -73,7 +76,7 @@ def sign(source: Path, target: Path, carrier: Carrier, claim: Claim, identity: S
         raise _explained(c2pa, error, source, identity) from error
 
 
-def manifest_of(claim: Claim, carrier: Carrier, *, with_still: bool) -> dict[str, Any]:
+def manifest_of(claim: MarkClaim, carrier: Carrier, *, with_still: bool) -> dict[str, Any]:
     """The definition of a manifest, as C2PA's library reads it."""
     facts = claim.facts
     family = FAMILIES.get(facts.family)

@@ -42,14 +42,19 @@ _BY_A_MODEL = re.compile(
 )
 
 
+def depends_on_still(family: str) -> bool:
+    """Whether `source_type_of` looks at the still of clips of this family."""
+    known = FAMILIES.get(family)
+    return known is not None and known.engine == "camera"
+
+
 def source_type_of(family: str, *, composite: bool = False, still: bytes = b"") -> DigitalSourceType:
     """What a clip of this family is; one that is not known counts as a trained model.
 
     `composite`: whether other media was laid over its frames. `still`: the file that it was made from: where that says
     that a model made it, in XMP or in a manifest of its own, camera moves do not make it less so.
     """
-    known = FAMILIES.get(family)
-    if known is None or known.engine != "camera":
+    if not depends_on_still(family):
         return DigitalSourceType.COMPOSITE if composite else DigitalSourceType.TRAINED
     # Both XMP and the CBOR of a manifest have the term's address as it is.
     return DigitalSourceType.COMPOSITE if _BY_A_MODEL.search(still) else DigitalSourceType.ENHANCED

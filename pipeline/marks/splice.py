@@ -17,7 +17,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Stretch:
+class SourceStretch:
     """Bytes of the other file, from `start` to before `stop`."""
 
     start: int
@@ -31,7 +31,7 @@ class Stretch:
 class Splice:
     """A file in pieces: bytes of its own, and stretches of another file, in their order."""
 
-    pieces: tuple[bytes | Stretch, ...]
+    pieces: tuple[bytes | SourceStretch, ...]
 
     @property
     def size(self) -> int:
@@ -41,7 +41,7 @@ class Splice:
     @property
     def source_size(self) -> int:
         """Length that the other file has at least, in bytes."""
-        return max((piece.stop for piece in self.pieces if isinstance(piece, Stretch)), default=0)
+        return max((piece.stop for piece in self.pieces if isinstance(piece, SourceStretch)), default=0)
 
     def write(self, source: BinaryIO, target: BinaryIO) -> None:
         """Write the file; `source` is the other one."""
@@ -71,14 +71,14 @@ class Splice:
         told = json.loads(line)
         if not isinstance(told, dict) or told.get("version") != _VERSION:
             raise ValueError("it is no splice of this version")
-        pieces: list[bytes | Stretch] = []
+        pieces: list[bytes | SourceStretch] = []
         at = 0
         for piece in told["pieces"]:
             if isinstance(piece, int):
                 pieces.append(own[at : at + piece])
                 at += piece
             else:
-                pieces.append(Stretch(int(piece[0]), int(piece[1])))
+                pieces.append(SourceStretch(int(piece[0]), int(piece[1])))
         if at != len(own):
             raise ValueError("it is cut short")
         return cls(tuple(pieces))
@@ -95,7 +95,7 @@ def spliced(source: Path, marked: Path) -> Splice:
             return Splice((bytes(new),))
         stop = found + len(last)
         length = _common_end(own, new, stop)
-        pieces = (bytes(new[: stop - length]), Stretch(len(own) - length, len(own)), bytes(new[stop:]))
+        pieces = (bytes(new[: stop - length]), SourceStretch(len(own) - length, len(own)), bytes(new[stop:]))
         return Splice(tuple(piece for piece in pieces if len(piece)))
 
 
@@ -159,7 +159,7 @@ class SplicedFile(io.RawIOBase):
             begin += len(piece)
         return 0
 
-    def _part(self, piece: bytes | Stretch, inner: int, size: int) -> bytes:
+    def _part(self, piece: bytes | SourceStretch, inner: int, size: int) -> bytes:
         if isinstance(piece, bytes):
             return piece[inner : inner + size]
         self._source.seek(piece.start + inner)

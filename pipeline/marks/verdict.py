@@ -29,7 +29,7 @@ class MarkState(StrEnum):
     STRIPPED = "stripped"
     #: Plain words only, which anybody can write.
     PLAIN = "plain"
-    #: Neither mark nor record.
+    #: No mark, and no record that fits.
     UNMARKED = "unmarked"
 
 
@@ -86,7 +86,7 @@ class KnownClip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class MarkVerdict:
     """What was found out about one file."""
 
     path: Path

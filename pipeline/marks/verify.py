@@ -16,12 +16,12 @@ from pipeline.marks.likeness import ALIKE_WITHIN, distance, likeness_of_file
 from pipeline.marks.mark import is_signed
 from pipeline.marks.problems import NotMarkableError
 from pipeline.marks.signing import ASSERTION, OFFLINE
-from pipeline.marks.verdict import KnownClip, MarkState, PixelState, SignerSeen, StillSeen, Trust, Verdict
+from pipeline.marks.verdict import KnownClip, MarkState, MarkVerdict, PixelState, SignerSeen, StillSeen, Trust
 from pipeline.marks.xmp import SIGNED, packet_in, properties_in
 
 #: C2PA's names of a file that is not the one that was signed (specification 2.2, 15.2).
 _UNBOUND = frozenset({"assertion.bmffHash.mismatch", "assertion.dataHash.mismatch", "assertion.boxesHash.mismatch"})
-#: Of these nothing follows for the file.
+#: Names that say something of the signer alone, and nothing of the file.
 _ABOUT_SIGNER = frozenset({"signingCredential.untrusted", "signingCredential.expired"})
 _TRUSTED = "signingCredential.trusted"
 
@@ -30,13 +30,13 @@ _TRUSTED = "signingCredential.trusted"
 class TrustLists:
     """Certificates that vouch for signers, in PEM."""
 
-    #: Those of this home.
+    #: Certificates of this home, now and before.
     own: bytes = b""
-    #: Those that a person named.
+    #: Certificates that a person named.
     listed: bytes = b""
 
 
-def verify(path: Path, trust: TrustLists | None = None, known: Sequence[KnownClip] = ()) -> Verdict:
+def verify(path: Path, trust: TrustLists | None = None, known: Sequence[KnownClip] = ()) -> MarkVerdict:
     """Find out about a file's mark. Asks nothing of a network.
 
     `known`: clips on record, by which a file without a signed mark may be recognised. Raises `NotMarkableError` for a
@@ -47,7 +47,7 @@ def verify(path: Path, trust: TrustLists | None = None, known: Sequence[KnownCli
     try:
         signed, coded = is_signed(path), _coded_or_none(path)
     except NotMarkableError as error:
-        return Verdict(path=path, state=MarkState.DAMAGED, says=f"the file is damaged: {error.problem.message}")
+        return MarkVerdict(path=path, state=MarkState.DAMAGED, says=f"the file is damaged: {error.problem.message}")
     if not signed:
         return _without_manifest(path, carrier, coded, known)
     return _with_manifest(path, carrier, coded, trust or TrustLists())
@@ -81,7 +81,9 @@ def _likeness_or_none(path: Path) -> str:
         return ""
 
 
-def _without_manifest(path: Path, carrier: Carrier, coded: CodedPictures | None, known: Sequence[KnownClip]) -> Verdict:
+def _without_manifest(
+    path: Path, carrier: Carrier, coded: CodedPictures | None, known: Sequence[KnownClip]
+) -> MarkVerdict:
     with open_carrier(path) as file:
         properties = properties_in(packet_in(file, carrier, path.name) or b"")
     source_type = properties.get("Iptc4xmpExt:DigitalSourceType", "")
@@ -92,7 +94,7 @@ def _without_manifest(path: Path, carrier: Carrier, coded: CodedPictures | None,
         if coded is not None and one.facts.stream_sha256 == coded.sha256:
             plain = source_type and not was_signed
             words = "it says in plain words what made it" if plain else "it carries no signed mark any more"
-            return Verdict(
+            return MarkVerdict(
                 path=path,
                 state=MarkState.PLAIN if plain else MarkState.STRIPPED,
                 says=f"{words}; its pixels are those that {one.name} has on record",
@@ -103,7 +105,7 @@ def _without_manifest(path: Path, carrier: Carrier, coded: CodedPictures | None,
             )
     if on_record and (nearest := _nearest(path, on_record)) is not None:
         one, away = nearest
-        return Verdict(
+        return MarkVerdict(
             path=path,
             state=MarkState.RE_ENCODED,
             says=f"it carries no signed mark; it looks like the clip that {one.name} has on record, in another "
@@ -122,9 +124,9 @@ def _without_manifest(path: Path, carrier: Carrier, coded: CodedPictures | None,
         state, says = MarkState.PLAIN, "it says in plain words what made it, and nothing signed proves it"
         if was_signed:
             state, says = MarkState.STRIPPED, "it was signed, as its plain words say, and its signed mark is gone"
-        return Verdict(path=path, state=state, says=says, facts=facts, source_type=source_type)
+        return MarkVerdict(path=path, state=state, says=says, facts=facts, source_type=source_type)
     says = "it carries no mark" + (", and is none of the clips on record" if on_record else "")
-    return Verdict(path=path, state=MarkState.UNMARKED, says=says)
+    return MarkVerdict(path=path, state=MarkState.UNMARKED, says=says)
 
 
 def _nearest(path: Path, known: Sequence[KnownClip]) -> tuple[KnownClip, float] | None:
@@ -138,14 +140,14 @@ def _nearest(path: Path, known: Sequence[KnownClip]) -> tuple[KnownClip, float] 
     return (known[number], away) if away <= ALIKE_WITHIN else None
 
 
-def _with_manifest(path: Path, carrier: Carrier, coded: CodedPictures | None, trust: TrustLists) -> Verdict:
+def _with_manifest(path: Path, carrier: Carrier, coded: CodedPictures | None, trust: TrustLists) -> MarkVerdict:
     try:
         told, trusted_by = _read(path, carrier, trust)
     except _UnreadableError as error:
-        return Verdict(path=path, state=MarkState.DAMAGED, says=f"its mark cannot be read: {error}")
+        return MarkVerdict(path=path, state=MarkState.DAMAGED, says=f"its mark cannot be read: {error}")
     seen = _Seen(told, trusted_by)
     state, pixels, says = _judge(path, coded, seen)
-    return Verdict(
+    return MarkVerdict(
         path=path,
         state=state,
         says=says,

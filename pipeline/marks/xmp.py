@@ -24,7 +24,7 @@ from pipeline.marks.carriers import (
 from pipeline.marks.facts import ClipFacts
 from pipeline.marks.problems import NotMarkableError
 from pipeline.marks.source_type import DigitalSourceType
-from pipeline.marks.splice import Splice, Stretch
+from pipeline.marks.splice import SourceStretch, Splice
 
 _NAMESPACES = {
     "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
@@ -34,7 +34,7 @@ _NAMESPACES = {
 #: Property of files that were signed.
 SIGNED = "clipmill:Signed"
 _APP1, _APP0 = 0xE1, 0xE0
-#: Of an XMP packet, so many bytes are read at most.
+#: Bytes of an XMP packet that are read at most.
 _MOST_BYTES = 1 << 20
 _PROPERTY = re.compile(r"""([A-Za-z0-9]+):([A-Za-z0-9]+)\s*=\s*(?:"([^"<]*)"|'([^'<]*)')""")
 #: Written as elements by programs that rewrite a packet.
@@ -114,11 +114,11 @@ def _begin_of(file: BinaryIO, carrier: Carrier, part: Part) -> int | None:
     return part.body + len(XMP_PNG) + 1 + head.index(b"\0", language + 1) + 1
 
 
-def _in_mp4(file: BinaryIO, parts: list[Part], size: int, text: bytes) -> tuple[bytes | Stretch, ...]:
+def _in_mp4(file: BinaryIO, parts: list[Part], size: int, text: bytes) -> tuple[bytes | SourceStretch, ...]:
     """Last in the file, where it moves nothing that the tables of pictures point at."""
     box = XMP_UUID + text
     new = struct.pack(">I4s", len(box) + 8, b"uuid") + box
-    pieces: list[bytes | Stretch] = []
+    pieces: list[bytes | SourceStretch] = []
     at = 0
     for part in parts:
         file.seek(part.start)
@@ -128,47 +128,47 @@ def _in_mp4(file: BinaryIO, parts: list[Part], size: int, text: bytes) -> tuple[
             length = part.stop - part.start
             if length >= 1 << 32:
                 raise NotMarkableError("a box to the end of the file is too long", "Write the file anew with ffmpeg.")
-            pieces += [Stretch(at, part.start), struct.pack(">I", length)]
+            pieces += [SourceStretch(at, part.start), struct.pack(">I", length)]
             at = part.start + 4
         if is_uuid(file, part, XMP_UUID):
-            pieces.append(Stretch(at, part.start))
+            pieces.append(SourceStretch(at, part.start))
             if part.stop == size:
                 at = size
             else:
                 # What follows must not move.
                 pieces += [head, b"free"]
                 at = part.start + 8
-    pieces += [Stretch(at, size), new]
+    pieces += [SourceStretch(at, size), new]
     return tuple(piece for piece in pieces if len(piece))
 
 
-def _in_jpeg(file: BinaryIO, parts: list[Part], size: int, text: bytes) -> tuple[bytes | Stretch, ...]:
+def _in_jpeg(file: BinaryIO, parts: list[Part], size: int, text: bytes) -> tuple[bytes | SourceStretch, ...]:
     content = XMP_JPEG + text
     if len(content) + 2 > 0xFFFF:
         raise NotMarkableError("the XMP is longer than a JPEG's segment", "Shorten what it says.")
     new = bytes([0xFF, _APP1]) + struct.pack(">H", len(content) + 2) + content
-    pieces: list[bytes | Stretch] = []
+    pieces: list[bytes | SourceStretch] = []
     # JFIF wants to be first.
     at = parts[0].stop if parts[0].kind[0] == _APP0 else 2
-    pieces += [Stretch(0, at), new]
+    pieces += [SourceStretch(0, at), new]
     for part in parts:
         if part.start >= at and _begin_of(file, Carrier.JPEG, part) is not None:
-            pieces.append(Stretch(at, part.start))
+            pieces.append(SourceStretch(at, part.start))
             at = part.stop
-    pieces.append(Stretch(at, size))
+    pieces.append(SourceStretch(at, size))
     return tuple(piece for piece in pieces if len(piece))
 
 
-def _in_png(file: BinaryIO, parts: list[Part], size: int, text: bytes) -> tuple[bytes | Stretch, ...]:
+def _in_png(file: BinaryIO, parts: list[Part], size: int, text: bytes) -> tuple[bytes | SourceStretch, ...]:
     content = XMP_PNG + b"\0\0\0\0\0" + text
     chunk = b"iTXt" + content
     new = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     # IHDR must be first.
     at = parts[0].stop
-    pieces: list[bytes | Stretch] = [Stretch(0, at), new]
+    pieces: list[bytes | SourceStretch] = [SourceStretch(0, at), new]
     for part in parts[1:]:
         if _begin_of(file, Carrier.PNG, part) is not None:
-            pieces.append(Stretch(at, part.start))
+            pieces.append(SourceStretch(at, part.start))
             at = part.stop
-    pieces.append(Stretch(at, size))
+    pieces.append(SourceStretch(at, size))
     return tuple(piece for piece in pieces if len(piece))

@@ -14,7 +14,7 @@ from pipeline.families import FAMILIES
 from pipeline.marks.identity import own_certificates
 from pipeline.marks.problems import MarkError
 from pipeline.marks.source_type import DigitalSourceType
-from pipeline.marks.verdict import MarkState, PixelState, Trust, Verdict
+from pipeline.marks.verdict import MarkState, MarkVerdict, PixelState, Trust
 from pipeline.marks.verify import TrustLists, records_in
 from pipeline.marks.verify import verify as verdict_of
 from pipeline.problems import BadInputError
@@ -58,7 +58,7 @@ def verify(
         if against is not None and not against.is_dir():
             raise BadInputError("against", f"{against} is no folder", "Name one that `--out` wrote.")
         records = cache(records_in)
-        found: list[Verdict] = []
+        found: list[MarkVerdict] = []
         faults: list[str] = []
         for path in _files(files):
             try:
@@ -96,7 +96,7 @@ def _listed(path: Path | None) -> bytes:
     return data
 
 
-def _print(found: Verdict) -> None:
+def _print(found: MarkVerdict) -> None:
     colour = _COLOURS.get(found.state, "bold red")
     state = found.state.value.replace("_", "-")
     console.print(Text.assemble((str(found.path), "bold"), "  ", (state, colour), f": {found.says}"), soft_wrap=True)
@@ -104,7 +104,7 @@ def _print(found: Verdict) -> None:
         console.print(f"  {name:<7}{text}", markup=False, soft_wrap=True)
 
 
-def _lines(found: Verdict) -> Iterator[tuple[str, str]]:
+def _lines(found: MarkVerdict) -> Iterator[tuple[str, str]]:
     if found.signer is not None:
         who = found.signer.common_name or "somebody without a name"
         of = f" ({found.signer.organization})" if found.signer.organization else ""
@@ -124,7 +124,7 @@ def _lines(found: Verdict) -> Iterator[tuple[str, str]]:
         yield "pixels", text.format(of=of)
 
 
-def _what(found: Verdict) -> str:
+def _what(found: MarkVerdict) -> str:
     term = found.source_type.rpartition("/")[2]
     known = {one.value: one.words for one in DigitalSourceType}
     family = FAMILIES.get(found.facts.family)
@@ -134,7 +134,7 @@ def _what(found: Verdict) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _still(found: Verdict) -> str:
+def _still(found: MarkVerdict) -> str:
     assert found.still is not None
     kept = {
         None: "it had no manifest of its own",

@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -25,7 +25,7 @@ from pipeline.marks.likeness import ALIKE_WITHIN, distance, likeness_of
 from pipeline.marks.mark import mark
 from pipeline.marks.marker import Marker, WatchedMarker
 from pipeline.marks.source_type import DigitalSourceType
-from pipeline.marks.splice import Splice, SplicedFile, Stretch, spliced
+from pipeline.marks.splice import SourceStretch, Splice, SplicedFile, spliced
 from pipeline.marks.xmp import packet, properties_in
 from pipeline.problems import BadInputError
 from tests.unit.pipeline.marks.clips import FACTS, ffmpeg, frames, identity, make_files
@@ -114,6 +114,7 @@ def test_a_likeness_that_is_none_is_far_from_nothing() -> None:
         assert distance(own, broken) is None
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.binary(min_size=1, max_size=3000), st.binary(max_size=300), st.binary(max_size=300), st.integers(0, 2999))
 def test_a_splice_is_the_file_it_was_made_of(tmp_path_factory, source, head, tail, cut) -> None:
     folder = tmp_path_factory.mktemp("splice")
@@ -137,7 +138,7 @@ def test_a_mark_adds_little_to_what_is_stored(tmp_path) -> None:
     own = make_files(tmp_path)["mp4"]
     marked = mark(own, FACTS, Marker(identity(), ""), target=tmp_path / "marked.mp4")
     found = spliced(own, marked)
-    shared = sum(len(piece) for piece in found.pieces if isinstance(piece, Stretch))
+    shared = sum(len(piece) for piece in found.pieces if isinstance(piece, SourceStretch))
     assert len(found.to_bytes()) < 20_000
     # All but what has the places of pictures in it.
     assert shared > own.stat().st_size - 2000

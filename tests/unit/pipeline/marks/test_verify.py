@@ -242,7 +242,9 @@ def test_what_a_clip_is_follows_from_what_made_it_and_from_its_still(marked) -> 
 def test_a_delivery_says_what_was_done_and_for_whom(tmp_path, still) -> None:
     path = make_files(tmp_path)["mp4"]
     facts = replace(FACTS, stream_sha256="of the master", likeness="of the master")
-    mark(path, facts, MARKER, still=still, profile="amazon-sb", actions=("c2pa.resized", "c2pa.placed"))
+    mark(path, facts, MARKER, still=still, profile="amazon-sb", actions=("c2pa.resized", "c2pa.edited"))
+    with pytest.raises(ValueError, match="ingredient"):
+        mark(path, facts, MARKER, actions=("c2pa.placed",))
     found = verify(path, OWN)
     assert (found.state, found.profile, found.source_type) == (
         MarkState.VALID,

@@ -22,10 +22,12 @@ from cluster.jobs.model import Batch, Job
 from cluster.jobs.outcomes import Completed
 from cluster.maintenance.keep import Keep
 from cluster.maintenance.retention import Sweeper
+from cluster.results.marked import MarkedObjects
 from cluster.results.rows import result_from, results_of
 from cluster.storage import Storage
 from cluster.store import BatchStore, Database, DispatchStore
 from cluster.store.schema import clips, jobs
+from pipeline.marks.marker import WatchedMarker
 from serve.cli import results as results_module
 from serve.cli.common import Exit
 from serve.cli.main import app
@@ -53,7 +55,9 @@ def farm(home: Path) -> Iterable[Farm]:
     settings = Settings(home=home)
     database = Database(settings.database_url)
     database.migrate()
-    yield Farm(BatchStore(database), Storage(settings.storage_url))
+    storage = Storage(settings.storage_url)
+    # As commands and a gateway have it.
+    yield Farm(BatchStore(database), storage, marked=MarkedObjects(storage, WatchedMarker(settings.marks)))
     database.close()
 
 
