@@ -12,9 +12,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from report import Aim, Report, parser
 
@@ -61,7 +63,7 @@ def measure(folder: Path, clips: int) -> dict[str, float]:
     sizes = [storage.size(key) for key in keys]
 
     def read(objects: MarkedObjects) -> list[float]:
-        return [taken(lambda key=key: objects.get_bytes(key)) for key in keys]  # type: ignore[misc]
+        return [taken(partial(objects.get_bytes, key)) for key in keys]
 
     plain = read(MarkedObjects(storage, Marker))
     first = read(MarkedObjects(storage, lambda: marker))
@@ -88,7 +90,7 @@ def measure(folder: Path, clips: int) -> dict[str, float]:
     }
 
 
-def frames(seed: int, count: int) -> np.ndarray:  # type: ignore[type-arg]
+def frames(seed: int, count: int) -> NDArray[np.uint8]:
     """A pattern that wanders."""
     y, x = np.mgrid[:512, :512]
     made = [np.stack([(x + 3 * n) % 256, (2 * y + n) % 256, (x + y + seed) % 256], -1) for n in range(count)]

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.families import FAMILIES
 from pipeline.marks.carriers import Carrier
 from pipeline.marks.coded import CodedPictures
-from pipeline.marks.facts import ClipFacts
+from pipeline.marks.facts import ClipFacts, moment_text
 from pipeline.marks.identity import SigningIdentity, c2pa_library
 from pipeline.marks.problems import NotMarkableError, SigningError
 from pipeline.marks.source_type import DigitalSourceType
@@ -83,9 +83,10 @@ def manifest_of(claim: MarkClaim, carrier: Carrier, *, with_still: bool) -> dict
     created: dict[str, Any] = {
         "action": "c2pa.created",
         "digitalSourceType": claim.source_type.uri,
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "softwareAgent": {"name": family.title if family else facts.family or "clipmill"},
     }
+    if facts.rendered_at:
+        created["when"] = facts.rendered_at
     if facts.revision:
         created["softwareAgent"]["version"] = facts.revision
     if with_still:
@@ -93,6 +94,7 @@ def manifest_of(claim: MarkClaim, carrier: Carrier, *, with_still: bool) -> dict
     told = {name: value for name, value in asdict(facts).items() if value and name not in ("likeness", "stream_sha256")}
     told |= {
         "version": 1,
+        "marked_at": moment_text(time.time()),
         "stream_sha256": claim.coded.sha256,
         "parts": "".join(claim.coded.parts),
         "likeness": claim.likeness,

@@ -83,6 +83,8 @@ class KnownClip:
 
     name: str
     facts: ClipFacts
+    #: Whether it was handed out without marks, as somebody wanted.
+    marks_off: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +101,8 @@ class MarkVerdict:
     facts: ClipFacts = field(default_factory=ClipFacts)
     #: An address of the IPTC's list; empty where nothing says so.
     source_type: str = ""
-    #: When it was made, as the mark says: by the signer's own clock.
-    made_at: str = ""
+    #: When it was marked, by the signer's own clock; when it was rendered, the facts say.
+    marked_at: str = ""
     profile: str = ""
     still: StillSeen | None = None
     #: What the pixels were compared with: the mark, or the name of a record.

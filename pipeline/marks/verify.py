@@ -58,11 +58,13 @@ def records_in(folder: Path) -> list[KnownClip]:
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            facts = facts_of(path.read_bytes())
+            data = path.read_bytes()
         except OSError:
             continue
+        facts = facts_of(data)
         if facts.stream_sha256:
-            found.append(KnownClip(name=path.name, facts=facts))
+            off = json.loads(data).get("marks") == "off"
+            found.append(KnownClip(name=path.name, facts=facts, marks_off=off))
     return found
 
 
@@ -92,11 +94,14 @@ def _without_manifest(
     on_record = known if carrier is Carrier.MP4 else ()
     for one in on_record:
         if coded is not None and one.facts.stream_sha256 == coded.sha256:
-            plain = source_type and not was_signed
-            words = "it says in plain words what made it" if plain else "it carries no signed mark any more"
+            state, words = MarkState.STRIPPED, "it carries no signed mark any more"
+            if source_type and not was_signed:
+                state, words = MarkState.PLAIN, "it says in plain words what made it"
+            elif one.marks_off:
+                state, words = MarkState.UNMARKED, "it was handed out without marks"
             return MarkVerdict(
                 path=path,
-                state=MarkState.PLAIN if plain else MarkState.STRIPPED,
+                state=state,
                 says=f"{words}; its pixels are those that {one.name} has on record",
                 pixels=PixelState.SAME,
                 facts=one.facts,
@@ -155,7 +160,7 @@ def _with_manifest(path: Path, carrier: Carrier, coded: CodedPictures | None, tr
         signer=seen.signer,
         facts=seen.facts,
         source_type=seen.source_type,
-        made_at=seen.made_at,
+        marked_at=str(seen.claim.get("marked_at") or ""),
         profile=str(seen.claim.get("profile") or ""),
         still=seen.still,
         compared_with="its mark" if seen.claim else "",
@@ -206,7 +211,7 @@ class _Seen:
         results = told.get("validation_results", {})
         self.failures = {str(one.get("code")) for one in results.get("activeManifest", {}).get("failure", ())}
         self.claim: dict[str, Any] = {}
-        self.source_type = self.made_at = ""
+        self.source_type = ""
         for assertion in active.get("assertions", ()):
             if assertion.get("label") == ASSERTION and isinstance(assertion.get("data"), dict):
                 self.claim = assertion["data"]
@@ -225,7 +230,6 @@ class _Seen:
         for action in actions:
             if action.get("action") == "c2pa.created":
                 self.source_type = str(action.get("digitalSourceType") or "")
-                self.made_at = str(action.get("when") or "")
 
 
 def _signer(told: dict[str, Any], trust: Trust) -> SignerSeen:

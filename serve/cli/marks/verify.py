@@ -111,10 +111,8 @@ def _lines(found: MarkVerdict) -> Iterator[tuple[str, str]]:
         yield "who", f"{who}{of}, {_TRUST[found.signer.trust]}"
     if what := _what(found):
         yield "what", what
-    if found.signer is not None and found.signer.stamped_at:
-        yield "when", f"{found.signer.stamped_at}, by a timestamp authority"
-    elif found.made_at:
-        yield "when", f"{found.made_at}, by the signer's own clock"
+    if when := _when(found):
+        yield "when", when
     if found.facts.content_key:
         yield "key", found.facts.content_key
     if found.still is not None:
@@ -132,6 +130,15 @@ def _what(found: MarkVerdict) -> str:
     if found.profile:
         parts.append(f"made for {found.profile}")
     return " · ".join(part for part in parts if part)
+
+
+def _when(found: MarkVerdict) -> str:
+    parts = [f"rendered {found.facts.rendered_at}"] if found.facts.rendered_at else []
+    if found.signer is not None and found.signer.stamped_at:
+        parts.append(f"marked {found.signer.stamped_at} by a timestamp authority")
+    elif found.marked_at:
+        parts.append(f"marked {found.marked_at} by the signer's own clock")
+    return ", ".join(parts)
 
 
 def _still(found: MarkVerdict) -> str:

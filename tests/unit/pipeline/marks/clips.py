@@ -17,7 +17,9 @@ from pipeline.marks.facts import ClipFacts
 from pipeline.marks.identity import SigningIdentity, make_test_identity
 
 FRAMES, SIDE, FPS = 12, 96, 12
-FACTS = ClipFacts(content_key="c" * 64, family="wan2.2-5b", revision="r1", still_sha256="d" * 64)
+FACTS = ClipFacts(
+    content_key="c" * 64, family="wan2.2-5b", revision="r1", still_sha256="d" * 64, rendered_at="2026-11-29T15:55:23Z"
+)
 
 
 def frames(seed: int = 0) -> Frames:

@@ -151,6 +151,8 @@ def test_what_is_no_splice_is_refused(data) -> None:
 
 
 def test_facts_are_read_from_what_may_be_anything() -> None:
+    assert facts_of(b'{"rendered_at": 0}').rendered_at == "1970-01-01T00:00:00Z"
+    assert facts_of(b'{"rendered_at": 1e30}').rendered_at == facts_of(b'{"rendered_at": true}').rendered_at == ""
     assert facts_of(b"\xff") == facts_of(b"[1]") == ClipFacts()
     found = facts_of(b'{"content_key": 5, "family": [], "video": "x", "still_sha256": "ab"}')
     assert (found.content_key, found.family, found.stream_sha256, found.still_sha256) == ("", "", "", "ab")

@@ -73,7 +73,8 @@ def test_a_marked_file_is_valid_and_says_who_what_and_when(marked, kind) -> None
     sha256 = coded_pictures(marked[kind]).sha256
     assert found.facts == replace(FACTS, stream_sha256=sha256, likeness=found.facts.likeness)
     assert found.source_type == DigitalSourceType.TRAINED.uri
-    assert found.made_at.endswith("Z")
+    assert found.marked_at.endswith("Z")
+    assert found.facts.rendered_at == FACTS.rendered_at
     assert found.still is not None
     assert found.still.manifest_whole is True
 
@@ -178,6 +179,13 @@ def test_words_without_a_signature_are_called_that(tmp_path) -> None:
     record = KnownClip(name="r.json", facts=replace(FACTS, stream_sha256=coded_pictures(path).sha256))
     found = verify(path, TrustLists(), [record])
     assert (found.state, found.pixels) == (MarkState.PLAIN, PixelState.SAME)
+
+
+def test_a_clip_that_was_handed_out_without_marks_is_not_called_stripped(tmp_path) -> None:
+    path = make_files(tmp_path)["mp4"]
+    facts = replace(FACTS, stream_sha256=coded_pictures(path).sha256)
+    found = verify(path, OWN, [KnownClip(name="r.json", facts=facts, marks_off=True)])
+    assert (found.state, found.pixels) == (MarkState.UNMARKED, PixelState.SAME)
 
 
 def test_another_signer_is_not_taken_for_ours_by_its_name(tmp_path) -> None:
