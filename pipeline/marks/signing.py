@@ -145,9 +145,10 @@ def _explained(c2pa: Any, error: Exception, source: Path, identity: SigningIdent
     words = str(error)
     if isinstance(error, c2pa.C2paError.NotSupported | c2pa.C2paError.Io | c2pa.C2paError.Decoding):
         return NotMarkableError(f"{source.name} cannot be signed: {words}", "Fetch or render it again.")
-    if identity.timestamp_url and "time" in words.lower():
-        remedy = f"Is {identity.timestamp_url} up? Set up again without --timestamp-url to do without it."
-        return SigningError(f"the timestamp authority gave no time: {words}", remedy)
+    if identity.timestamp_url:
+        # The library has one word for both; the certificate was tried before without the authority, or may be.
+        remedy = f"Is {identity.timestamp_url} up, and an authority by RFC 3161? Set up again without it to do without."
+        return SigningError(f"it could not be signed with a time of {identity.timestamp_url}: {words}", remedy)
     remedy = "C2PA wants a certificate for digital signatures: see docs/marks.md, or try a test one."
     return SigningError(f"the certificate of {identity.common_name!r} does not sign: {words}", remedy)
 

@@ -142,6 +142,7 @@ def _show(found: SigningIdentity, folder: Path, *, as_json: bool) -> None:
         lines.append("  a test certificate: it shows how marks work, and proves nothing to anybody")
     lines.append(f"  time: {found.timestamp_url or 'of this machine; no timestamp authority is asked'}")
     lines.append(f"  key: {folder}, for this user only")
+    lines.append("  imperceptible mark: off; no model that makes one is here (docs/marks.md)")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 
