@@ -119,11 +119,15 @@ class MarkedObjects:
 
     def _plain(self, match: re.Match[str]) -> Splice:
         facts = self._facts(match[1])
+        still = self._still(facts) if depends_on_still(facts.family) else b""
+        words = packet(facts, source_type_of(facts.family, still=still))
         with self._storage.open(match[0]) as file:
-            carrier = carrier_of(file, match[0])
-            still = self._still(facts) if depends_on_still(facts.family) else b""
-            words = packet(facts, source_type_of(facts.family, still=still))
-            return with_packet(file, carrier, words, match[0])
+            # Whatever is raised in here counts as the storage's fault.
+            try:
+                return with_packet(file, carrier_of(file, match[0]), words, match[0])
+            except NotMarkableError as error:
+                fault = error
+        raise fault
 
     def _signed(self, match: re.Match[str], marker: Marker) -> Splice:
         place = f"{match[1]}/marks-{marker.fingerprint}-{match[2]}"

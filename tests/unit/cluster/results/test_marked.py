@@ -164,10 +164,11 @@ def test_a_certificate_that_signs_no_more_is_an_error_and_no_unsigned_file(stora
         MarkedObjects(storage, lambda: expired).get_bytes(VIDEO)
 
 
-def test_what_is_no_clip_is_handed_out_as_it_is(storage: Storage) -> None:
+@pytest.mark.parametrize("marker", [signing(), Marker])
+def test_what_is_no_clip_is_handed_out_as_it_is(storage: Storage, marker: Callable[[], Marker]) -> None:
     storage.put_bytes("clips/a/b/video.mp4", b"no video")
     storage.put_bytes("stills/x", b"still")
-    objects = MarkedObjects(storage, signing())
+    objects = MarkedObjects(storage, marker)
     assert objects.get_bytes("clips/a/b/video.mp4") == b"no video"
     assert objects.size("clips/a/b/video.mp4") == 8
     assert objects.get_bytes("stills/x") == b"still"
