@@ -93,6 +93,7 @@ bench: $(DEV) ## Run the benchmarks; figures are printed with the machine they w
 	$(BIN)/python benchmarks/results_zip.py --keep --check
 	$(BIN)/python benchmarks/api_load.py --check
 	$(BIN)/python benchmarks/page.py --check
+	$(BIN)/python benchmarks/marks.py --check
 
 bench-gpu: $(DEV) ## What needs an NVIDIA GPU, in seven minutes: ceilings, memory, steps, clips, decoding, resuming
 	$(BIN)/python benchmarks/gpu.py --budget $(BUDGET) --out out/bench-gpu --check

@@ -16,6 +16,7 @@ from cluster.jobs.still_notes import StillNotes
 from cluster.jobs.transitions import Verb
 from cluster.maintenance import deletion
 from cluster.maintenance.deletion import Deletion
+from cluster.results.marked import MarkedObjects
 from cluster.storage import Storage
 from cluster.store import BatchStore
 from cluster.store.access.quotas import QuotaStore
@@ -51,6 +52,18 @@ class Farm:
     accepted: Callable[[], Collection[str]] = frozenset
     #: What of strict rows' texts will be cut; None: renderers find out.
     cut_texts: CutTexts | None = None
+    #: Files of clips as they leave the farm, with their marks; None: they leave as they are in storage.
+    marked: MarkedObjects | None = None
+
+    @property
+    def outgoing(self) -> MarkedObjects | Storage:
+        """Where files of clips come from that leave the farm."""
+        return self.marked or self.storage
+
+    @property
+    def marks(self) -> str:
+        """Names who marks files, and changes with them; empty where nobody does."""
+        return self.marked.marks if self.marked else ""
 
     def of(self, owner: str) -> Farm:
         """Make the view that another owner has of this farm."""

@@ -22,6 +22,8 @@ from pipeline.clips.review import review
 from pipeline.clips.stills import open_still
 from pipeline.families import Family, family_named
 from pipeline.families.layouts import Layout
+from pipeline.marks.coded import coded_pictures
+from pipeline.marks.likeness import likeness_of
 from pipeline.models.model import Model, OnStep
 from pipeline.notes import Note, as_json, distinct
 
@@ -99,6 +101,8 @@ def write_clip(
         notes=distinct([*notes, *_unasked(findings, family, spec)]),
     )
     provenance = {
+        # By which a copy is known again, whatever became of its container.
+        "video": {"stream_sha256": coded_pictures(files.video).sha256, "likeness": likeness_of(frames)},
         "spec": spec.model_dump(mode="json"),
         # What was asked for, and what the card was too small for otherwise.
         "lossy": [*spec.lossy, *(Layout.model_validate(facts["layout"]).lossy if "layout" in facts else ())],

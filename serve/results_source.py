@@ -37,6 +37,11 @@ class ResultsSource(Protocol):
         """Where the objects of clips are."""
         ...
 
+    @property
+    def marks(self) -> str:
+        """How objects are marked, as far as `rows` has told; another text, other files."""
+        ...
+
     def batch(self, batch_id: str) -> BatchFacts:
         """The batch. Raises `NoSuchBatchError`."""
         ...
@@ -51,7 +56,12 @@ class LocalResults:
 
     def __init__(self, farm: Farm) -> None:
         self._farm = farm
-        self.objects: ClipObjects = farm.storage
+        self.objects: ClipObjects = farm.outgoing
+
+    @property
+    def marks(self) -> str:
+        """How objects are marked."""
+        return self._farm.marks
 
     def batch(self, batch_id: str) -> BatchFacts:
         """The batch. Raises `NoSuchBatchError`."""
@@ -69,6 +79,8 @@ class RemoteResults:
     def __init__(self, client: RemoteClient) -> None:
         self._client = client
         self._objects = _RemoteObjects(client)
+        #: How the farm marks objects, as its last answer told.
+        self.marks = ""
 
     @property
     def objects(self) -> ClipObjects:
@@ -90,6 +102,7 @@ class RemoteResults:
                 raise FarmUnreachableError(f"{self._client.url} tells of results as no farm does: {error}") from error
             found.append(one)
             self._objects.learn(one)
+            self.marks = str(value.get("marks") or "")
         return found
 
 

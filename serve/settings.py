@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     accept_licenses: Annotated[tuple[str, ...], NoDecode] = ()
     #: The farm a client speaks to; default: the one running on this machine.
     url: str = ""
+    #: Folder of the certificate that files of clips are signed with; default: `marks` in the home folder.
+    marks: Path = Path()
 
     @field_validator("accept_licenses", mode="before")
     @classmethod
@@ -64,6 +66,7 @@ class Settings(BaseSettings):
         self.home = self.home.expanduser().absolute()
         self.database_url = self.database_url or f"sqlite:///{self.home / 'clipmill.db'}"
         self.storage_url = self.storage_url or str(self.home / "storage")
+        self.marks = self.home / "marks" if self.marks == Path() else self.marks.expanduser().absolute()
         return self
 
     def accepted(self) -> frozenset[str]:
@@ -133,6 +136,8 @@ class FarmArgs(BaseModel):
     #: The farm's address as others write it, `https://farm.example.org`: URLs in webhooks begin so. Empty: they are
     #: paths.
     public_url: Annotated[str, Field(pattern=r"^(https?://[^\s?#]+)?$", max_length=500)] = ""
+    #: Whether files that the gateway hands out are marked as made by a machine (docs/marks.md); `off`: not at all.
+    marks: Literal["auto", "off"] = "auto"
     #: Rights that nobody but its owner gets to what the farm writes, in octal: `077`, or `027` where a group reads
     #: the storage too.
     umask: Annotated[str, Field(pattern="^[0-7]{3}$")] = "077"

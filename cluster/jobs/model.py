@@ -30,6 +30,9 @@ def checkpoint_key(job_id: str, attempt_id: str, step: int) -> str:
 #: Keys of checkpoints, and of what a killed process leaves of one that it was writing to a folder.
 CHECKPOINT_KEYS = re.compile(r"checkpoints/[^/]+/[^/]+/([0-9]+|\.[^/]{1,40}\.[0-9a-f]{12}\.part)")
 
+#: Keys of what marking adds to a clip's files, by who marked: beside the files, and gone with them.
+MARKS_KEYS = re.compile(r"clips/[^/]+/[^/]+/marks-[0-9a-f]{16}-(video\.mp4|poster\.jpg|spritesheet\.jpg)")
+
 
 class JobState(StrEnum):
     """Where a job is in its life."""

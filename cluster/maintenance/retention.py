@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from cluster.chunks import chunks
-from cluster.jobs.model import CHECKPOINT_KEYS, Objects
+from cluster.jobs.model import CHECKPOINT_KEYS, MARKS_KEYS, Objects
 from cluster.maintenance.keep import Cutoffs, Keep
 from cluster.storage import Storage, StorageError, StoredObject
 from cluster.store import Database
@@ -32,6 +32,7 @@ _AT_ONCE = 500
 _HALF = r"\.[^/]{1,40}\.[0-9a-f]{12}\.part"
 _OURS = (
     re.compile(rf"clips/[^/]+/[^/]+/(video\.mp4|poster\.jpg|spritesheet\.jpg|provenance\.json|{_HALF})"),
+    MARKS_KEYS,
     re.compile(rf"stills/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}}|{_HALF})"),
     re.compile(rf"cache/[^/]+/([0-9a-f]{{64}}|{_HALF})"),
     re.compile(rf"manifests/[0-9a-f]{{16}}/[0-9a-f]{{64}}/([A-Za-z0-9_@=+,~-][A-Za-z0-9._@=+,~-]*|{_HALF})"),

@@ -72,7 +72,7 @@ class _File:
     """A file that a row is to have in OUT."""
 
     name: str
-    #: The storage key; for provenance, a hash of everything merged.
+    #: The storage key, and behind a `#` how it is marked; for provenance, a hash of everything merged.
     source: str
     write: Callable[[Path], object]
 
@@ -85,6 +85,7 @@ def write_clip(
     *,
     inputs: Inputs = NO_INPUTS,
     catalog: str = "",
+    marks: str = "",
     told: Callable[[str], None] = lambda _text: None,
 ) -> list[str]:
     """Bring `<id>.mp4`, `<id>.jpg` and `<id>.json` of a completed row into `out`; give the names fetched.
@@ -96,7 +97,8 @@ def write_clip(
     another name, of which `told` hears. A file that clipmill did not write, or that is one of `inputs`, is never
     touched: the row is refused, unless the file is what would be written. A row that is not completed has no files.
     The JSON is the clip's provenance in storage with `extra_provenance` and the row's own facts (`row`) on top.
-    `catalog` says for whom (`catalog_key`). Calls for different rows may run in parallel.
+    `catalog` says for whom (`catalog_key`), and `marks` how `storage` marks files: those marked otherwise are fetched
+    again. Calls for different rows may run in parallel.
 
     Raises `RowRefusedError` where only this row's files cannot be written, `ResultsError` where nothing can be,
     `StorageError` where an object cannot be read.
@@ -105,7 +107,7 @@ def write_clip(
         return []
     _check_name(row.id)
     folder = OutFolder(out, inputs, told)
-    files = _files_of(row, storage, extra_provenance or {}, folder.path)
+    files = _files_of(row, storage, extra_provenance or {}, folder.path, marks)
     known = folder.record(row.id)
     if known and _kept(folder, files, known) == known:
         return []
@@ -250,9 +252,11 @@ def _bring(
         folder.told(f"{row_id}: the clip that another catalog had here was replaced")
 
 
-def _files_of(row: ResultRow, storage: ClipObjects, extra: Mapping[str, object], folder: Path) -> list[_File]:
+def _files_of(
+    row: ResultRow, storage: ClipObjects, extra: Mapping[str, object], folder: Path, marks: str
+) -> list[_File]:
     files = [
-        _File(file_stem(row.id) + suffix, key, _copier(storage, key))
+        _File(file_stem(row.id) + suffix, f"{key}#{marks}" if marks else key, _copier(storage, key))
         for suffix, key in ((".mp4", row.video_key), (".jpg", row.poster_key))
         if key is not None
     ]

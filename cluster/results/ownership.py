@@ -60,7 +60,8 @@ class Written(BaseModel):
     size_bytes: int
     mtime_ns: int
     sha256: str
-    #: The storage key; for provenance, a hash of everything merged; for a page, of the catalog it shows.
+    #: The storage key, and behind a `#` how it is marked; for provenance, a hash of everything merged; for a page, of
+    #: the catalog it shows.
     source: str
     #: SHA-256 of the file of ours that it took the place of: a killed process may have left that one standing.
     replaces: str | None = None

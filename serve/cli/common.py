@@ -23,6 +23,7 @@ from cluster.farm import Farm
 from cluster.fleet.cards import NOMINAL_BYTES
 from cluster.jobs.transitions import RefusedError
 from cluster.results.export import ResultsError
+from cluster.results.marked import MarkedObjects
 from cluster.storage import Storage, StorageError
 from cluster.store import BatchStore, Database
 from cluster.store.access.keys import NoSuchKeyError
@@ -34,6 +35,7 @@ from cluster.store.webhooks.registry import NoSuchWebhookError
 from pipeline.families import family_named
 from pipeline.families.licences import remember_acceptance
 from pipeline.kernels.kernels import KernelChoice
+from pipeline.marks.marker import WatchedMarker
 from pipeline.models.tokens import PromptLengths
 from pipeline.private import private_folder
 from pipeline.problems import BadInputError
@@ -133,7 +135,9 @@ def local_farm(settings: Settings) -> Farm:
     open_home(settings)
     database = open_store(settings.database_url)
     lengths = PromptLengths(settings.home)
-    return Farm(BatchStore(database), Storage(settings.storage_url), accepted=settings.accepted, cut_texts=lengths.cut)
+    storage = Storage(settings.storage_url)
+    marked = MarkedObjects(storage, WatchedMarker(settings.marks))
+    return Farm(BatchStore(database), storage, accepted=settings.accepted, cut_texts=lengths.cut, marked=marked)
 
 
 def connect(settings: Settings, url: str | None) -> FarmClient:

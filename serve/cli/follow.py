@@ -26,6 +26,7 @@ from serve.cli.common import (
     require_farm,
     settings_for,
 )
+from serve.cli.marks.option import NoMarks, source_with_marks
 from serve.cli.results import ResultsWriter, inputs_of, out_folder
 from serve.cli.show import (
     RowPace,
@@ -38,7 +39,7 @@ from serve.cli.show import (
     storage_text,
 )
 from serve.client import FarmClient, View
-from serve.results_source import results_source
+from serve.results_source import ResultsSource
 from serve.settings import Settings
 
 FINAL = ("completed", "failed", "cancelled")
@@ -119,6 +120,7 @@ def wait(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write clips and contact sheet here, as they come.")
     ] = None,
+    no_marks: NoMarks = False,
     url: Url = None,
     home: Home = None,
     as_json: Json = False,
@@ -129,7 +131,10 @@ def wait(
         client = connect(settings, url)
         found = client.batch(client.find(batch) if batch else newest(client))
         # Before a night of waiting, not after it.
-        writer = None if out is None else writer_of(client, found["id"], out)
+        writer = None
+        if out is not None:
+            source = source_with_marks(client, settings, no_marks=no_marks, quiet=as_json)
+            writer = writer_of(source, found["id"], out)
         if found["status"] not in FINAL:
             require_farm(settings, url)
         try:
@@ -144,16 +149,23 @@ def wait(
 
 
 def results(
-    batch: BatchId = None, out: Out = Path("out"), url: Url = None, home: Home = None, as_json: Json = False
+    batch: BatchId = None,
+    out: Out = Path("out"),
+    no_marks: NoMarks = False,
+    url: Url = None,
+    home: Home = None,
+    as_json: Json = False,
 ) -> None:
     """Write what a batch has so far: clips that are done, proofs among them, and the contact sheet of all its rows.
 
     Again later: it adds what has been done meanwhile. Nothing is rendered for it.
     """
     with exit_on_error():
-        client = connect(settings_for(home), url)
+        settings = settings_for(home)
+        client = connect(settings, url)
         found = client.batch(client.find(batch) if batch else newest(client))
-        writer = writer_of(client, found["id"], out)
+        source = source_with_marks(client, settings, no_marks=no_marks, quiet=as_json)
+        writer = writer_of(source, found["id"], out)
         writer.update(found["id"])
         writer.sheet(found["id"], "")
         print_batch(client, found, as_json, writer)
@@ -163,9 +175,8 @@ def results(
     raise typer.Exit(Exit.SOME_FAILED if writer.refused else Exit.DONE)
 
 
-def writer_of(client: FarmClient, batch_id: str, out: Path) -> ResultsWriter:
+def writer_of(source: ResultsSource, batch_id: str, out: Path) -> ResultsWriter:
     """What writes the results of a batch into `out`. Raises `ResultsError`."""
-    source = results_source(client)
     batch = source.batch(batch_id)
     inputs = inputs_of(batch, (one.row for one in source.rows(batch_id)))
     out_folder(out, Path(batch.source) if batch.source else None, inputs)

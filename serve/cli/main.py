@@ -19,6 +19,8 @@ from serve.cli.check import check
 from serve.cli.forecast import forecast_catalog
 from serve.cli.lint import lint
 from serve.cli.logs import logs
+from serve.cli.marks import setup as marks
+from serve.cli.marks.verify import verify
 from serve.cli.render import render
 from serve.cli.suggest import suggest
 from serve.cli.watch import watch
@@ -75,6 +77,8 @@ app.command()(login)
 app.command()(logout)
 app.command()(whoami)
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(marks.app, name="marks")
+app.command()(verify)
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ from serve.cli.common import (
     print_json,
     settings_for,
 )
+from serve.cli.marks.option import NoMarks, tell_of_marks, unmarked
 from serve.cli.options import Catalog, FewStepFile, RowOptions, few_step_of, with_option_groups
 from serve.cli.results import ResultsWriter, out_folder
 from serve.cli.session import FarmLostError, FarmStartError, NoUsableCardError, RenderSession, source_of
@@ -84,6 +85,7 @@ def render(
     weights: Annotated[Path | None, typer.Option(help="Local folder of the model's weights.")] = None,
     accept_license: AcceptLicense = None,
     kernels: KernelsOption = None,
+    no_marks: NoMarks = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -100,7 +102,7 @@ def render(
         fast = few_step_of(settings, few_step)
         defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
         args = farm_args(settings, family, cards, weights, fast, kernels)
-        farm = local_farm(settings)
+        farm = unmarked(local_farm(settings)) if no_marks else local_farm(settings)
         remote = rows.remote(farm.storage)
         lock = FarmLock(settings.home)
         asked = farm_options(cards, few_step, weights=f"{family}={weights.absolute()}" if weights else None)
@@ -116,6 +118,7 @@ def render(
             if note := family_named(family).licence_note:
                 console.print(f"  {family}: {note}", style="dim", soft_wrap=True)
             _print_faults(args, family, cards)
+        tell_of_marks(settings, no_marks=no_marks, quiet=as_json)
         with ProgressView(console, silent=as_json) as show:
             session = RenderSession(farm, lock, lambda: EmbeddedFarm(args), writer, show, {"options": asked}, remote)
             notes = _Notes(farm, silent=as_json)

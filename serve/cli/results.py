@@ -101,9 +101,11 @@ class ResultsWriter:
                 self.out,
                 row,
                 self._source.objects,
-                self._facts,
+                # Recorded where clips say nothing of themselves.
+                self._facts if self._source.marks else {**self._facts, "marks": "off"},
                 inputs=self._inputs,
                 catalog=catalog,
+                marks=self._source.marks,
                 told=self.notes.append,
             )
         except MissingObjectError as error:

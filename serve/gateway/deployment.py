@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from ray.serve.handle import DeploymentHandle
 from cluster.farm import Farm
 from cluster.remote.manifests import RemoteManifests
 from cluster.remote.stills import RemoteStills
+from cluster.results.marked import MarkedObjects
 from cluster.storage import Storage
 from cluster.store import BatchStore, Database
 from cluster.store.access.keys import KeyStore
 from cluster.store.gauges import Figures
+from pipeline.marks.marker import WatchedMarker
 from pipeline.models.tokens import PromptLengths
 from serve.gateway.access.callers import CallerLookup
 from serve.gateway.access.gate import AccessTerms
@@ -44,6 +47,8 @@ class Gateway:
             accepted=settings.accepted,
             cut_texts=PromptLengths(settings.home, {k: Path(v) for k, v in self._args.weights.items()}).cut,
         )
+        if self._args.marks == "auto":
+            self._farm = replace(self._farm, marked=MarkedObjects(self._farm.storage, WatchedMarker(settings.marks)))
         self._registry = store_registry(Figures(database, self._args.fleet()))
         self._dispatcher = dispatcher
         required = self._args.keys == "required" or not proxy_on_loopback()

@@ -183,6 +183,7 @@ def provenance_facts(
         },
         "attempt": clip.attempt_id,
         "render_seconds": round(render_seconds, 3),
+        "rendered_at": int(time.time()),
         **_resumption(clip, given.resume, {**rendered.model, "layout": rendered.layout.model_dump(mode="json")}),
     }
 

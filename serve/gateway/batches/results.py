@@ -68,7 +68,8 @@ def add_results(routes: APIRouter) -> None:
         (`application/zip`), made as it is sent: `<id>.mp4`, `.jpg` and `.json` of every clip, and `results.csv`.
         `job` names the video whose content is the row's clip (`GET /v1/videos/{id}/content`). `completed_since`: only
         rows completed at or after that time, in UTC epoch seconds; `after`: the last row's number of the page before;
-        `limit`: rows at most (`json`: 100 where nothing is said, else all).
+        `limit`: rows at most (`json`: 100 where nothing is said, else all). `marks` names who marks files: another
+        text, other files.
         """
         kind = format or accepted_format(accept)
         since = None if completed_since is None else min(completed_since, 2**62)
@@ -77,7 +78,8 @@ def add_results(routes: APIRouter) -> None:
             rows = _rows(farm, batch_id, since, min(after, MAX_ROW_NUMBER), (limit or _PAGE) + 1)
             found = [one.to_json() | {"files": files_of(one, base)} for one in rows]
             page = found[: limit or _PAGE]
-            return JSONResponse({"object": "list", "data": page, "has_more": len(found) > len(page)})
+            told = {"object": "list", "data": page, "has_more": len(found) > len(page), "marks": farm.marks}
+            return JSONResponse(told)
         # Before the answer begins: a stream cannot become a 404.
         batch = farm.batch(batch_id)
 
@@ -86,8 +88,10 @@ def add_results(routes: APIRouter) -> None:
 
         name = file_stem(re.sub(r"[\x00-\x1f\x7f/\\\"]", "_", batch.name).strip(" .") or batch.id)[:100]
         if kind is ResultsFormat.ZIP:
-            facts = {"batch": {"id": batch.id, "name": batch.name}}
-            return _stream(archive(all_rows, farm.storage, facts), "application/zip", f"{name}.zip")
+            facts: dict[str, object] = {"batch": {"id": batch.id, "name": batch.name}}
+            if not farm.marks:
+                facts["marks"] = "off"
+            return _stream(archive(all_rows, farm.outgoing, facts), "application/zip", f"{name}.zip")
         if kind is ResultsFormat.CSV:
             lines = table_lines(((one.row, _cells(one, base)) for one in all_rows()), _COLUMNS)
             return _stream(lines, "text/csv; charset=utf-8", f"{name}.csv")

@@ -457,6 +457,13 @@ class ListAnswer(DescribedAnswer, Generic[_Item]):
         return f"{getattr(params[0], '__name__', 'Item').removesuffix('Answer')}{kind}"
 
 
+class ResultPageAnswer(ListAnswer[ResultAnswer]):
+    """A page of a batch's results."""
+
+    marks: str = ""
+    """Names who marks the files, and changes with them; empty where nobody does."""
+
+
 class PageAnswer(ListAnswer[_Item], Generic[_Item]):
     """A page of objects that have ids."""
 

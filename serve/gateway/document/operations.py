@@ -88,8 +88,8 @@ OPERATIONS: dict[tuple[str, str], DescribedOperation] = {
     ("get", "/v1/batches/{batch_id}/results"): DescribedOperation(
         summary="Results of a batch, as rows or as files",
         group=_BATCHES,
-        answer=answers.ListAnswer[answers.ResultAnswer],
-        example=examples.page(examples.RESULT, of_ids=False),
+        answer=answers.ResultPageAnswer,
+        example=examples.page(examples.RESULT, of_ids=False) | {"marks": "5f0c1a77e2b94d36"},
         files={"text/csv": examples.TABLE, "application/jsonl": examples.LINES, "application/zip": None},
         refusals=(404, 422),
         parameters=_BATCH | {"format": "zip"},

@@ -11,7 +11,7 @@ from fastapi import Response
 from fastapi.responses import StreamingResponse
 
 from cluster.jobs.model import Clip, Objects
-from cluster.storage import Storage
+from cluster.results.archive import ArchivedObjects
 from pipeline.units import MIB
 
 _AT_ONCE = MIB
@@ -34,12 +34,12 @@ class ClipFile:
     key: str
     media_type: str
     name: str
-    #: Strong: a published object never changes.
+    #: Strong: a published object never changes, and its mark only with who marks.
     etag: str
 
 
-def file_of(clip: Clip, video_id: str, variant: Variant) -> ClipFile:
-    """Where a variant of a clip lies."""
+def file_of(clip: Clip, video_id: str, variant: Variant, marks: str = "") -> ClipFile:
+    """Where a variant of a clip lies. `marks`: how files are marked that are handed out."""
     objects: Objects = clip.objects
     key, media_type = {
         Variant.VIDEO: (objects.video, "video/mp4"),
@@ -49,10 +49,13 @@ def file_of(clip: Clip, video_id: str, variant: Variant) -> ClipFile:
     }[variant]
     suffix = {"video/mp4": "mp4", "image/jpeg": "jpg", "application/json": "json"}[media_type]
     name = f"{video_id}.mp4" if variant is Variant.VIDEO else f"{video_id}-{variant}.{suffix}"
-    return ClipFile(key=key, media_type=media_type, name=name, etag=f'"{clip.attempt_id}-{variant}"')
+    # Provenance carries no mark.
+    marked = f"-{marks}" if marks and variant is not Variant.PROVENANCE else ""
+    etag = f'"{clip.attempt_id}-{variant}{marked}"'
+    return ClipFile(key=key, media_type=media_type, name=name, etag=etag)
 
 
-def answer_with(storage: Storage, file: ClipFile, headers: Mapping[str, str]) -> Response:
+def answer_with(storage: ArchivedObjects, file: ClipFile, headers: Mapping[str, str]) -> Response:
     """The file as a request with these headers asks for it. Raises `MissingObjectError` and `StorageError`."""
     known = [tag.strip().removeprefix("W/") for tag in headers.get("if-none-match", "").split(",")]
     told = {
@@ -97,7 +100,7 @@ def part_of(asked: str, size: int) -> tuple[int, int] | tuple[()] | None:
     return (first, min(last, size - 1)) if first < size else ()
 
 
-def _parts(storage: Storage, key: str, first: int, end: int) -> Iterator[bytes]:
+def _parts(storage: ArchivedObjects, key: str, first: int, end: int) -> Iterator[bytes]:
     with storage.open(key) as file:
         file.seek(first)
         while first < end:

@@ -285,7 +285,7 @@ def _content(farm: Farm, video: Video, variant: Variant, headers: Mapping[str, s
     gone = video.clip.expired_at is not None
     if not gone:
         try:
-            return answer_with(farm.storage, file_of(video.clip, job.id, variant), headers)
+            return answer_with(farm.outgoing, file_of(video.clip, job.id, variant, farm.marks), headers)
         except MissingObjectError:
             gone = True
     problem = Problem(

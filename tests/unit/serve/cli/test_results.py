@@ -22,10 +22,12 @@ from cluster.jobs.model import Batch, Job
 from cluster.jobs.outcomes import Completed
 from cluster.maintenance.keep import Keep
 from cluster.maintenance.retention import Sweeper
+from cluster.results.marked import MarkedObjects
 from cluster.results.rows import result_from, results_of
 from cluster.storage import Storage
 from cluster.store import BatchStore, Database, DispatchStore
 from cluster.store.schema import clips, jobs
+from pipeline.marks.marker import WatchedMarker
 from serve.cli import results as results_module
 from serve.cli.common import Exit
 from serve.cli.main import app
@@ -37,6 +39,7 @@ from serve.results_source import LocalResults
 from serve.settings import Settings
 from tests.building import FLEET, card, objects, still_png
 from tests.served import served
+from tests.unit.pipeline.marks.clips import make_files
 
 MINE = b"the customer's own"
 
@@ -53,7 +56,9 @@ def farm(home: Path) -> Iterable[Farm]:
     settings = Settings(home=home)
     database = Database(settings.database_url)
     database.migrate()
-    yield Farm(BatchStore(database), Storage(settings.storage_url))
+    storage = Storage(settings.storage_url)
+    # As commands and a gateway have it.
+    yield Farm(BatchStore(database), storage, marked=MarkedObjects(storage, WatchedMarker(settings.marks)))
     database.close()
 
 
@@ -84,7 +89,8 @@ def complete(farm: Farm, office: DispatchStore, job: Job) -> None:
     """Render a waiting job, as far as store and storage see of it."""
     # None for a row whose clip an equal row has got meanwhile.
     for claim in office.start([(job, card(job.id))], 10):
-        made = objects(claim.attempt_id)
+        # As renderers name them: by job and attempt.
+        made = objects(f"{job.id}/{claim.attempt_id}")
         farm.storage.put_bytes(made.video, f"video of {job.name}".encode())
         farm.storage.put_bytes(made.poster, f"poster of {job.name}".encode())
         farm.storage.put_bytes(made.provenance, b"{}")
@@ -339,3 +345,34 @@ def test_a_farm_that_does_not_answer_is_named(tmp_path, home) -> None:
     told = clipmill("results", "batch_1234", "--url", "http://127.0.0.1:9", "--out", str(tmp_path / "out"))
     assert told.exit_code == Exit.NO_FARM
     assert "127.0.0.1:9" in told.output
+
+
+def test_another_certificate_marks_results_anew_and_touches_neither_keys_nor_attempts(
+    farm: Farm, home: Path, tmp_path: Path
+) -> None:
+    batch = rendered(farm, shop(tmp_path / "shop", "A"))
+    (clip,) = farm.clips(batch.id).values()
+    real = make_files(tmp_path)
+    farm.storage.put_bytes(clip.objects.video, real["mp4"].read_bytes(), replace=True)
+    farm.storage.put_bytes(clip.objects.poster, real["jpg"].read_bytes(), replace=True)
+
+    def facts() -> list[object]:
+        found = farm.batch_store.attempts_of(farm.owner, batch.id)
+        return [[(job.content_key, job.attempts) for job in farm.jobs(batch.id)], found, farm.clips(batch.id)]
+
+    before, out = facts(), tmp_path / "out"
+    plain = clipmill("results", "--out", str(out))
+    assert "no certificate is set up" in plain.stderr
+    assert clipmill("verify", str(out / "A.mp4")).exit_code == Exit.SOME_FAILED
+    for who in ("This year", "Next year"):
+        assert clipmill("marks", "setup", "--test", "--name", who, "--replace").exit_code == Exit.DONE
+        assert clipmill("results", "--out", str(out)).exit_code == Exit.DONE
+        judged = clipmill("verify", "--json", str(out))
+        assert judged.exit_code == Exit.DONE, judged.stdout
+        assert {one["signer"]["common_name"] for one in json.loads(judged.stdout)["files"]} == {who}
+    assert facts() == before
+    assert clipmill("results", "--out", str(tmp_path / "off"), "--no-marks").exit_code == Exit.DONE
+    assert (tmp_path / "off" / "A.mp4").read_bytes() == real["mp4"].read_bytes()
+    assert json.loads((tmp_path / "off" / "A.json").read_text())["marks"] == "off"
+    refused = clipmill("results", "--out", str(tmp_path / "far"), "--no-marks", "--url", "http://127.0.0.1:9")
+    assert refused.exit_code in (Exit.USAGE, Exit.NO_FARM)
