@@ -51,8 +51,8 @@ def test_every_job_refuses_or_goes_where_a_job_may_be(event):
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_what_has_ended_leaves_by_retry_only(event):
-    brings_back = {Verb.RETRY, Happening.CLIP_LOST}
+def test_what_has_ended_leaves_where_it_is_asked_for_again_only(event):
+    brings_back = {Verb.RETRY, Verb.REROLL, Happening.CLIP_LOST}
     for facts in (f for f in JOBS if f.state.final):
         try:
             after, does = step(told(facts, event), event)
