@@ -24,7 +24,7 @@ def _own_clip() -> sa.ColumnElement[bool]:
     return sa.and_(same, clips.c.expired_at.is_(None))
 
 
-def _other_picked() -> sa.ColumnElement[bool]:
+def other_picked() -> sa.ColumnElement[bool]:
     """Whether another job of the same row of a manifest was picked."""
     other = jobs.alias("other")
     same = sa.and_(other.c.batch_id == jobs.c.batch_id, other.c.row_number == jobs.c.row_number)
@@ -51,12 +51,12 @@ def guard_sql(guard: Guard) -> sa.ColumnElement[bool]:
             return sa.and_(jobs.c.rounds_left > 0, jobs.c.cancel_requested.is_(True))
         case Guard.UNDECIDED:
             return sa.and_(
-                jobs.c.row_number.is_not(None), sa.func.coalesce(jobs.c.picked, sa.false()).is_(False), ~_other_picked()
+                jobs.c.row_number.is_not(None), sa.func.coalesce(jobs.c.picked, sa.false()).is_(False), ~other_picked()
             )
         case Guard.PICKED:
             return sa.and_(jobs.c.row_number.is_not(None), sa.func.coalesce(jobs.c.picked, sa.false()))
         case Guard.OTHER_PICKED:
-            return _other_picked()
+            return other_picked()
         case Guard.UNRENDERABLE:
             return jobs.c.content_key.is_(None)
         case Guard.BEFORE_COMING:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from serve.cli import batches, cards, commands, doctor, follow, footprint, manifests, models, store
+from serve.cli import batches, cards, commands, doctor, follow, footprint, manifests, models, review, store
 from serve.cli.access import keys
 from serve.cli.access.login import login, logout, whoami
 from serve.cli.check import check
@@ -56,7 +56,7 @@ app.command()(follow.results)
 app.command()(watch)
 app.command()(logs)
 app.command()(why)
-for command in commands.COMMANDS:
+for command in (*commands.COMMANDS, *review.COMMANDS):
     app.command()(command)
 app.add_typer(cards.app, name="cards")
 app.command()(doctor.doctor)

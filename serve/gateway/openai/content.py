@@ -52,13 +52,16 @@ def file_of(clip: Clip, video_id: str, variant: Variant) -> ClipFile:
     return ClipFile(key=key, media_type=media_type, name=name, etag=f'"{clip.attempt_id}-{variant}"')
 
 
-def answer_with(storage: Storage, file: ClipFile, headers: Mapping[str, str]) -> Response:
-    """The file as a request with these headers asks for it. Raises `MissingObjectError` and `StorageError`."""
+def answer_with(storage: Storage, file: ClipFile, headers: Mapping[str, str], *, changes: bool = False) -> Response:
+    """The file as a request with these headers asks for it. Raises `MissingObjectError` and `StorageError`.
+
+    `changes`: another file may be had under the same URL later, so whoever keeps this one has to ask.
+    """
     known = [tag.strip().removeprefix("W/") for tag in headers.get("if-none-match", "").split(",")]
     told = {
         "ETag": file.etag,
         "Accept-Ranges": "bytes",
-        "Cache-Control": "private, max-age=31536000, immutable",
+        "Cache-Control": "private, no-cache" if changes else "private, max-age=31536000, immutable",
         "Content-Disposition": f'inline; filename="{file.name}"',
         # Whatever a browser makes of it, it is no page.
         "X-Content-Type-Options": "nosniff",

@@ -100,7 +100,12 @@ def _add_batches(routes: APIRouter, progress: ProgressReader) -> None:
     def batch(batch_id: str, farm: OwnersFarm, caller: WhoAsks, after: Annotated[int, Query(ge=-1)] = -1) -> Response:
         found = progress.of(farm.batch(batch_id))
         rows = results_of(
-            farm.batch_store, farm.owner, batch_id, after=min(after, MAX_ROW_NUMBER), limit=_PLAIN_ROWS + 1
+            farm.batch_store,
+            farm.owner,
+            batch_id,
+            after=min(after, MAX_ROW_NUMBER),
+            limit=_PLAIN_ROWS + 1,
+            everything=True,
         )
         return page(
             "batch.html.j2",
