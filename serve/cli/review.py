@@ -1,4 +1,4 @@
-"""`review`, `reject`, `reroll`: drafts and candidates, and what becomes of them. `approve` is among the other commands."""
+"""`review`, `reject`, `reroll`: drafts and candidates, and what becomes of them. `approve` is in `commands`."""
 
 from __future__ import annotations
 
