@@ -117,24 +117,30 @@ def wanted_of(
 
     `is_job` tells whether there is a job of an id that a row waits for.
     """
-    seen: set[int] = set()
     drafts = judged([draft(row, defaults, still_size, accepted) for row in rows], is_job)
-    return [one for draft_ in drafts for one in _rounds_of(draft_, seen)]
+    return wanted_rounds(drafts)
 
 
-def _rounds_of(one: Draft, seen: set[int]) -> list[Wanted]:
-    """What is rendered of a row: one clip, or each of its rounds.
+def wanted_rounds(drafts: Iterable[Draft], *, named: bool = True) -> list[Wanted]:
+    """What is rendered of each row: one clip, or each of its rounds, which are `named` in brackets.
 
-    Of several clips of a manifest's row one alone goes on after the first round: `seen` has the rows that had theirs.
+    Of several clips of a manifest's row one alone goes on after the first round.
     """
-    problem = " ".join(map(str, one.problems)) or ""
-    plain = Wanted(name=one.name, number=one.number, spec=one.spec, problem=problem, priority=one.priority)
-    if not one.rounds:
-        return [plain]
-    rounds = one.rounds[:1] if one.row_number in seen else one.rounds
-    if one.row_number is not None:
-        seen.add(one.row_number)
-    return [replace(plain, name=f"{one.name} ({round_.name})", spec=round_.spec) for round_ in rounds]
+    found: list[Wanted] = []
+    seen: set[int] = set()
+    for one in drafts:
+        problem = " ".join(map(str, one.problems)) or ""
+        plain = Wanted(name=one.name, number=one.number, spec=one.spec, problem=problem, priority=one.priority)
+        if not one.rounds:
+            found.append(plain)
+            continue
+        rounds = one.rounds[:1] if one.row_number in seen else one.rounds
+        if one.row_number is not None:
+            seen.add(one.row_number)
+        found += [
+            replace(plain, name=f"{one.name} ({each.name})" if named else one.name, spec=each.spec) for each in rounds
+        ]
+    return found
 
 
 def as_drafts(rows: Sequence[IncomingRow]) -> list[IncomingRow]:
