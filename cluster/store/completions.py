@@ -245,18 +245,18 @@ def _waited_for(c: Connection, done: Sequence[Completion]) -> set[tuple[str, str
 
 def _move(c: Connection, completions: Sequence[Completion], published: dict[str, str], now: int) -> None:
     # One statement for all that change the same columns.
-    alike: dict[tuple[Happening, tuple[str, ...]], list[dict[str, Any]]] = defaultdict(list)
+    alike: dict[tuple[Happening, JobState, tuple[str, ...]], list[dict[str, Any]]] = defaultdict(list)
     for one in completions:
         values = _job_values(one, published.get(one.claim.attempt_id))
         bound = {f"new_{name}": value for name, value in values.items()}
-        key = ended_by(one.transition), (_cost(one.transition), *values)
+        key = ended_by(one.transition), one.transition.state, (_cost(one.transition), *values)
         alike[key].append({"its_id": one.claim.job.id, "its_fence": one.claim.fence, "now": now} | bound)
-    for (event, (cost, *names)), rows in alike.items():
-        for_each(c, _moving(event, cost, tuple(names)), rows)
+    for (event, to, (cost, *names)), rows in alike.items():
+        for_each(c, _moving(event, to, cost, tuple(names)), rows)
 
 
 @cache
-def _moving(event: Happening, cost: str, names: tuple[str, ...]) -> sa.Update:
+def _moving(event: Happening, to: JobState, cost: str, names: tuple[str, ...]) -> sa.Update:
     """What the table writes, but for the columns `names`, which are the completion's own."""
     return (
         sa.update(jobs)
@@ -266,7 +266,7 @@ def _moving(event: Happening, cost: str, names: tuple[str, ...]) -> sa.Update:
             jobs.c.state == JobState.RUNNING.value,
         )
         .values(
-            values_of(event, sa.bindparam("now", type_=sa.BigInteger()))
+            values_of(event, sa.bindparam("now", type_=sa.BigInteger()), (JobState.RUNNING, to))
             | {name: sa.bindparam(f"new_{name}", type_=jobs.c[name].type) for name in names}
             | ({cost: jobs.c[cost] + 1} if cost else {})
         )

@@ -100,13 +100,20 @@ def leads_to(event: Event, state: JobState) -> sa.ColumnElement[bool]:
     return number_of_rule(event).in_([n for n, r in rules if r.to is state and r.state is not state])
 
 
-def values_of(event: Event, now: int | sa.BindParameter[int]) -> dict[str, Any]:
+def values_of(
+    event: Event, now: int | sa.BindParameter[int], move: tuple[JobState, JobState] | None = None
+) -> dict[str, Any]:
     """Values of the UPDATE that takes every row which `moves` to where the table says, by the name of the column.
 
     Where all rules of the event say the same of a column it is a constant, so a statement can be made once and name the
-    states it starts from itself. The reason of a job that failed by itself is the caller's to put in.
+    states it starts from itself. The reason of a job that failed by itself is the caller's to put in. `move`: from which
+    state to which the rows go, where the caller knows it; rules of other moves are left out.
     """
-    rules = [(n, rule) for n, rule in enumerate(RULES[event]) if rule.to is not None and not rule.keeps]
+    rules = [
+        (n, rule)
+        for n, rule in enumerate(RULES[event])
+        if rule.to is not None and not rule.keeps and move in (None, (rule.state, rule.to))
+    ]
     # The number once, as an operand: as a list of conditions every column would ask every guard again.
     which = number_of_rule(event)
 
