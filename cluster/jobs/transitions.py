@@ -150,7 +150,8 @@ class JobFacts:
             return False
         match self.state:
             case JobState.HELD if self.reason == HoldReason.REVIEW:
-                return self.draft
+                # Approved, it is about to render its last round: no draft any more.
+                return True
             case JobState.COMPLETED if self.draft:
                 return False
             case JobState.HELD:
@@ -245,12 +246,13 @@ def _back(state: JobState, *does: Instruction, reason: str | None = None) -> tup
 
 
 def _again(state: JobState) -> tuple[Rule, ...]:
+    fresh = (Instruction.FRESH, Instruction.REVIVE_AFTER)
     return (
-        _to(state, _H, Instruction.FRESH, Instruction.REVIVE_AFTER, because=_REVIEW, when=Guard.HAS_DRAFT),
-        _to(state, _DONE, Instruction.RELEASE_AFTER, when=Guard.HAS_CLIP),
+        _to(state, _H, *fresh, because=_REVIEW, pick=Pick.OPEN, when=Guard.HAS_DRAFT),
+        _to(state, _DONE, Instruction.RELEASE_AFTER, pick=Pick.OPEN, when=Guard.HAS_CLIP),
         _no(state, "its row is at fault: correct it and hand it in again", when=Guard.UNRENDERABLE),
         _no(state, "the row it waits for has failed or was cancelled: retry that one", when=Guard.BEFORE_LOST),
-        *_back(state, Instruction.FRESH, Instruction.REVIVE_AFTER),
+        *(replace(rule, pick=Pick.OPEN) for rule in _back(state, *fresh)),
     )
 
 

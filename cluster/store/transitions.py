@@ -106,8 +106,8 @@ def values_of(
     """Values of the UPDATE that takes every row which `moves` to where the table says, by the name of the column.
 
     Where all rules of the event say the same of a column it is a constant, so a statement can be made once and name the
-    states it starts from itself. The reason of a job that failed by itself is the caller's to put in. `move`: from which
-    state to which the rows go, where the caller knows it; rules of other moves are left out.
+    states it starts from itself. The reason of a job that failed by itself is the caller's to put in. `move`: where the
+    caller knows it, from which state to which the rows go; rules of other moves are left out.
     """
     rules = [
         (n, rule)
