@@ -59,7 +59,7 @@ class HoldReason(StrEnum):
     PAUSED = "paused"
     #: Another job must complete first.
     AFTER = "after"
-    #: Its draft is there: somebody approves it, rejects it, or asks for another.
+    #: A draft is there: somebody approves it, rejects it, or asks for another.
     REVIEW = "review"
     #: The batch has used the GPU time or the money it may.
     BUDGET = "budget"
@@ -116,9 +116,9 @@ class Pick(StrEnum):
 
     #: Nobody has said anything of it.
     OPEN = "open"
-    #: It was approved: of several candidates it is the one that is kept.
+    #: Approved: of several candidates it is the one that is kept.
     PICKED = "picked"
-    #: It was rejected, or another candidate was picked.
+    #: Rejected, or another candidate was picked.
     LET_GO = "let_go"
 
 

@@ -36,7 +36,7 @@ class ReviewChange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Renewal:
+class NextClip:
     """What a job renders next."""
 
     spec: ClipSpec
@@ -54,7 +54,7 @@ def in_review(job: Job) -> bool:
     return job.state is JobState.HELD and job.reason == HoldReason.REVIEW
 
 
-def renewed(job: Job, verb: Verb, change: ReviewChange) -> Renewal | None:
+def renewed(job: Job, verb: Verb, change: ReviewChange) -> NextClip | None:
     """What becomes of the content of `job` by `verb`; None where it stays as it is.
 
     APPROVE of a draft goes on to the next round, REROLL makes this one again. Raises `BadInputError` for a change
@@ -64,7 +64,7 @@ def renewed(job: Job, verb: Verb, change: ReviewChange) -> Renewal | None:
         return None
     if verb is Verb.APPROVE and in_review(job) and job.rounds:
         following = job.rounds[-job.rounds_left]
-        return _renewal(job, following.spec, job.rounds, job.rounds_left - 1, following.noted, {})
+        return _next_clip(job, following.spec, job.rounds, job.rounds_left - 1, following.noted, {})
     if verb is not Verb.REROLL:
         return None
     family = family_named(job.spec.family)
@@ -75,7 +75,7 @@ def renewed(job: Job, verb: Verb, change: ReviewChange) -> Renewal | None:
     if "prompt" in changes or "negative_prompt" in changes:
         noted = _linted(noted, spec, family)
     told = {name: value for name, value in changes.items() if name in _TEXTS}
-    return _renewal(job, spec, rounds, job.rounds_left, noted, told)
+    return _next_clip(job, spec, rounds, job.rounds_left, noted, told)
 
 
 def with_step(job: Job, verb: str, now: int) -> tuple[ReviewStep, ...]:
@@ -85,14 +85,14 @@ def with_step(job: Job, verb: str, now: int) -> tuple[ReviewStep, ...]:
     return (*job.reviewed, step)[-MAX_STEPS:]
 
 
-def _renewal(
+def _next_clip(
     job: Job,
     spec: ClipSpec,
     rounds: tuple[PlannedRound, ...],
     rounds_left: int,
     noted: Sequence[Note],
     told: Mapping[str, Any],
-) -> Renewal:
+) -> NextClip:
     assert job.still is not None
     said = {
         "adjusted": [note.message for note in noted if note.adjusted],
@@ -100,7 +100,7 @@ def _renewal(
         "noted": as_json(noted),
     }
     kept = {name: value for name, value in job.row.items() if name not in said}
-    return Renewal(
+    return NextClip(
         spec=spec,
         content_key=content_key(job.still, spec),
         needs_bytes=footprint(spec).peak_bytes,

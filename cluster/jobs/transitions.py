@@ -102,7 +102,7 @@ class Guard(StrEnum):
     #: What it renders is a draft; that, and it was cancelled.
     DRAFT = "draft"
     CANCELLED_DRAFT = "cancelled_draft"
-    #: It is one of several clips of its row, and none is picked; it is; another is.
+    #: One of several clips of a row, of which none is picked; this one is; another is.
     UNDECIDED = "undecided"
     PICKED = "picked"
     OTHER_PICKED = "other_picked"
@@ -188,7 +188,7 @@ class Rule:
     keeps: bool = False
     #: Whether it is chosen after that; None: as before.
     pick: Pick | None = None
-    #: Its content may be another than before: its clip is looked up anew.
+    #: The content may be another than before: its clip is looked up anew.
     renews: bool = False
 
     @property

@@ -192,19 +192,14 @@ def _recounted(
     c: Connection, counted: dict[tuple[str, str, str, str, str], float]
 ) -> Iterator[tuple[tuple[str, str, str, str, str], float, bool]]:
     """(counter, what the tables say, whether it must be exactly that) where a recount is possible."""
+    kinds = (jobs.c.family, CLASS_OF_ATTEMPT, attempts.c.card_class, attempts.c.outcome)
     ended = {
-        ("attempts", row.family, row.resolution_class, row.card_class, row.outcome): float(row.number)
-        for row in c.execute(
-            sa.select(
-                jobs.c.family,
-                CLASS_OF_ATTEMPT.label("resolution_class"),
-                attempts.c.card_class,
-                attempts.c.outcome,
-                sa.func.count().label("number"),
-            )
+        ("attempts", *kind): float(number)
+        for *kind, number in c.execute(
+            sa.select(*kinds, sa.func.count())
             .join(attempts, attempts.c.job_id == jobs.c.id)
             .where(attempts.c.outcome.is_not(None))
-            .group_by(jobs.c.family, CLASS_OF_ATTEMPT, attempts.c.card_class, attempts.c.outcome)
+            .group_by(*kinds)
         )
     }
     for key in ended.keys() | {key for key in counted if key[0] == "attempts"}:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from serve.cli import batches, cards, commands, doctor, follow, footprint, manifests, models, review, store
+from serve.cli import batches, cards, commands, doctor, follow, footprint, manifests, models, store
 from serve.cli.access import keys
 from serve.cli.access.login import login, logout, whoami
 from serve.cli.check import check
@@ -16,6 +16,7 @@ from serve.cli.forecast import forecast_catalog
 from serve.cli.lint import lint
 from serve.cli.logs import logs
 from serve.cli.render import render
+from serve.cli.review import verbs as review
 from serve.cli.suggest import suggest
 from serve.cli.watch import watch
 from serve.cli.webhooks import verbs as webhooks

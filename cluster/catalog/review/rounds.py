@@ -16,7 +16,7 @@ class Round(StrEnum):
 
     #: Tier draft in a class of 512p at most: which rows are worth a clip?
     DRAFT = "draft"
-    #: As a draft, by the name it has where another round comes between it and the end: is it the right motion?
+    #: A draft as well, by the name it has where another round comes between it and the end: is it the right motion?
     QUICK = "quick"
     #: Tier standard in a class of 512p at most: prompt and guidance are tuned.
     TUNE = "tune"
