@@ -77,6 +77,13 @@ class ReviewRow:
         return " ".join(parts)
 
     @property
+    def looks(self) -> list[str]:
+        """What is said of all of several clips, so that it is said once."""
+        if len(self.clips) == 1:
+            return []
+        return [one for one in self.clips[0].looks if all(one in other.looks for other in self.clips)]
+
+    @property
     def round(self) -> str:
         """The round that it is in; empty where candidates are finished clips."""
         return self.clips[0].job.round

@@ -55,10 +55,20 @@ def _of_batch(batch: Batch, verb: Verb) -> OfferedVerb:
     return OfferedVerb(
         label=_LABELS[verb] if verb is not Verb.RETRY else f"Retry {batch.counts[JobState.FAILED]:,} failed",
         url=f"/v1/batches/{quote(batch.id, safe='')}/{verb.value}",
-        confirm=f"The {rows} not ended will not be rendered. Cancel the batch?" if verb is Verb.CANCEL else "",
+        confirm=_asked_of_batch(batch, verb, rows),
         priority=0 if verb is Verb.PRIORITIZE else None,
         grave=verb is Verb.CANCEL,
     )
+
+
+def _asked_of_batch(batch: Batch, verb: Verb, rows: str) -> str:
+    drafts = batch.held_by.get(HoldReason.REVIEW, 0)
+    if verb is Verb.CANCEL:
+        return f"The {rows} not ended will not be rendered. Cancel the batch?"
+    if verb is Verb.APPROVE and drafts:
+        what = "The draft that waits goes" if drafts == 1 else f"All {drafts:,} drafts that wait go"
+        return f"{what} on to the next round, but for those of rows that have several. Approve without a look?"
+    return ""
 
 
 def _is_useful(batch: Batch, verb: Verb) -> bool:

@@ -118,7 +118,7 @@ def test_a_reroll_is_another_seed_in_all_rounds_to_come(it: PageFarm):
 
 
 def test_a_rejection_with_a_prompt_makes_another_draft_of_the_same_row(it: PageFarm):
-    batch = hand_in(it, 1, rounds="draft,final")
+    batch = hand_in(it, 1, rounds="draft,final", model="i2vgen-xl")
     [first] = render(it, batch.id)
     it.farm.command_job(first.id, Verb.REJECT, change=ReviewChange(prompt="  make it alive "))
     [second] = render(it, batch.id)

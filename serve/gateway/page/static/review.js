@@ -13,13 +13,13 @@ const clips = () => [...rows.querySelectorAll(".review-clip[data-waits]")];
 const sections = () => [...rows.querySelectorAll(".review-row")].filter((one) => one.querySelector("[data-waits]"));
 let current = null;
 
-function choose(clip, { focus = true } = {}) {
+function choose(clip, { focus = true, scroll = focus } = {}) {
   if (!clip) return;
   for (const one of rows.querySelectorAll(".review-clip.now")) one.classList.remove("now");
   current = clip;
   clip.classList.add("now");
   if (focus && !clip.contains(document.activeElement)) clip.focus({ preventScroll: true });
-  if (focus) clip.closest(".review-row").scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
+  if (scroll) clip.closest(".review-row").scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
   play();
 }
 const chosen = () => (current?.isConnected && current.hasAttribute("data-waits") ? current : clips()[0]);
@@ -242,4 +242,4 @@ for (const kind of ["job", "batch", "end"]) {
   });
 }
 document.addEventListener("clipmill:again", update);
-choose(clips()[0]);
+choose(clips()[0], { scroll: false });
