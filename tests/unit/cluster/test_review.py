@@ -163,7 +163,7 @@ def test_whoever_approves_second_changes_nothing_and_hears_why(it: PageFarm):
         it.farm.command_job(job.id, Verb.REJECT)
 
 
-def test_a_draft_that_is_cancelled_meanwhile_is_over_and_its_clip_serves_whoever_puts_it_back(it: PageFarm):
+def test_a_draft_that_was_cancelled_before_it_came_is_over_and_can_be_put_back(it: PageFarm):
     batch = hand_in(it, 2, rounds="draft,final")
     first, second = it.jobs(batch.id)
     claim = it.claim(first)
@@ -171,8 +171,8 @@ def test_a_draft_that_is_cancelled_meanwhile_is_over_and_its_clip_serves_whoever
     it.complete(first, claim=claim)
     assert named(it, batch.id, "SKU-001").state is JobState.CANCELLED
     it.farm.command_job(first.id, Verb.RETRY)
-    assert in_review(named(it, batch.id, "SKU-001"))
-    assert [job.id for job in render(it, batch.id)] == [second.id]
+    assert [job.id for job in render(it, batch.id)] == [first.id, second.id]
+    assert waiting(it, batch.id) == ["SKU-001", "SKU-002"]
 
 
 def test_a_rejected_draft_comes_back_with_its_clip(it: PageFarm):

@@ -60,12 +60,13 @@ def test_what_a_row_says_of_its_clip_is_said_of_the_last_round():
     assert draft.spec == alone
 
 
-def test_a_final_from_latents_names_the_draft_itself_and_a_model_that_cannot_is_refused():
+def test_a_final_from_latents_names_the_draft_itself():
     given = Defaults(model="i2vgen-xl-tiny", rounds="quick,tune,final", from_draft=True, resolution_class="768p")
     _, tune, final = plan(row(), (640, 480), given, SHA)
     assert final.spec.base_spec == tune.spec
-    with pytest.raises(RowProblems, match="cannot start from a smaller rendering"):
-        plan(row(), (640, 480), given.model_copy(update={"model": "svd-xt-tiny"}), SHA)
+    assert final.spec.seconds == pytest.approx(tune.spec.seconds, rel=0.1), "people approved its pace"
+    with pytest.raises(RowProblems, match="no share of the steps"):
+        plan(row(strength=0), (640, 480), given, SHA)
 
 
 def test_what_is_wrong_with_the_final_is_told_before_the_draft_is_rendered():
