@@ -247,12 +247,14 @@ def _back(state: JobState, *does: Instruction, reason: str | None = None) -> tup
 
 def _again(state: JobState) -> tuple[Rule, ...]:
     fresh = (Instruction.FRESH, Instruction.REVIVE_AFTER)
+    # One that was let go may be chosen again; one that failed stays what it was chosen to be.
+    pick = Pick.OPEN if state is _GONE else None
     return (
-        _to(state, _H, *fresh, because=_REVIEW, pick=Pick.OPEN, when=Guard.HAS_DRAFT),
-        _to(state, _DONE, Instruction.RELEASE_AFTER, pick=Pick.OPEN, when=Guard.HAS_CLIP),
+        _to(state, _H, *fresh, because=_REVIEW, pick=pick, when=Guard.HAS_DRAFT),
+        _to(state, _DONE, Instruction.RELEASE_AFTER, pick=pick, when=Guard.HAS_CLIP),
         _no(state, "its row is at fault: correct it and hand it in again", when=Guard.UNRENDERABLE),
         _no(state, "the row it waits for has failed or was cancelled: retry that one", when=Guard.BEFORE_LOST),
-        *(replace(rule, pick=Pick.OPEN) for rule in _back(state, *fresh)),
+        *(replace(rule, pick=pick) for rule in _back(state, *fresh)),
     )
 
 
@@ -266,6 +268,7 @@ def _reviewed(*does: Instruction, **more: object) -> tuple[Rule, ...]:
     )
 
 
+_OTHER = "another candidate of its row was picked: reject that one first"
 _NO_REVIEW = (
     _no(_Q, "there is nothing to look at yet: it waits for a card"),
     _no(_R, "there is nothing to look at yet: it is being rendered"),
@@ -310,9 +313,10 @@ RULES: Mapping[Event, tuple[Rule, ...]] = {
         *_ENDED,
     ),
     Verb.APPROVE: (
+        _no(_H, _OTHER, reason=_REVIEW, when=Guard.OTHER_PICKED),
         *_reviewed(Instruction.LET_OTHERS_GO, pick=Pick.PICKED),
         _same(_DONE, when=Guard.PICKED),
-        _no(_DONE, "another candidate of its row was picked: reject that one first", when=Guard.OTHER_PICKED),
+        _no(_DONE, _OTHER, when=Guard.OTHER_PICKED),
         _to(_DONE, _DONE, Instruction.LET_OTHERS_GO, pick=Pick.PICKED, when=Guard.UNDECIDED),
         *_back(_H, reason=_APPROVAL),
         _no(_H, "it is paused: let it go with `clipmill resume`", reason=_PAUSED),
@@ -345,12 +349,13 @@ RULES: Mapping[Event, tuple[Rule, ...]] = {
         _to(_DONE, _DONE, pick=Pick.LET_GO, when=Guard.PICKED),
         _to(_DONE, _DONE, pick=Pick.LET_GO, when=Guard.UNDECIDED),
         _same(_DONE, when=Guard.OTHER_PICKED),
+        _to(_FAILED, _FAILED, pick=Pick.LET_GO, when=Guard.PICKED),
         _no(_DONE, "it has completed and is its row's only clip: `clipmill reroll` makes another"),
         *_NO_REVIEW,
     ),
     Verb.REROLL: (
         *_reviewed(pick=Pick.OPEN),
-        _no(_DONE, "another candidate of its row was picked: reject that one first", when=Guard.OTHER_PICKED),
+        _no(_DONE, _OTHER, when=Guard.OTHER_PICKED),
         _no(_DONE, "its row is at fault: correct it and hand it in again", when=Guard.UNRENDERABLE),
         _to(_DONE, _DONE, pick=Pick.OPEN, when=Guard.HAS_CLIP, renews=True),
         _to(_DONE, _Q, Instruction.FRESH, pick=Pick.OPEN),

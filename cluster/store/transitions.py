@@ -28,7 +28,9 @@ def other_picked() -> sa.ColumnElement[bool]:
     """Whether another job of the same row of a manifest was picked."""
     other = jobs.alias("other")
     same = sa.and_(other.c.batch_id == jobs.c.batch_id, other.c.row_number == jobs.c.row_number)
-    picked = sa.exists().where(same, other.c.row_number.is_not(None), other.c.picked.is_(True), other.c.id != jobs.c.id)
+    # Whoever was cancelled after that is chosen no more.
+    chosen = sa.and_(other.c.picked.is_(True), other.c.state != JobState.CANCELLED.value, other.c.id != jobs.c.id)
+    picked = sa.exists().where(same, other.c.row_number.is_not(None), chosen)
     return sa.and_(jobs.c.row_number.is_not(None), picked)
 
 

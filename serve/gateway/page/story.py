@@ -13,7 +13,7 @@ from cluster.explain.context import why
 from cluster.explain.reasons import Explanation, Rules
 from cluster.explain.words import layout_text
 from cluster.farm import Farm
-from cluster.jobs.model import Attempt, Clip, Job, Outcome, Pick
+from cluster.jobs.model import Attempt, Clip, Job, JobState, Outcome, Pick
 from cluster.results.contact_sheet import ResultRow, facts_of
 from cluster.results.rows import result_row
 from cluster.storage import StorageError
@@ -117,7 +117,8 @@ def _other_picked(farm: Farm, job: Job) -> bool:
     if job.row_number is None:
         return False
     others = farm.batch_store.of_rows(farm.owner, job.batch_id, [job.row_number])
-    return any(one.id != job.id and one.pick is Pick.PICKED for one in others)
+    chosen = (one for one in others if one.pick is Pick.PICKED and one.state is not JobState.CANCELLED)
+    return any(one.id != job.id for one in chosen)
 
 
 def _provenance(farm: Farm, clip: Clip | None) -> Mapping[str, Any]:

@@ -264,6 +264,26 @@ def test_picking_a_draft_ends_the_others_wherever_they_are(it: PageFarm):
     assert [one.row.id for one in results_of(it.farm.batch_store, OWNER, batch.id)] == ["SKU-001-c2"]
 
 
+def test_whoever_was_picked_and_then_cancelled_or_failed_makes_room_for_another(it: PageFarm):
+    batch = hand_in(it, 1, candidates=2, rounds="draft,final")
+    first, second = render(it, batch.id)
+    it.farm.command_job(first.id, Verb.APPROVE)
+    it.farm.command_job(second.id, Verb.RETRY)
+    # Its draft is there again, and still it is not the one.
+    assert waiting(it, batch.id) == ["SKU-001-c2"]
+    with pytest.raises(RefusedError, match="another candidate of its row was picked"):
+        it.farm.command_job(second.id, Verb.APPROVE)
+    it.fail(named(it, batch.id, "SKU-001-c1"))
+    with pytest.raises(RefusedError, match="another candidate of its row was picked"):
+        it.farm.command_job(second.id, Verb.APPROVE)
+    it.farm.command_job(first.id, Verb.RETRY)
+    assert named(it, batch.id, "SKU-001-c1").pick is Pick.PICKED
+    it.farm.command_job(first.id, Verb.CANCEL)
+    it.farm.command_job(second.id, Verb.APPROVE)
+    assert [job.name for job in render(it, batch.id)] == ["SKU-001-c2"]
+    assert [one.row.id for one in results_of(it.farm.batch_store, OWNER, batch.id)] == ["SKU-001-c2"]
+
+
 def test_every_prompt_has_its_candidates_and_one_of_all_is_picked(it: PageFarm):
     batch = hand_in(it, 1, candidates=2, prompts=["pan left slowly", "steam rises from the cup"])
     assert [job.name for job in it.jobs(batch.id)] == [f"SKU-001-p{p}-c{c}" for p in (1, 2) for c in (1, 2)]
