@@ -39,7 +39,7 @@ def hand_in(
     **defaults: Any,
 ) -> Batch:
     """A batch of so many rows of a manifest, each with its candidates and prompts."""
-    incoming = []
+    incoming: list[IncomingRow] = []
     for number in range(1, rows + 1):
         still = it.farm.put_still(picture(number))
         texts = prompts or [PROMPT.format(n=number)]

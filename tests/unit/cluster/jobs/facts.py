@@ -50,7 +50,9 @@ def every_job() -> list[JobFacts]:
 
 def in_review(facts: JobFacts) -> list[JobFacts]:
     """The job as a draft, and as one of several clips of its row: of jobs that are little else besides."""
-    if facts.before not in (Before.NONE, Before.COMING) or facts.batch_held:
+    if facts.before not in (Before.NONE, Before.COMING) or facts.batch_held or not facts.renderable:
+        return []
+    if facts.state is JobState.FAILED and facts.reason != Reason.ERROR:
         return []
     found = [replace(facts, draft=True)]
     if facts.before is Before.NONE and facts.hold_requested is None:
