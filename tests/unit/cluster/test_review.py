@@ -11,12 +11,15 @@ from cluster.jobs.model import HoldReason, JobState, Pick
 from cluster.jobs.review import ReviewChange, in_review
 from cluster.jobs.transitions import RefusedError, Verb
 from cluster.maintenance.audit import check
+from cluster.maintenance.keep import Keep
+from cluster.maintenance.retention import Sweeper
 from cluster.results.export import provenance_of
 from cluster.results.rows import results_of
 from cluster.store.batches import Terms
 from pipeline.clips.clip import ResolutionClass, content_key
 from pipeline.notes import Note
 from pipeline.problems import BadInputError
+from tests.building import Clock
 from tests.page_store import OWNER, PageFarm, page_farm
 from tests.reviewing import hand_in, named, render, waiting
 
@@ -282,6 +285,24 @@ def test_whoever_was_picked_and_then_cancelled_or_failed_makes_room_for_another(
     it.farm.command_job(second.id, Verb.APPROVE)
     assert [job.name for job in render(it, batch.id)] == ["SKU-001-c2"]
     assert [one.row.id for one in results_of(it.farm.batch_store, OWNER, batch.id)] == ["SKU-001-c2"]
+
+
+def test_files_of_what_was_let_go_are_swept_and_those_of_the_picked_and_undecided_stay(it: PageFarm):
+    clock = Clock(it.farm.batch_store.now()).set_on(it.database)
+    batch = hand_in(it, 2, candidates=2)
+    render(it, batch.id)
+    drafts = hand_in(it, 1, rounds="draft,final", name="drafts", seed=77)
+    render(it, drafts.id)
+    it.farm.command_job(named(it, drafts.id, "SKU-001").id, Verb.REROLL)
+    it.farm.command_job(named(it, batch.id, "SKU-001-c1").id, Verb.APPROVE)
+    clock.now += 8 * 86_400
+    swept = Sweeper(it.database, it.farm.storage, Keep(let_go_days=7), clock=clock).run()
+    # The candidate that was not picked, and the draft that was made again.
+    assert swept.clips == 2
+    clips = it.farm.clips(batch.id)
+    gone = {job.name for job in it.jobs(batch.id) if clips[str(job.clip_id)].expired_at is not None}
+    assert gone == {"SKU-001-c2"}
+    assert Sweeper(it.database, it.farm.storage, Keep(), clock=clock).run().clips == 0
 
 
 def test_every_prompt_has_its_candidates_and_one_of_all_is_picked(it: PageFarm):
