@@ -11,9 +11,10 @@ from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import CHUNK_ROWS, FIRST_ROWS, CutTexts, IncomingRow, draft
 from cluster.chunks import chunks
 from cluster.jobs.commands import CardOrder, CardVerb
-from cluster.jobs.model import Batch, Clip, Draft, Job, Limits
+from cluster.jobs.model import Batch, Clip, Draft, HoldReason, Job, JobState, Limits
+from cluster.jobs.review import ReviewChange
 from cluster.jobs.still_notes import StillNotes
-from cluster.jobs.transitions import Verb
+from cluster.jobs.transitions import RefusedError, Verb
 from cluster.maintenance import deletion
 from cluster.maintenance.deletion import Deletion
 from cluster.results.marked import MarkedObjects
@@ -25,7 +26,7 @@ from cluster.store.commands import CommandStore
 from cluster.store.lookup import AmbiguousIdError, NoSuchCardError, NoSuchJobError
 from pipeline.clips.still_check import check_still
 from pipeline.notes import Note
-from pipeline.problems import Problem
+from pipeline.problems import BadInputError, Problem
 
 #: Seconds an attended batch lives on after the last sign of whoever waits for it.
 ATTENDED_SECONDS = 15
@@ -192,7 +193,8 @@ class Farm:
     ) -> Batch:
         """Carry out `verb` on a batch; returns the batch as it then is. Raises `NoSuchBatchError` and `RefusedError`.
 
-        `priority` is for `PRIORITIZE`, `limits` for `RESUME`, `cancelled` (cancelled rows too) for `RETRY`.
+        `priority` is for `PRIORITIZE`, `limits` for `RESUME`, `cancelled` (cancelled rows too) for `RETRY`. Every draft
+        that waits for a review is approved, rejected or made again; of several candidates none is approved.
         """
         self.commands.batch(
             self.owner,
@@ -202,8 +204,18 @@ class Farm:
             cancelled=cancelled,
             limits=limits,
         )
+        if verb in (Verb.APPROVE, Verb.REJECT, Verb.REROLL):
+            self._review_all(batch_id, verb)
         self.batch_store.kept_counts.forget()
         return self.batch(batch_id)
+
+    def _review_all(self, batch_id: str, verb: Verb) -> None:
+        # One transaction each: others write in between, and what somebody else decides meanwhile stands.
+        for job in self.batch_store.jobs(self.owner, batch_id, state=JobState.HELD):
+            one_of_several = job.row_number is not None and verb is Verb.APPROVE
+            if job.reason == HoldReason.REVIEW and not one_of_several:
+                with contextlib.suppress(RefusedError, NoSuchJobError, BadInputError):
+                    self.commands.job(self.owner, job.id, verb)
 
     def delete_batch(self, batch_id: str, *, dry_run: bool = False) -> Deletion:
         """Delete a batch that is over; `dry_run`: only say what would go.
@@ -215,12 +227,13 @@ class Farm:
             return deletion.plan(database, self.owner, batch_id)
         return deletion.delete_batch(database, self.storage, self.owner, batch_id)
 
-    def command_job(self, job_id: str, verb: Verb, *, priority: int = 0) -> Job:
+    def command_job(self, job_id: str, verb: Verb, *, priority: int = 0, change: ReviewChange | None = None) -> Job:
         """Carry out `verb` on a job; returns the job as it then is. Raises `NoSuchJobError` and `RefusedError`.
 
-        `priority` is for `PRIORITIZE`.
+        `priority` is for `PRIORITIZE`, `change` for `REROLL`, and for `REJECT` where another clip is to take its place.
+        Raises `BadInputError` for a change that the model does not take.
         """
-        self.commands.job(self.owner, job_id, verb, priority=priority)
+        self.commands.job(self.owner, job_id, verb, priority=priority, change=change)
         self.batch_store.kept_counts.forget()
         return self.batch_store.job(self.owner, job_id)
 

@@ -114,6 +114,10 @@ class FarmClient(Protocol):
         """Carry out `verb` on a job; returns its view. `given`: fields of `JobCommand`. Raises `RefusedError`."""
         ...
 
+    def in_review(self, batch_id: str) -> list[View]:
+        """Views of a batch's jobs that somebody has to look at. Raises `NoSuchBatchError`."""
+        ...
+
     def command_card(self, card: str, verb: CardVerb, **given: Any) -> View:
         """Carry out `verb` on a card; returns its id and order. `given`: fields of `CardCommand`.
 
@@ -226,7 +230,12 @@ class LocalClient:
 
     def command_job(self, job_id: str, verb: Verb, **given: Any) -> View:
         """Carry out `verb` on a job; returns its view. `given`: fields of `JobCommand`. Raises `RefusedError`."""
-        return job_view(self.farm.command_job(job_id, verb, priority=JobCommand.model_validate(given).priority or 0))
+        command = JobCommand.model_validate(given)
+        return job_view(self.farm.command_job(job_id, verb, priority=command.priority or 0, change=command.change()))
+
+    def in_review(self, batch_id: str) -> list[View]:
+        """Views of a batch's jobs that somebody has to look at. Raises `NoSuchBatchError`."""
+        return [job_view(job) for job in self.farm.batch_store.in_review(self.farm.owner, batch_id)]
 
     def command_card(self, card: str, verb: CardVerb, **given: Any) -> View:
         """Carry out `verb` on a card; returns its id and order. `given`: fields of `CardCommand`.
@@ -306,11 +315,17 @@ class RemoteClient:
 
     def jobs(self, batch_id: str, *, state: str | None = None, name: str | None = None) -> list[View]:
         """Views of a batch's jobs in its order: all, or those in `state`, or of `name`."""
+        return self._jobs(batch_id, {k: value for k, value in (("state", state), ("name", name)) if value is not None})
+
+    def in_review(self, batch_id: str) -> list[View]:
+        """Views of a batch's jobs that somebody has to look at. Raises `NoSuchBatchError`."""
+        return self._jobs(batch_id, {"review": True})
+
+    def _jobs(self, batch_id: str, asked: Mapping[str, Any]) -> list[View]:
         found: list[View] = []
-        asked = {key: value for key, value in (("state", state), ("name", name)) if value is not None}
         while True:
             after = found[-1]["number"] if found else 0
-            page = self._call("GET", f"/v1/batches/{batch_id}/jobs", params=asked | {"after": after, "limit": 1000})
+            page = self._call("GET", f"/v1/batches/{batch_id}/jobs", params={**asked, "after": after, "limit": 1000})
             found += page["data"]
             if not page["has_more"]:
                 return found

@@ -165,6 +165,7 @@ class FarmArgs(BaseModel):
     stall_s: Annotated[float, Field(gt=0)] = 1800
     #: Days for which things are kept, by `cluster.maintenance.keep.Keep`; None: for ever.
     keep_outputs_days: Annotated[float | None, Field(ge=0)] = None
+    keep_let_go_days: Annotated[float | None, Field(ge=0)] = None
     keep_failed_days: Annotated[float | None, Field(ge=0)] = None
     keep_checkpoints_days: Annotated[float | None, Field(ge=0)] = None
     keep_cache_days: Annotated[float | None, Field(ge=0)] = None
@@ -243,6 +244,7 @@ class FarmArgs(BaseModel):
         """How long things are kept; what nothing names is left for a day, or for twice the longest clip."""
         return Keep(
             outputs_days=self.keep_outputs_days,
+            let_go_days=self.keep_let_go_days,
             failed_days=self.keep_failed_days,
             checkpoints_days=self.keep_checkpoints_days,
             cache_days=self.keep_cache_days,

@@ -17,14 +17,15 @@ from typing import Any, TypeAlias, get_args
 from pydantic import BaseModel, model_validator
 
 from cluster.catalog.times import read_time
-from pipeline.clips.clip import Autofix, Fit, ResolutionClass, Sampler, Tier, Upscale, autofixes_of
+from pipeline.clips.clip import MAX_GUIDANCE, Autofix, Fit, ResolutionClass, Sampler, Tier, Upscale, autofixes_of
 from pipeline.families import family_named, parse_aspect
 from pipeline.notes import Note
 from pipeline.problems import BadInputError
 
 MAX_CANDIDATES = 16
+#: Prompts for one picture.
+MAX_PROMPTS = 32
 MAX_PRIORITY = 1000
-MAX_GUIDANCE = 30.0
 MAX_FPS = 60
 MAX_STEPS = 1000
 #: Frames, and frames of a window, that may be asked for; what a family can take is for `cluster.catalog.adjust`.
@@ -79,6 +80,18 @@ def text_of(field: str, value: object, notes: list[Note]) -> str:
         message = f"{shown(text)} is a formula, not its value"
         raise BadInputError(field, message, "Export values: in a spreadsheet, save as 'CSV UTF-8'.")
     return text
+
+
+def texts_of(field: str, value: object, notes: list[Note]) -> str | tuple[str, ...]:
+    """A text, or several, each once. Raises `BadInputError` for what is none, and for too many."""
+    if not isinstance(value, (list, tuple)):
+        return text_of(field, value, notes)
+    texts = tuple(dict.fromkeys(text_of(field, one, notes).strip() for one in value))
+    if not texts or not all(texts):
+        raise BadInputError(field, "one of the texts is empty", "Leave it out of the list.")
+    if len(texts) > MAX_PROMPTS:
+        raise BadInputError(field, f"{len(texts)} texts, more than {MAX_PROMPTS}", "Split them over several rows.")
+    return texts[0] if len(texts) == 1 else texts
 
 
 def number_of(
@@ -202,7 +215,7 @@ def _yes_no(field: str, value: object, notes: list[Note]) -> bool:
 #: How each column is read, by its name; `id` is for `cluster.catalog.names`.
 READERS: dict[str, Reader] = {
     "image": text_of,
-    "prompt": text_of,
+    "prompt": texts_of,
     "negative_prompt": text_of,
     "model": _model,
     "resolution_class": partial(_choice, ResolutionClass),

@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.catalog.cells import JsonNumbers
+from cluster.catalog.review.rounds import Rounds
 from pipeline.clips.clip import Adapter, Autofixes, Fit, ResolutionClass, Sampler, Tier, Upscale
 from pipeline.families import FAMILIES
 
@@ -91,6 +92,11 @@ class RowDefaults(JsonNumbers):
     """Refuse what a family cannot take instead of adjusting it."""
     not_before: int | None = Field(default=None, ge=0, lt=2**40)
     """UTC epoch seconds before which rows do not start."""
+    # Left out where it is not asked for, as versions without it refuse it.
+    rounds: Rounds = Field(default=(), exclude_if=operator.not_)
+    """Rounds that each clip goes through, somebody looking at each but the last: such as `draft,final`, or
+    `quick,tune,final`, as a list or a text with commas. With `from_draft` the last starts from the latents of the one
+    before it, else from its seed."""
     # Left out where it is not asked for, as versions without it refuse it.
     interactive: bool = Field(default=False, exclude_if=operator.not_)
     """Whether somebody waits for the clips: they may go before batches, as far as the farm's share for those goes."""

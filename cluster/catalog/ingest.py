@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -10,7 +11,8 @@ from pydantic import ConfigDict, Field
 from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.defaults import Defaults, RowDefaults
 from cluster.catalog.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
-from cluster.catalog.resolve import RowProblems, resolve
+from cluster.catalog.resolve import RowProblems
+from cluster.catalog.review.planning import plan
 from cluster.jobs.model import Draft, stored_priority
 from cluster.jobs.strict import refusals
 from cluster.remote.stills import ReadAhead, RemoteStills
@@ -141,16 +143,17 @@ def draft(
         )
         return _failed(incoming, (missing,))
     try:
-        resolved = resolve(incoming.row, size, defaults, incoming.still)
+        planned = plan(incoming.row, size, defaults, incoming.still)
     except RowProblems as error:
         return _failed(incoming, error.problems)
-    spec = resolved.spec
+    spec = planned[0].spec
     if problem := licence_problem(family_named(spec.family), accepted):
         return _failed(incoming, (problem,))
     texts = {"prompt": spec.prompt, "negative_prompt": spec.negative_prompt}
     cut = reading_notes(cut_texts(spec), texts) if cut_texts is not None else []
     amiss = still_amiss(still_notes(incoming.still), spec.autofix)
-    noted = distinct([*incoming.row.notes, *resolved.noted, *amiss, *cut])
+    rounds = tuple(replace(one, noted=distinct([*incoming.row.notes, *one.noted, *amiss, *cut])) for one in planned)
+    noted = rounds[0].noted
     if defaults.strict and (problems := refusals(noted)):
         return _failed(incoming, problems)
     # The typed ones, and their sentences apart as renderers and readers of before know them.
@@ -171,6 +174,8 @@ def draft(
         priority=stored_priority(incoming.row.priority or 0, interactive=is_interactive(incoming.row, defaults)),
         not_before=incoming.row.not_before if incoming.row.not_before is not None else defaults.not_before,
         after=incoming.row.after,
+        rounds=rounds if len(rounds) > 1 else (),
+        row_number=incoming.number if incoming.row.candidates * incoming.row.prompts > 1 else None,
     )
 
 

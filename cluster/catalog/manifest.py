@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +17,7 @@ from cluster.catalog.cells import (
     COLUMNS,
     MAX_CANDIDATES,
     MAX_PRIORITY,
+    MAX_PROMPTS,
     READERS,
     JsonNumbers,
     depth_of,
@@ -55,6 +57,10 @@ MAX_GUESSED_COLUMNS = 1000
 
 def _is_none(value: object) -> bool:
     return value is None
+
+
+def _is_one(value: object) -> bool:
+    return value == 1
 
 
 def _is_unset(value: object) -> bool:
@@ -103,6 +109,11 @@ class Row(JsonNumbers):
     """Clips asked for by the manifest's row, of which this is one."""
     candidate: int = Field(default=0, ge=0)
     """Which of the row's candidates, from 0."""
+    # Both are left out of rows with one prompt, as versions without them refuse them.
+    prompts: int = Field(default=1, ge=1, le=MAX_PROMPTS, exclude_if=_is_one)
+    """Prompts that the manifest's row has, of which this row's is one: each has as many clips as `candidates`."""
+    prompt_number: int = Field(default=0, ge=0, exclude_if=operator.not_)
+    """Which of the row's prompts, from 0."""
     priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     """Higher starts earlier; None: 0."""
     # Left out where it is not said, as versions without it refuse it.
@@ -190,18 +201,20 @@ def read_manifest(
     prompt: str | None = None,
     model: str | None = None,
     template: PromptTemplate | None = None,
+    prompts: Sequence[str] = (),
 ) -> Manifest:
     """All rows of a CSV (comma, semicolon or tab), JSONL or Parquet file, or of a folder of images.
 
     `prompt` serves every row that has none of its own, or `template`, filled from the row's columns; a folder needs one
     of them, unless `model` (the one of rows that name none, where it is known) does not read prompts. A row asking for
-    several candidates becomes that many rows, with ids `<id>-c1`, `<id>-c2` and so on. Rows without an id are called as
-    their images; of several with one image the second is `<name>-2`.
+    several candidates becomes that many rows, with ids `<id>-c1`, `<id>-c2` and so on; one with several prompts (a list
+    of them, or one without a prompt of its own where `prompts` are given) has `<id>-p1`, `<id>-p2` of them. Rows
+    without an id are called as their images; of several with one image the second is `<name>-2`.
 
     Raises `ManifestError` where the manifest as a whole cannot be read.
     """
     path = Path(path)
-    return manifest_of(path, read_records(path), prompt=prompt, model=model, template=template)
+    return manifest_of(path, read_records(path), prompt=prompt, model=model, template=template, prompts=prompts)
 
 
 def manifest_of(
@@ -211,11 +224,12 @@ def manifest_of(
     prompt: str | None = None,
     model: str | None = None,
     template: PromptTemplate | None = None,
+    prompts: Sequence[str] = (),
 ) -> Manifest:
     """The rows of a manifest whose records were read, as `read_manifest` reads them. Raises `ManifestError`."""
     is_folder = path.is_dir()
     template = template or plain_template(prompt or "")
-    if is_folder and template is None and _reads_prompts(model):
+    if is_folder and template is None and not prompts and _reads_prompts(model):
         raise ManifestError(path, "a folder of images says nothing of their prompt", "Give one for all with --prompt.")
     columns = dict.fromkeys(column for record in records for column in record.values)
     if template is not None and (missing := template.missing(columns)):
@@ -224,7 +238,9 @@ def manifest_of(
     strange = [column for column in columns if column not in COLUMNS]
     meant = {column: found for column in strange[:MAX_GUESSED_COLUMNS] if (found := meant_by(column, columns))}
     read = [_read_cells(record, meant) for record in records]
-    ids = Ids((one.id, one.fields.get("candidates", 1)) for one in read if one.id)
+    if prompts:
+        read = [_with_prompts(one, tuple(prompts)) for one in read]
+    ids = Ids((one.id, one.fields.get("candidates", 1), len(_prompts_of(one.fields))) for one in read if one.id)
     rows = [row for one in read for row in _rows_of(one, template, model, ids)]
     unknown = told_unknown([column for column in strange if column not in meant], ())
     # The parent of the path as given: a manifest that is itself a link (a mounted ConfigMap) lies where it is named.
@@ -306,10 +322,22 @@ def _reads_prompts(model: str | None) -> bool:
     return family is None or family.uses_prompt
 
 
+def _with_prompts(read: _Read, prompts: tuple[str, ...]) -> _Read:
+    """The record with all of `prompts` where it has none of its own."""
+    if "prompt" in read.record.values:
+        return read
+    return replace(read, fields=read.fields | {"prompt": prompts if len(prompts) > 1 else prompts[0]})
+
+
+def _prompts_of(fields: dict[str, Any]) -> tuple[str | None, ...]:
+    prompt = fields.get("prompt")
+    return prompt if isinstance(prompt, tuple) else (prompt,)
+
+
 def _rows_of(read: _Read, template: PromptTemplate | None, model: str | None, ids: Ids) -> list[RowRead]:
     """The rows one record asks for, or its one bad row."""
     record, fields, problems, notes = read.record, dict(read.fields), list(read.problems), list(read.notes)
-    if template is not None and "prompt" not in record.values:
+    if template is not None and "prompt" not in record.values and "prompt" not in fields:
         filled = template.filled(record.values)
         if filled.prompt:
             fields["prompt"] = filled.prompt
@@ -325,22 +353,29 @@ def _rows_of(read: _Read, template: PromptTemplate | None, model: str | None, id
             remedy = "Say what moves, or give one prompt for all with --prompt."
             problems.append(BadInputError("prompt", "the prompt is empty", remedy).problem)
     image, count = fields.get("image", ""), fields.get("candidates", 1)
+    prompts = _prompts_of(fields)
     names: list[str] = []
     try:
         if "id" not in faulty and read.id:
-            names = ids.claim(read.id, count, record.number)
+            names = ids.claim(read.id, count, record.number, len(prompts))
         elif "id" not in faulty and (image or not problems):
-            names, made = ids.make(image, count, record.number)
+            names, made = ids.make(image, count, record.number, len(prompts))
             notes += [made] if made else []
     except BadInputError as error:
         problems.append(error.problem)
     if problems:
         label = read.id or (names[0] if len(names) == 1 else stem_of(image)) or f"row-{record.number}"
         return [BadRow(number=record.number, line=record.line, id=label, problems=tuple(problems))]
-    place = {"number": record.number, "line": record.line, "extra": read.extra}
+    fields |= {"number": record.number, "line": record.line, "extra": read.extra, "prompts": len(prompts)}
     return [
-        Row(**place, id=name, candidate=index, notes=distinct([*notes, *_of_name(name)]), **fields)
-        for index, name in enumerate(names)
+        Row(
+            **fields | {"prompt": prompts[place // count]},
+            id=name,
+            candidate=place % count,
+            prompt_number=place // count,
+            notes=distinct([*notes, *_of_name(name)]),
+        )
+        for place, name in enumerate(names)
     ]
 
 

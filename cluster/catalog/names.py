@@ -94,18 +94,21 @@ class Ids:
     What is made depends on nothing but the catalog, so the same catalog has the same ids again.
     """
 
-    def __init__(self, written: Iterable[tuple[str, int]]) -> None:
-        """`written`: every id that a row has, with how many clips the row asks for."""
-        self._reserved = {folded(name) for one, count in written for name in clip_names(one, count)}
+    def __init__(self, written: Iterable[tuple[str, int] | tuple[str, int, int]]) -> None:
+        """`written`: every id that a row has, with how many clips the row asks for, and for how many prompts."""
+        self._reserved = {folded(name) for one in written for name in clip_names(*one)}
         #: Numbers of the rows that have them, by id and by what disks make of it.
         self._rows: dict[str, int] = {}
         self._made: dict[str, int] = {}
 
-    def claim(self, name: str, count: int, number: int) -> list[str]:
-        """Ids of the `count` clips of row `number`, which is called `name`. Raises `BadInputError` on `id`."""
+    def claim(self, name: str, count: int, number: int, prompts: int = 1) -> list[str]:
+        """Ids of the `count` clips for each prompt of row `number`, which is called `name`.
+
+        Raises `BadInputError` on `id`.
+        """
         if fault := id_fault(name):
             raise _unusable(name, fault)
-        names = clip_names(name, count)
+        names = clip_names(name, count, prompts)
         if too_long := next((one for one in names if id_fault(one)), None):
             raise _unusable(too_long, id_fault(too_long) or "")
         taken = next((one for one in names if one in self._rows), None)
@@ -116,7 +119,7 @@ class Ids:
             raise BadInputError("id", message, "Give every row an id of its own.")
         return names
 
-    def make(self, image: str, count: int, number: int) -> tuple[list[str], Note | None]:
+    def make(self, image: str, count: int, number: int, prompts: int = 1) -> tuple[list[str], Note | None]:
         """Ids for a row without one: its image's name, with a number where that is taken, which a note then says.
 
         Raises `BadInputError` on `id` where the image's name cannot serve.
@@ -130,10 +133,10 @@ class Ids:
         while True:
             place += 1
             own = stem if place == 1 else f"{_cut(stem, len(str(place)) + 5)}-{place}"
-            if all(folded(name) not in self._reserved for name in clip_names(own, count)):
+            if all(folded(name) not in self._reserved for name in clip_names(own, count, prompts)):
                 break
         self._made[stem] = place
-        names = self.claim(own, count, number)
+        names = self.claim(own, count, number, prompts)
         self._reserved |= {folded(name) for name in names}
         if own == stem:
             return names, None
@@ -141,9 +144,10 @@ class Ids:
         return names, Note(code="id_made", message=message)
 
 
-def clip_names(name: str, count: int) -> list[str]:
-    """What the `count` clips of a row are called."""
-    return [name] if count == 1 else [f"{name}-c{i}" for i in range(1, count + 1)]
+def clip_names(name: str, count: int, prompts: int = 1) -> list[str]:
+    """What the clips of a row are called, `count` for each of its `prompts`, those of the first prompt first."""
+    of_prompts = [name] if prompts == 1 else [f"{name}-p{i}" for i in range(1, prompts + 1)]
+    return of_prompts if count == 1 else [f"{one}-c{i}" for one in of_prompts for i in range(1, count + 1)]
 
 
 def _cut(stem: str, room: int) -> str:

@@ -10,17 +10,16 @@ from typing import Any
 from cluster.catalog.acceleration import after_draft, check_base, check_step_cache, denoises, few_step, motion_base
 from cluster.catalog.adjust import Findings, fit_aspect, fit_class, fit_frames, fit_seconds
 from cluster.catalog.assumed import note_assumed
-from cluster.catalog.cells import MAX_FPS, MAX_GUIDANCE
+from cluster.catalog.cells import MAX_FPS
 from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.manifest import Row
 from cluster.catalog.traps import note_traps
-from pipeline.clips.clip import NO_PROMPT, ClipSpec, Sampler, Tier
+from pipeline.clips.clip import MAX_GUIDANCE, MAX_PROMPT_CHARACTERS, NO_PROMPT, ClipSpec, Sampler, Tier
 from pipeline.families import Family, family_named, size_for
 from pipeline.lint.lint import lint_prompt
 from pipeline.notes import Note, distinct
 from pipeline.problems import BadInputError, Problem
 
-MAX_PROMPT_CHARACTERS = 2000
 #: Timesteps that consistency distillation trains, of which the sampler takes some.
 MAX_LCM_STEPS = 50
 #: A still's own aspect ratio (and its inverse) is followed up to here; a wider one has to be asked for.
@@ -54,13 +53,16 @@ class Resolved:
         return tuple(note.message for note in self.noted if not note.adjusted)
 
 
-def resolve(row: Row, still_size: tuple[int, int], defaults: Defaults, still_sha256: str) -> Resolved:
+def resolve(
+    row: Row, still_size: tuple[int, int], defaults: Defaults, still_sha256: str, *, draft: ClipSpec | None = None
+) -> Resolved:
     """The final specification of `row`'s clip.
 
     `still_size` is (width, height) in pixels of the upright still, both positive; `still_sha256` names its content.
     A frame count, window, class or aspect that the family cannot take is adjusted to the nearest it can, with a
     note, or refused when `defaults.strict`. What the family does not use (seed, steps, guidance of a family that does
-    not denoise) is set to a constant, so that rows which would give the same pixels share one clip.
+    not denoise) is set to a constant, so that rows which would give the same pixels share one clip. `draft`: a clip of
+    the same row that it starts from, whatever the row asks for.
 
     Raises `RowProblems` with everything that is wrong.
     """
@@ -71,7 +73,10 @@ def resolve(row: Row, still_size: tuple[int, int], defaults: Defaults, still_sha
     asked, found = _Asked(row, defaults), Findings(strict=defaults.strict)
     spec, aspect = _alone(asked, family, still_size, still_sha256, found)
     if denoises(family):
-        spec = _with_start(asked, family, spec, aspect, still_size, still_sha256, found)
+        if draft is not None:
+            spec = _after(asked, family, spec, draft, found)
+        else:
+            spec = _with_start(asked, family, spec, aspect, still_size, still_sha256, found)
     if found.problems:
         raise RowProblems(found.problems)
     found.notes += lint_prompt(family, spec.prompt, spec.negative_prompt)
@@ -157,7 +162,7 @@ def _with_start(
     found: Findings,
 ) -> ClipSpec:
     """`spec` with the smaller clip or the draft that it starts from, where the row asks for one."""
-    start = {"strength": asked("strength"), "upscale": asked("upscale")}
+    start = _start_of(asked)
     if asked("motion_class"):
         base = motion_base(family, spec, asked("motion_class"), aspect, found)
         return spec.model_copy(update=start | {"base": base})
@@ -168,6 +173,20 @@ def _with_start(
     if unused := [name for name in start if getattr(asked.row, name) is not None]:
         found.note("unused", f"{', '.join(unused)} unused: the clip starts from noise")
     return spec
+
+
+def _after(asked: _Asked, family: Family, spec: ClipSpec, draft: ClipSpec, found: Findings) -> ClipSpec:
+    """`spec` started from a clip that was made, and looked at, before."""
+    message = f"{family.name} cannot start from a smaller rendering"
+    if not found.check(family.refinable, "from_draft", message, "Leave from_draft empty: the seed is the same."):
+        return spec
+    strength = asked("strength")
+    found.check(0 < strength <= 1, "strength", f"{strength:g} is no share of the steps", "Choose above 0, at most 1.")
+    return after_draft(spec.model_copy(update=_start_of(asked)), draft, asked.row.fps, found)
+
+
+def _start_of(asked: _Asked) -> dict[str, Any]:
+    return {"strength": asked("strength"), "upscale": asked("upscale")}
 
 
 def _prompt(row: Row, family: Family, found: Findings) -> str:

@@ -24,7 +24,7 @@ from cluster.jobs.outcomes import (
     Stopped,
     Transition,
 )
-from cluster.jobs.transitions import obey
+from cluster.jobs.transitions import Happening, ended_by, obey
 from pipeline.clips.clip import ClipSpec, ResolutionClass
 from pipeline.problems import Problem
 from pipeline.units import format_bytes
@@ -54,7 +54,8 @@ def after_attempt(
     # A checkpoint may be what kills its renderers: whoever went on from one and failed is followed by a fresh start.
     cleared = isinstance(ended, Errored) and ended.denoised
     suspect = ended.resumed_step > 0 and isinstance(ended, Errored | Crashed) and not cleared
-    return replace(transition, keeps_checkpoint=not transition.state.final and not suspect)
+    over = transition.state.final or ended_by(transition) is Happening.PUBLISHED
+    return replace(transition, keeps_checkpoint=not over and not suspect)
 
 
 def _after(job: Job, ended: Ended, fleet: Fleet, tried: Sequence[Overflow], deaths: Sequence[str]) -> Transition:

@@ -189,6 +189,8 @@ def _of_waiting(
 
 
 def _of_held(job: Job, snapshot: Snapshot, now: float, estimates: TimeEstimates, known: Known) -> Explanation:
+    if job.reason == HoldReason.REVIEW:
+        return _of_review(job)
     batch = known.batch
     of_batch = batch is not None and batch.held is not None and job.reason == batch.held
     what = job.batch_id if of_batch else job.id
@@ -227,6 +229,15 @@ def _of_held(job: Job, snapshot: Snapshot, now: float, estimates: TimeEstimates,
         text += f" After that: {then.text[0].lower()}{then.text[1:]}"
         changes += then.changes
     return Explanation(job=job.id, state=job.state, reason=str(job.reason or "held"), text=text, changes=tuple(changes))
+
+
+def _of_review(job: Job) -> Explanation:
+    following = job.rounds[-job.rounds_left].name if job.rounds and job.rounds_left else "next"
+    text = f"Its draft (round {job.round or 'draft'}) is there, and somebody has to look at it: "
+    text += f"approved it goes on to round {following}, rejected it ends, and a re-roll makes another draft."
+    words = ("approve it", f"clipmill approve {job.id}")
+    change = Remedy(kind=RemedyKind.APPROVE, text=words[0], command=words[1], starts=False)
+    return Explanation(job=job.id, state=job.state, reason=HoldReason.REVIEW.value, text=text, changes=(change,))
 
 
 def _of_budget(job: Job, known: Known) -> tuple[str, str]:

@@ -61,9 +61,14 @@ def for_batch(batch: Batch, verb: Verb, used: Used | None = None, *, cancelled: 
                 raise RefusedError(verb, what, _still_reached(stop, used or Used(), batch.limits))
             return replace(stays, held=None)
         case Verb.APPROVE:
-            if not batch.needs_approval and not batch.held_by.get(HoldReason.APPROVAL):
-                raise RefusedError(verb, what, "nothing of it waits for an approval")
+            waits = batch.held_by.get(HoldReason.APPROVAL) or batch.held_by.get(HoldReason.REVIEW)
+            if not batch.needs_approval and not waits:
+                raise RefusedError(verb, what, "nothing of it waits for an approval or a review")
             return replace(stays, needs_approval=False)
+        case Verb.REJECT | Verb.REROLL:
+            if not batch.held_by.get(HoldReason.REVIEW):
+                raise RefusedError(verb, what, "nothing of it waits for a review; name a row to decide on its clip")
+            return replace(stays, rows=False)
         case Verb.HOLD:
             return replace(stays, needs_approval=True)
         case Verb.RETRY:

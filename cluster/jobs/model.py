@@ -62,6 +62,8 @@ class HoldReason(StrEnum):
     PAUSED = "paused"
     #: Another job must complete first.
     AFTER = "after"
+    #: A draft is there: somebody approves it, rejects it, or asks for another.
+    REVIEW = "review"
     #: The batch has used the GPU time or the money it may.
     BUDGET = "budget"
     #: The batch has as many failures as it may.
@@ -102,6 +104,43 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedRound:
+    """One round of a clip that is reviewed before it is made for good: a draft of it, or at last itself."""
+
+    #: `draft`, `quick`, `tune` or `final`.
+    name: str
+    spec: ClipSpec
+    #: What a person should know of the row and its clip in this round.
+    noted: tuple[Note, ...] = ()
+
+
+class Pick(StrEnum):
+    """Whether a clip was chosen of those of its row."""
+
+    #: Nobody has said anything of it.
+    OPEN = "open"
+    #: Approved: of several candidates it is the one that is kept.
+    PICKED = "picked"
+    #: Rejected, or another candidate was picked.
+    LET_GO = "let_go"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewStep:
+    """What somebody decided of a clip in review."""
+
+    #: `approve`, `reject` or `reroll`.
+    verb: str
+    #: Name of the round that it was in; empty where it has one only.
+    round: str
+    #: What was looked at: the clip's id (None: there was none), and its seed.
+    clip_id: str | None
+    seed: int
+    #: UTC epoch seconds.
+    at: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Draft:
     """A checked manifest row, ready to become a job: either a spec and a still, or the problems that forbid it."""
 
@@ -120,6 +159,10 @@ class Draft:
     not_before: int | None = None
     #: Name of the row of its batch, or id of the job, that must complete first.
     after: str | None = None
+    #: The rounds that its clip goes through, the first of which is `spec`; (): it has one only.
+    rounds: tuple[PlannedRound, ...] = ()
+    #: Number of the manifest's row, where that asks for several clips; None: this is its only one.
+    row_number: int | None = None
 
 
 #: What tells one queue from another: a queue is one owner's waiting jobs of one kind and priority. Columns of a job in
@@ -185,6 +228,14 @@ class Job:
     steps: int = 0
     #: Where its next attempt goes on; None: it begins anew.
     checkpoint: StoredCheckpoint | None = None
+    #: The rounds that its clip goes through, and how many are to come after this one. (): it has one only.
+    rounds: tuple[PlannedRound, ...] = ()
+    rounds_left: int = 0
+    #: Number of the manifest's row, where that asks for several clips; None: this is its only one.
+    row_number: int | None = None
+    pick: Pick = Pick.OPEN
+    #: What was decided of it in review, oldest first.
+    reviewed: tuple[ReviewStep, ...] = ()
     #: What was judged of its finished clip. Known to those who read for people only.
     clip_notes: tuple[Note, ...] = field(default=(), compare=False)
 
@@ -198,6 +249,16 @@ class Job:
             of_row = tuple(Note(code=code, message=text) for code, name in kinds for text in self.row.get(name) or ())
         seen = {note.code for note in of_row}
         return distinct([*of_row, *(note for note in self.clip_notes if note.code not in seen)])
+
+    @property
+    def draft(self) -> bool:
+        """Whether what it renders now is a draft, which somebody looks at before the next round."""
+        return self.rounds_left > 0
+
+    @property
+    def round(self) -> str:
+        """Name of the round that it is in; empty where it has one only."""
+        return self.rounds[-1 - self.rounds_left].name if self.rounds else ""
 
     @property
     def interactive(self) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
-from cluster.jobs.model import HoldReason, JobState, Reason
+from cluster.jobs.model import HoldReason, JobState, Pick, Reason
 from cluster.jobs.outcomes import Transition
 
 
@@ -26,6 +26,10 @@ class Verb(StrEnum):
     PRIORITIZE = "prioritize"
     HOLD = "hold"
     APPROVE = "approve"
+    #: The draft, or the candidate, is not wanted.
+    REJECT = "reject"
+    #: Another of the same round, from another seed or with what is said besides.
+    REROLL = "reroll"
 
 
 class Happening(StrEnum):
@@ -43,6 +47,8 @@ class Happening(StrEnum):
     REFUSED = "refused"
     #: The objects of its clip were lost.
     CLIP_LOST = "clip_lost"
+    #: Another candidate of its row was picked.
+    PASSED_OVER = "passed_over"
     #: The job it waits for completed; failed or was cancelled; was put back after that.
     BEFORE_DONE = "before_done"
     BEFORE_LOST = "before_lost"
@@ -82,13 +88,24 @@ class Instruction(StrEnum):
     FAIL_AFTER = "fail_after"
     #: Jobs that failed because it did wait for it again.
     REVIVE_AFTER = "revive_after"
+    #: The other clips of its row are passed over.
+    LET_OTHERS_GO = "let_others_go"
 
 
 class Guard(StrEnum):
     """A condition of a rule beside state and reason."""
 
-    #: A clip of its content is published.
+    #: A clip of its content is published, and is its last.
     HAS_CLIP = "has_clip"
+    #: A clip of its content is published, and is a draft.
+    HAS_DRAFT = "has_draft"
+    #: What it renders is a draft; that, and it was cancelled.
+    DRAFT = "draft"
+    CANCELLED_DRAFT = "cancelled_draft"
+    #: One of several clips of a row, of which none is picked; this one is; another is.
+    UNDECIDED = "undecided"
+    PICKED = "picked"
+    OTHER_PICKED = "other_picked"
     #: The row never became a clip's specification: nothing can be rendered.
     UNRENDERABLE = "unrenderable"
     BEFORE_COMING = "before_coming"
@@ -113,6 +130,12 @@ class JobFacts:
     renderable: bool = True
     has_clip: bool = False
     batch_held: bool = False
+    #: What it renders is a draft: a review comes after it.
+    draft: bool = False
+    #: Whether its row has other clips, whether this one was chosen, and whether another one was.
+    has_others: bool = False
+    pick: Pick = Pick.OPEN
+    other_picked: bool = False
 
     @property
     def legal(self) -> bool:
@@ -120,10 +143,17 @@ class JobFacts:
         # Earlier versions queued a job again although a request had come while its attempt ended: the next one obeys.
         if (self.cancel_requested or self.hold_requested) and self.state not in (JobState.RUNNING, JobState.QUEUED):
             return False
-        # What has no content has no clip of its content.
-        if self.has_clip and not self.renderable:
+        # What has no content has no clip of its content, and is no draft of anything.
+        if (self.has_clip or self.draft) and not self.renderable:
+            return False
+        if self.other_picked and (not self.has_others or self.pick is Pick.PICKED):
             return False
         match self.state:
+            case JobState.HELD if self.reason == HoldReason.REVIEW:
+                # Approved, it is about to render its last round: no draft any more.
+                return True
+            case JobState.COMPLETED if self.draft:
+                return False
             case JobState.HELD:
                 return self.reason in _HELD_ROW and (self.reason != HoldReason.AFTER or self.before is Before.COMING)
             case JobState.FAILED:
@@ -156,6 +186,30 @@ class Rule:
     refusal: str = ""
     #: Nothing changes, not even the time of the last change.
     keeps: bool = False
+    #: Whether it is chosen after that; None: as before.
+    pick: Pick | None = None
+    #: The content may be another than before: its clip is looked up anew.
+    renews: bool = False
+
+    @property
+    def finds_clip(self) -> bool:
+        """Whether the job has a clip after this that it had not before."""
+        had = self.state is JobState.COMPLETED or (self.state is JobState.HELD and self.reason == HoldReason.REVIEW)
+        return self._leaves_clip and (self.renews or not had)
+
+    @property
+    def loses_clip(self) -> bool:
+        """Whether the job may have had a clip, and has none after this."""
+        had = self.state is JobState.COMPLETED or (
+            self.state is JobState.HELD and self.reason in (None, HoldReason.REVIEW)
+        )
+        stays = self.to is self.state and self.because is None
+        return had and not self._leaves_clip and not stays
+
+    @property
+    def _leaves_clip(self) -> bool:
+        # What completed jobs have, and those whose draft is looked at.
+        return self.to is JobState.COMPLETED or (self.to is JobState.HELD and self.because is HoldReason.REVIEW)
 
 
 def _to(state: JobState, to: JobState, *does: Instruction, **more: object) -> Rule:
@@ -173,6 +227,7 @@ def _no(state: JobState, refusal: str, **more: object) -> Rule:
 _Q, _R, _H = JobState.QUEUED, JobState.RUNNING, JobState.HELD
 _DONE, _FAILED, _GONE = JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED
 _APPROVAL, _PAUSED, _AFTER = HoldReason.APPROVAL, HoldReason.PAUSED, HoldReason.AFTER
+_REVIEW = HoldReason.REVIEW
 
 _ENDED = (
     _no(_DONE, "it has completed, and its clip is there"),
@@ -191,13 +246,36 @@ def _back(state: JobState, *does: Instruction, reason: str | None = None) -> tup
 
 
 def _again(state: JobState) -> tuple[Rule, ...]:
+    fresh = (Instruction.FRESH, Instruction.REVIVE_AFTER)
+    # One that was let go may be chosen again; one that failed stays what it was chosen to be.
+    pick = Pick.OPEN if state is _GONE else None
     return (
-        _to(state, _DONE, Instruction.RELEASE_AFTER, when=Guard.HAS_CLIP),
+        _to(state, _H, *fresh, because=_REVIEW, pick=pick, when=Guard.HAS_DRAFT),
+        _to(state, _DONE, Instruction.RELEASE_AFTER, pick=pick, when=Guard.HAS_CLIP),
         _no(state, "its row is at fault: correct it and hand it in again", when=Guard.UNRENDERABLE),
         _no(state, "the row it waits for has failed or was cancelled: retry that one", when=Guard.BEFORE_LOST),
-        *_back(state, Instruction.FRESH, Instruction.REVIVE_AFTER),
+        *(replace(rule, pick=pick) for rule in _back(state, *fresh)),
     )
 
+
+def _reviewed(*does: Instruction, **more: object) -> tuple[Rule, ...]:
+    """From a review to the next clip of the job, which may be there already."""
+    fresh = (Instruction.FRESH, *does)
+    return (
+        _to(_H, _H, *fresh, reason=_REVIEW, because=_REVIEW, when=Guard.HAS_DRAFT, renews=True, **more),
+        _to(_H, _DONE, Instruction.RELEASE_AFTER, *does, reason=_REVIEW, when=Guard.HAS_CLIP, renews=True, **more),
+        *(replace(rule, **more) for rule in _back(_H, *fresh, reason=_REVIEW)),  # type: ignore[arg-type]
+    )
+
+
+_OTHER = "another candidate of its row was picked: reject that one first"
+_NO_REVIEW = (
+    _no(_Q, "there is nothing to look at yet: it waits for a card"),
+    _no(_R, "there is nothing to look at yet: it is being rendered"),
+    _no(_H, "there is nothing to look at: it is held and has not been rendered"),
+    _no(_FAILED, "it has failed, so there is nothing to look at: put it back with `clipmill retry`"),
+    _no(_GONE, "it was cancelled or rejected: put it back with `clipmill retry --cancelled`"),
+)
 
 #: What each event does; of an event's rules the first that matches counts, and an event with none is refused.
 RULES: Mapping[Event, tuple[Rule, ...]] = {
@@ -206,6 +284,7 @@ RULES: Mapping[Event, tuple[Rule, ...]] = {
         _same(_H, reason=_PAUSED),
         _to(_H, _H, reason=_AFTER, because=_PAUSED),
         _no(_H, "it waits for an approval, so it does not start anyway", reason=_APPROVAL),
+        _no(_H, "its draft waits for a review, so nothing of it starts anyway", reason=_REVIEW),
         _CANCELLING,
         _no(_R, "it is being held for an approval already", when=Guard.HOLDING),
         _to(_R, _R, Instruction.PREEMPT, ask=_PAUSED),
@@ -214,6 +293,7 @@ RULES: Mapping[Event, tuple[Rule, ...]] = {
     Verb.HOLD: (
         _to(_Q, _H, because=_APPROVAL),
         _same(_H, reason=_APPROVAL),
+        _no(_H, "its draft waits for a review, so nothing of it starts before", reason=_REVIEW),
         _to(_H, _H, because=_APPROVAL),
         _CANCELLING,
         _to(_R, _R, Instruction.PREEMPT, ask=_APPROVAL),
@@ -223,6 +303,7 @@ RULES: Mapping[Event, tuple[Rule, ...]] = {
         *_back(_H, reason=_PAUSED),
         _no(_H, "it waits for an approval: give it with `clipmill approve`", reason=_APPROVAL),
         _no(_H, "it waits for another row, and starts by itself once that has completed", reason=_AFTER),
+        _no(_H, "its draft waits for a review: `clipmill approve`, `reject` or `reroll` it", reason=_REVIEW),
         _no(_Q, "not the row but its batch is held: resume the batch", when=Guard.BATCH_HELD),
         _to(_Q, _Q, Instruction.GO_ON, when=Guard.PAUSING),
         _same(_Q),
@@ -232,6 +313,11 @@ RULES: Mapping[Event, tuple[Rule, ...]] = {
         *_ENDED,
     ),
     Verb.APPROVE: (
+        _no(_H, _OTHER, reason=_REVIEW, when=Guard.OTHER_PICKED),
+        *_reviewed(Instruction.LET_OTHERS_GO, pick=Pick.PICKED),
+        _same(_DONE, when=Guard.PICKED),
+        _no(_DONE, _OTHER, when=Guard.OTHER_PICKED),
+        _to(_DONE, _DONE, Instruction.LET_OTHERS_GO, pick=Pick.PICKED, when=Guard.UNDECIDED),
         *_back(_H, reason=_APPROVAL),
         _no(_H, "it is paused: let it go with `clipmill resume`", reason=_PAUSED),
         _same(_H, reason=_AFTER),
@@ -258,12 +344,40 @@ RULES: Mapping[Event, tuple[Rule, ...]] = {
         _no(_R, "it is being rendered: there is nothing to retry"),
         _no(_DONE, "it has completed: for another clip hand it in with another seed"),
     ),
+    Verb.REJECT: (
+        _to(_H, _GONE, Instruction.FAIL_AFTER, reason=_REVIEW, pick=Pick.LET_GO),
+        _to(_DONE, _DONE, pick=Pick.LET_GO, when=Guard.PICKED),
+        _to(_DONE, _DONE, pick=Pick.LET_GO, when=Guard.UNDECIDED),
+        _same(_DONE, when=Guard.OTHER_PICKED),
+        _to(_FAILED, _FAILED, pick=Pick.LET_GO, when=Guard.PICKED),
+        _no(_DONE, "it has completed and is its row's only clip: `clipmill reroll` makes another"),
+        *_NO_REVIEW,
+    ),
+    Verb.REROLL: (
+        *_reviewed(pick=Pick.OPEN),
+        _no(_DONE, _OTHER, when=Guard.OTHER_PICKED),
+        _no(_DONE, "its row is at fault: correct it and hand it in again", when=Guard.UNRENDERABLE),
+        _to(_DONE, _DONE, pick=Pick.OPEN, when=Guard.HAS_CLIP, renews=True),
+        _to(_DONE, _Q, Instruction.FRESH, pick=Pick.OPEN),
+        *_NO_REVIEW,
+    ),
     Verb.PRIORITIZE: (_to(_Q, _Q), _to(_H, _H), _to(_R, _R), *_ENDED),
     Happening.STARTED: (
         _no(_Q, "its batch is held: nothing of it starts", when=Guard.BATCH_HELD),
         _to(_Q, _R, keeps_requests=True),
     ),
-    Happening.PUBLISHED: tuple(_to(state, _DONE, Instruction.RELEASE_AFTER) for state in (_Q, _H, _R)),
+    Happening.PUBLISHED: (
+        _same(_H, reason=_REVIEW),
+        _to(_R, _GONE, Instruction.FAIL_AFTER, when=Guard.CANCELLED_DRAFT),
+        *(_to(state, _H, because=_REVIEW, when=Guard.DRAFT) for state in (_Q, _H, _R)),
+        *(_to(state, _DONE, Instruction.RELEASE_AFTER) for state in (_Q, _H, _R)),
+    ),
+    Happening.PASSED_OVER: (
+        _to(_Q, _GONE, Instruction.FAIL_AFTER, pick=Pick.LET_GO),
+        _to(_H, _GONE, Instruction.FAIL_AFTER, pick=Pick.LET_GO),
+        _to(_R, _R, Instruction.STOP, pick=Pick.LET_GO),
+        *(_to(state, state, pick=Pick.LET_GO) for state in (_DONE, _FAILED, _GONE)),
+    ),
     Happening.REQUEUED: (
         _to(_R, _GONE, Instruction.FAIL_AFTER, when=Guard.CANCELLING),
         _to(_R, _H, because=_PAUSED, when=Guard.PAUSING),
@@ -275,7 +389,7 @@ RULES: Mapping[Event, tuple[Rule, ...]] = {
         _to(_R, _FAILED, Instruction.FAIL_AFTER),
     ),
     Happening.REFUSED: (_to(_Q, _FAILED, Instruction.FAIL_AFTER),),
-    Happening.CLIP_LOST: (_to(_DONE, _Q, Instruction.FRESH),),
+    Happening.CLIP_LOST: (_to(_DONE, _Q, Instruction.FRESH), _to(_H, _Q, Instruction.FRESH, reason=_REVIEW)),
     Happening.BEFORE_DONE: (_to(_H, _Q, reason=_AFTER), *(_same(state) for state in JobState)),
     Happening.BEFORE_LOST: (
         _to(_H, _FAILED, Instruction.FAIL_AFTER, because=Reason.AFTER_FAILED),
@@ -311,7 +425,19 @@ def is_met(guard: Guard, facts: JobFacts) -> bool:
     """Whether a job of these facts meets the condition."""
     match guard:
         case Guard.HAS_CLIP:
-            return facts.has_clip
+            return facts.has_clip and not facts.draft
+        case Guard.HAS_DRAFT:
+            return facts.has_clip and facts.draft
+        case Guard.DRAFT:
+            return facts.draft
+        case Guard.CANCELLED_DRAFT:
+            return facts.draft and facts.cancel_requested
+        case Guard.UNDECIDED:
+            return facts.has_others and facts.pick is not Pick.PICKED and not facts.other_picked
+        case Guard.PICKED:
+            return facts.has_others and facts.pick is Pick.PICKED
+        case Guard.OTHER_PICKED:
+            return facts.other_picked
         case Guard.UNRENDERABLE:
             return not facts.renderable
         case Guard.BEFORE_COMING:
@@ -357,6 +483,7 @@ def step(facts: JobFacts, event: Event, what: str = "the job") -> tuple[JobFacts
         reason=rule.because or (facts.reason if stays else None),
         cancel_requested=asked and facts.cancel_requested,
         hold_requested=facts.hold_requested if asked else None,
+        pick=facts.pick if rule.pick is None else rule.pick,
     )
     if rule.ask is not None:
         after = replace(after, hold_requested=rule.ask)
@@ -378,10 +505,14 @@ class Asked(Protocol):
     def hold_requested(self) -> HoldReason | None:
         """Why it is to be held once its attempt has ended."""
 
+    @property
+    def draft(self) -> bool:
+        """Whether what it renders is a draft."""
 
-def ended_by(state: JobState) -> Happening:
-    """What an attempt's end is to a job that is in `state` after it: `PUBLISHED`, `FAILED`, or else `REQUEUED`."""
-    return _ENDED_BY.get(state, Happening.REQUEUED)
+
+def ended_by(after: Transition) -> Happening:
+    """What an attempt's end is to its job, by what becomes of that: `PUBLISHED`, `FAILED`, or else `REQUEUED`."""
+    return Happening.PUBLISHED if after.reason is _REVIEW else _ENDED_BY.get(after.state, Happening.REQUEUED)
 
 
 _ENDED_BY = {_DONE: Happening.PUBLISHED, _FAILED: Happening.FAILED}
@@ -390,14 +521,17 @@ _ENDED_BY = {_DONE: Happening.PUBLISHED, _FAILED: Happening.FAILED}
 def obey(job: Asked, wanted: Transition) -> Transition:
     """What becomes of a job whose attempt has ended, given what it would become if nobody had asked for anything.
 
-    A clip that is there is published although it was to be stopped. One that was to be tried again is held or
+    A clip that is there is published although it was to be stopped; a draft waits for its review then, unless it was
+    cancelled. One that was to be tried again is held or
     cancelled instead where that was asked meanwhile, and one that failed under a cancel was cancelled. What was decided
     by this may be decided once more: a pause that was taken back in between holds nothing.
     """
-    if wanted.state in (_DONE, _GONE):
+    if wanted.state is _GONE or (wanted.state is _DONE and not job.draft):
         return wanted
-    facts = JobFacts(state=_R, cancel_requested=job.cancel_requested, hold_requested=job.hold_requested)
-    after, _ = step(facts, ended_by(wanted.state))
+    facts = JobFacts(
+        state=_R, cancel_requested=job.cancel_requested, hold_requested=job.hold_requested, draft=job.draft
+    )
+    after, _ = step(facts, ended_by(wanted))
     match after.state:
         case JobState.CANCELLED:
             return Transition(state=_GONE)

@@ -18,7 +18,7 @@ from cluster.store.batches import BatchStore
 from cluster.store.counters import Counts
 from cluster.store.database import Database
 from cluster.store.dependencies import follow
-from cluster.store.rows import COMMON_ROWS, clip_from, job_from, select_jobs
+from cluster.store.rows import CLASS_OF_ATTEMPT, COMMON_ROWS, clip_from, job_from, select_jobs
 from cluster.store.schema import attempts, clips, jobs, metadata, tallies
 from cluster.store.transitions import moves, values_of
 from cluster.store.unsealed import given_up
@@ -192,19 +192,14 @@ def _recounted(
     c: Connection, counted: dict[tuple[str, str, str, str, str], float]
 ) -> Iterator[tuple[tuple[str, str, str, str, str], float, bool]]:
     """(counter, what the tables say, whether it must be exactly that) where a recount is possible."""
+    kinds = (jobs.c.family, CLASS_OF_ATTEMPT, attempts.c.card_class, attempts.c.outcome)
     ended = {
-        ("attempts", row.family, row.resolution_class, row.card_class, row.outcome): float(row.number)
-        for row in c.execute(
-            sa.select(
-                jobs.c.family,
-                jobs.c.resolution_class,
-                attempts.c.card_class,
-                attempts.c.outcome,
-                sa.func.count().label("number"),
-            )
+        ("attempts", *kind): float(number)
+        for *kind, number in c.execute(
+            sa.select(*kinds, sa.func.count())
             .join(attempts, attempts.c.job_id == jobs.c.id)
             .where(attempts.c.outcome.is_not(None))
-            .group_by(jobs.c.family, jobs.c.resolution_class, attempts.c.card_class, attempts.c.outcome)
+            .group_by(*kinds)
         )
     }
     for key in ended.keys() | {key for key in counted if key[0] == "attempts"}:
@@ -300,6 +295,8 @@ def _by_table(event: Happening) -> Repair:
     return repair
 
 
+#: Condition on a job: it has a clip, finished or a draft that is looked at.
+_SHOWS = "state = 'completed' OR state = 'held' AND reason = 'review'"
 #: What the tally of clips calls a job that a repair ended.
 _COUNTED_AS = {JobState.COMPLETED.value: "shared", JobState.CANCELLED.value: "cancelled"}
 
@@ -438,21 +435,21 @@ INVARIANTS: tuple[Invariant, ...] = (
     ),
     Invariant(
         number=9,
-        says="a completed job has its clip",
+        says="a completed job, and one whose draft is reviewed, has its clip",
         remedy="The job is queued again.",
         find=_by_sql(
             "SELECT j.id FROM jobs AS j LEFT JOIN clips AS c ON c.id = j.clip_id AND c.owner = j.owner AND"
-            " c.content_key = j.content_key WHERE j.state = 'completed' AND c.id IS NULL ORDER BY j.id",
+            f" c.content_key = j.content_key WHERE ({_SHOWS}) AND c.id IS NULL ORDER BY j.id",
             "it names none, or another job's",
         ),
         repair=_by_table(Happening.CLIP_LOST),
     ),
     Invariant(
         number=10,
-        says="a job that is not completed has no clip",
+        says="a job that is neither completed nor in review has no clip",
         remedy="It is taken from the job.",
         find=_by_sql(
-            "SELECT id, state, clip_id FROM jobs WHERE clip_id IS NOT NULL AND state <> 'completed' ORDER BY id",
+            f"SELECT id, state, clip_id FROM jobs WHERE clip_id IS NOT NULL AND NOT ({_SHOWS}) ORDER BY id",
             "it is {state} and names {clip_id}",
         ),
         repair=_forget_clip,
@@ -463,7 +460,8 @@ INVARIANTS: tuple[Invariant, ...] = (
         remedy="It is completed with that clip.",
         find=_by_sql(
             "SELECT j.id, c.id AS clip_id FROM jobs AS j JOIN clips AS c ON c.owner = j.owner AND c.content_key ="
-            " j.content_key WHERE j.state IN ('queued', 'held') AND c.expired_at IS NULL ORDER BY j.id",
+            " j.content_key WHERE j.state IN ('queued', 'held') AND c.expired_at IS NULL"
+            " AND (j.reason IS NULL OR j.reason <> 'review') ORDER BY j.id",
             "clip {clip_id} has its content",
         ),
         repair=_by_table(Happening.PUBLISHED),

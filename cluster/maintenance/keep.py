@@ -13,6 +13,8 @@ class Keep:
 
     #: Video, poster, spritesheet and provenance of a clip, and its still: since any job last asked for it.
     outputs_days: float | None = None
+    #: Clips that were let go of in review: rejected, passed over for another candidate, or made again. Since then.
+    let_go_days: float | None = None
     #: Stills of jobs that failed or were cancelled. Without them a retry needs the still to be handed in again.
     failed_days: float | None = None
     #: Checkpoints of jobs that wait or are held: since they last ran. They then begin anew.
@@ -31,6 +33,7 @@ class Keep:
         return Cutoffs(
             outputs=before(self.outputs_days),
             outputs_asked=None if self.outputs_days is None else int(now - self.outputs_days * _DAY_S),
+            let_go=before(self.let_go_days),
             failed=before(self.failed_days),
             checkpoints=None if self.checkpoints_days is None else int(now - self.checkpoints_days * _DAY_S),
             cache=None if self.cache_days is None else int(now - self.cache_days * _DAY_S),
@@ -45,6 +48,7 @@ class Cutoffs:
     outputs: int | None
     #: What `outputs` would be without the grace.
     outputs_asked: int | None
+    let_go: int | None
     failed: int | None
     checkpoints: int | None
     cache: int | None

@@ -129,23 +129,27 @@ class Sweeper:
         return self._swept
 
     def _expire_clips(self, cutoffs: Cutoffs) -> None:
+        if cutoffs.let_go is not None:
+            self._expire(cutoffs.let_go, let_go=True)
         if cutoffs.outputs is None:
             return
-        for page in self._old_clips(cutoffs.outputs):
-            # The mark first: whoever asks meanwhile hears that it has expired, not that its objects are missing.
-            gone = page if self._dry else store.expire(self._db, [clip.id for clip in page], cutoffs.outputs)
-            self._swept.clips += len(gone)
-            for key in _keys_of(clip.objects for clip in gone):
-                self._delete(lambda key=key: self._storage.delete(key))  # type: ignore[misc]
-
+        self._expire(cutoffs.outputs)
         if cutoffs.outputs_asked is not None and cutoffs.outputs_asked > cutoffs.outputs:
             old = sum(map(len, self._old_clips(cutoffs.outputs_asked)))
             # In a dry run those that go are still among them.
             self._swept.spared_clips = old - self._swept.clips if self._dry else old
 
-    def _old_clips(self, before: int) -> Iterator[list[store.OldClip]]:
+    def _expire(self, before: int, *, let_go: bool = False) -> None:
+        for page in self._old_clips(before, let_go=let_go):
+            # The mark first: whoever asks meanwhile hears that it has expired, not that its objects are missing.
+            gone = page if self._dry else store.expire(self._db, [clip.id for clip in page], before, let_go=let_go)
+            self._swept.clips += len(gone)
+            for key in _keys_of(clip.objects for clip in gone):
+                self._delete(lambda key=key: self._storage.delete(key))  # type: ignore[misc]
+
+    def _old_clips(self, before: int, *, let_go: bool = False) -> Iterator[list[store.OldClip]]:
         last: store.OldClip | None = None
-        while not self._stop.is_set() and (page := store.old_clips(self._db, before, _AT_ONCE, last)):
+        while not self._stop.is_set() and (page := store.old_clips(self._db, before, _AT_ONCE, last, let_go=let_go)):
             last = page[-1]
             yield page
 

@@ -64,6 +64,14 @@ class ResultRow:
     shared_with: str | None = None
     #: When the clip's files were swept or deleted, in UTC epoch seconds; None: they are there, or nothing says.
     expired_at: int | None = None
+    #: What was decided of it in review: `picked`, `round`, `rounds`, `candidates_of` and `steps`; empty: nothing was.
+    review: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def shows_clip(self) -> bool:
+        """Whether there is a clip of it to look at: finished, or a draft that waits for its review."""
+        there = self.state == "completed" or (self.state == "held" and self.reason == "review")
+        return there and self.video_key is not None and self.expired_at is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +196,8 @@ def _why(row: ResultRow) -> str:
             return f"Failed: {reason}." if reason else "Failed; the batch's status says more."
         case "cancelled":
             return "Cancelled before it was finished."
+        case "held" if reason == "review":
+            return "Its draft waits for a review."
         case "held":
             return f"Waiting for {reason}." if reason else "On hold."
         case "running":

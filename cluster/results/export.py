@@ -301,6 +301,10 @@ def _row_facts(row: ResultRow) -> dict[str, object]:
     facts: dict[str, object] = {"id": row.id, "number": row.number, "image": row.image, "prompt": row.prompt}
     if row.shared_with is not None:
         facts["shared_with"] = row.shared_with
+    if row.review:
+        # What decided that it was this one: the draft's seed and clip, and who else there was.
+        facts["review"] = dict(row.review)
+        facts["picked"] = row.review.get("picked") is True
     if row.noted:
         facts["notes"] = [note.message for note in row.noted if not note.adjusted]
         facts["noted"] = as_json(row.noted)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from cluster.jobs.model import Clip, Job, JobState
+from cluster.jobs.model import Clip, Job, JobState, Pick
 from cluster.results.contact_sheet import STATES, ResultRow
 from cluster.store import BatchStore
 from pipeline.clips.clip import NO_PROMPT
@@ -31,6 +31,7 @@ class JobResult:
         """For the API."""
         row = asdict(self.row) | {
             "extra": dict(self.row.extra),
+            "review": dict(self.row.review),
             "noted": as_json(self.row.noted),
             "problem": self.row.problem.model_dump() if self.row.problem else None,
         }
@@ -62,15 +63,19 @@ def results_of(
     updated_since: int | None = None,
     after: int = -1,
     limit: int | None = None,
+    everything: bool = False,
 ) -> list[JobResult]:
     """A batch's rows in its order, those behind the place `after`. Raises `NoSuchBatchError`.
 
+    Of a row whose clip was picked among several there is that one, unless `everything` is wanted.
     `completed_since`: only those that completed at or after this time, in UTC epoch seconds; `updated_since`:
     those that changed in any way.
     """
     state = None if completed_since is None else JobState.COMPLETED
     since = updated_since if completed_since is None else completed_since
-    jobs = batch_store.jobs(owner, batch_id, state=state, updated_since=since, after_number=after, limit=limit)
+    jobs = batch_store.jobs(
+        owner, batch_id, state=state, updated_since=since, after_number=after, limit=limit, chosen=not everything
+    )
     clips = batch_store.clips(owner, {job.clip_id for job in jobs if job.clip_id})
     makers = batch_store.makers(owner, batch_id, [clip.attempt_id for clip in clips.values()])
     found = []
@@ -110,4 +115,20 @@ def result_row(job: Job, clip: Clip | None, made_by: str | None = None) -> Resul
         attempts=job.attempts,
         shared_with=made_by if made_by != job.name else None,
         expired_at=clip.expired_at if clip else None,
+        review=review_facts(job),
     )
+
+
+def review_facts(job: Job) -> dict[str, object]:
+    """What was decided of a job in review, for results and provenance; empty where there is no review."""
+    if not (job.rounds or job.reviewed or job.row_number is not None):
+        return {}
+    facts: dict[str, object] = {
+        "picked": None if job.pick is Pick.OPEN else job.pick is Pick.PICKED,
+        "round": job.round,
+        "rounds": [one.name for one in job.rounds],
+        "rounds_left": job.rounds_left,
+        "candidates_of": job.row_number,
+        "steps": [asdict(step) for step in job.reviewed],
+    }
+    return {name: value for name, value in facts.items() if value not in (None, "", [], 0) or value is False}

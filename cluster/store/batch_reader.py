@@ -9,11 +9,12 @@ import sqlalchemy as sa
 
 from cluster.chunks import chunks
 from cluster.fleet.cards import Beat
-from cluster.jobs.model import Attempt, Batch, Clip, Job, JobState
+from cluster.jobs.model import Attempt, Batch, Clip, HoldReason, Job, JobState
 from cluster.store.database import Database
 from cluster.store.lookup import KeptCounts, NoSuchJobError, find, require_batch
 from cluster.store.rows import as_shown, attempt_from, clip_from, job_from, select_jobs, with_clip_notes
 from cluster.store.schema import attempts, batches, cards, clips, jobs, tallies
+from cluster.store.transitions import other_picked
 
 #: `source` of a batch that was made for one video, and has no other row.
 VIDEO_SOURCE = "/v1/videos"
@@ -66,19 +67,50 @@ class BatchReader:
         name: str | None = None,
         after_number: int = -1,
         limit: int | None = None,
+        chosen: bool = False,
     ) -> list[Job]:
-        """Jobs of a batch in the manifest's order; queued ones of a held batch are held. Raises `NoSuchBatchError`."""
+        """Jobs of a batch in the manifest's order; queued ones of a held batch are held. Raises `NoSuchBatchError`.
+
+        `chosen`: of a row whose clip was picked among several only that one.
+        """
         query = _shown_jobs().where(jobs.c.owner == owner, jobs.c.batch_id == batch_id, jobs.c.number > after_number)
         if updated_since is not None:
             query = query.where(jobs.c.updated_at >= updated_since)
         if name is not None:
             query = query.where(jobs.c.name == name)
+        if chosen:
+            query = query.where(sa.or_(jobs.c.row_number.is_(None), jobs.c.picked.is_(True), ~other_picked()))
         with self.database.read() as c:
             held = require_batch(c, owner, batch_id).held
             if state is not None:
                 query = query.where(jobs.c.state.in_(_stored(state, held)))
             found = c.execute(query.order_by(jobs.c.number).limit(limit))
             return [as_shown(job_from(row), held) for row in found]
+
+    def in_review(self, owner: str, batch_id: str, *, after_number: int = -1, limit: int | None = None) -> list[Job]:
+        """Jobs of a batch that somebody has to look at, in the manifest's order. Raises `NoSuchBatchError`.
+
+        They are drafts, and clips of rows that have several, of which none is picked yet.
+        """
+        mine = sa.and_(jobs.c.owner == owner, jobs.c.batch_id == batch_id, jobs.c.number > after_number)
+        drafts = sa.and_(jobs.c.state == JobState.HELD.value, jobs.c.reason == HoldReason.REVIEW.value)
+        several = sa.and_(jobs.c.row_number.is_not(None), jobs.c.picked.is_(None), ~other_picked())
+        waits = sa.or_(drafts, sa.and_(several, jobs.c.state == JobState.COMPLETED.value))
+        with self.database.read() as c:
+            held = require_batch(c, owner, batch_id).held
+            found = c.execute(_shown_jobs().where(mine, waits).order_by(jobs.c.number).limit(limit))
+            return [as_shown(job_from(row), held) for row in found]
+
+    def of_rows(self, owner: str, batch_id: str, row_numbers: Collection[int]) -> list[Job]:
+        """Every job of a batch that is one of several clips of these rows of its manifest."""
+        found: list[Job] = []
+        mine = sa.and_(jobs.c.owner == owner, jobs.c.batch_id == batch_id)
+        with self.database.read() as c:
+            held = require_batch(c, owner, batch_id).held
+            for some in chunks(sorted(row_numbers), _MANY):
+                query = _shown_jobs().where(mine, jobs.c.row_number.in_(some)).order_by(jobs.c.number)
+                found += [as_shown(job_from(row), held) for row in c.execute(query)]
+        return found
 
     def changed(self, owner: str, batch_id: str, since: int, limit: int) -> list[Job]:
         """Jobs of a batch that changed at or after `since` (UTC epoch seconds), the oldest change first.

@@ -208,7 +208,7 @@ class BatchStore(BatchReader):
             ]
             for value in values:
                 if batch.sealed and value["state"] in (JobState.QUEUED, JobState.HELD):
-                    value |= {"state": JobState.CANCELLED.value, "reason": None}
+                    value |= {"state": JobState.CANCELLED.value, "reason": None, "clip_id": None}
             if values:
                 c.execute(sa.insert(jobs), values)
             for value in values:

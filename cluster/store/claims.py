@@ -226,6 +226,7 @@ def _values(claim: Claim, now: int, epoch: int, lease_s: int) -> dict[str, Any]:
         "card": claim.card,
         "card_class": claim.card_class,
         "kind": claim.kind,
+        "resolution_class": job.spec.resolution_class.value if job.spec else None,
         "outcome": None,
         "started_at": now,
         "lease_until": now + lease_s,

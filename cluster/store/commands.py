@@ -17,14 +17,15 @@ from sqlalchemy.engine import Connection
 
 from cluster.jobs.commands import CardOrder, CardVerb, for_batch, give_order, reached
 from cluster.jobs.model import INTERACTIVE_FROM, INTERACTIVE_PRIORITY, HoldReason, JobState, Limits, Reason
-from cluster.jobs.transitions import RULES, Guard, RefusedError, Verb
+from cluster.jobs.review import ReviewChange, in_review, renewed, with_step
+from cluster.jobs.transitions import RULES, Event, Guard, Happening, Instruction, RefusedError, Verb
 from cluster.store.budgets import Meter, Price, price_of
 from cluster.store.bulk import Keyed, among
 from cluster.store.counters import count
 from cluster.store.database import Database
 from cluster.store.dependencies import follow, follow_batch
 from cluster.store.lookup import NoSuchJobError, glance_at, require_batch
-from cluster.store.rows import limits_of
+from cluster.store.rows import job_from, limits_of, review_value, select_jobs
 from cluster.store.schema import LIMITED, batches, card_orders, jobs
 from cluster.store.transitions import leads_to, moves, number_of_rule, values_of
 from cluster.store.webhooks.again import watch_again
@@ -101,6 +102,10 @@ class CommandStore:
             held = order.held.value if order.held else None
             flags: dict[str, Any] = {"held": held, "needs_approval": order.needs_approval}
             mine = sa.and_(jobs.c.owner == owner, jobs.c.batch_id == batch_id)
+            if verb in _REVIEWS:
+                # A clip that somebody looks at is decided on by itself (`job`): what follows is written before.
+                seen = jobs.c.reason.is_not_distinct_from(HoldReason.REVIEW.value)
+                mine = sa.and_(mine, jobs.c.state != JobState.COMPLETED.value, ~seen)
             large = order.rows and _has_more_than(c, mine, self.rows_at_once)
             if verb is Verb.CANCEL:
                 # Nothing comes after a cancel: rows that are still being handed in are cancelled as they come.
@@ -173,8 +178,16 @@ class CommandStore:
 
     # -- jobs -----------------------------------------------------------------------------------------------
 
-    def job(self, owner: str, job_id: str, verb: Verb, *, priority: int = 0) -> None:
-        """Carry out `verb` on one job. A verb that finds it so already changes nothing."""
+    def job(
+        self, owner: str, job_id: str, verb: Verb, *, priority: int = 0, change: ReviewChange | None = None
+    ) -> None:
+        """Carry out `verb` on one job. A verb that finds it so already changes nothing.
+
+        `change` is REROLL's; with one REJECT makes another clip of the same round as well. Raises `BadInputError` for
+        a change that the model does not take.
+        """
+        with_another = verb is Verb.REJECT and change is not None and not change.empty
+        said, verb = verb, Verb.REROLL if with_another else verb
         with self._db.write() as c:
             now = self._db.now(c)
             mine = sa.and_(jobs.c.owner == owner, jobs.c.id == job_id)
@@ -186,9 +199,54 @@ class CommandStore:
             rule = RULES[verb][found.rule] if found.rule >= 0 else None
             if rule is None or rule.to is None:
                 what = f"{found.name} ({job_id})"
-                raise RefusedError(verb, what, rule.refusal if rule else f"it is {found.state}")
+                raise RefusedError(said, what, rule.refusal if rule else f"it is {found.state}")
+            if verb in _REVIEWS and not rule.keeps:
+                self._review(c, now, verb, mine, change or ReviewChange(), said)
             self._move(c, now, verb, mine, priority)
-            follow(self._db, c, now, [job_id])
+            moved = [job_id]
+            if Instruction.LET_OTHERS_GO in rule.does:
+                moved += self._pass_over_others(c, now, owner, job_id)
+            follow(self._db, c, now, moved)
+
+    def _review(
+        self, c: Connection, now: int, verb: Verb, mine: sa.ColumnElement[bool], change: ReviewChange, said: Verb
+    ) -> None:
+        """Write what the job renders next, and what was decided; the table moves it after that, by its new content."""
+        job = job_from(c.execute(select_jobs().where(mine)).one())
+        if verb is Verb.APPROVE and not in_review(job) and job.state is not JobState.COMPLETED:
+            return
+        renewal = renewed(job, verb, change)
+        steps = with_step(job, said.value, now)
+        if renewal is None:
+            c.execute(sa.update(jobs).where(mine).values(review=review_value(job.rounds, steps)))
+            return
+        c.execute(
+            sa.update(jobs)
+            .where(mine)
+            .values(
+                spec=renewal.spec.model_dump(mode="json"),
+                content_key=renewal.content_key,
+                resolution_class=renewal.spec.resolution_class.value,
+                needs_bytes=renewal.needs_bytes,
+                row=dict(renewal.row),
+                review=review_value(renewal.rounds, steps),
+                rounds_left=renewal.rounds_left,
+                checkpoint_key=None,
+                checkpoint_step=None,
+            )
+        )
+
+    def _pass_over_others(self, c: Connection, now: int, owner: str, job_id: str) -> list[str]:
+        """Let go of the other clips of the row that a job is of; returns their ids."""
+        this = jobs.alias("this")
+        others = sa.select(jobs.c.id).join(
+            this, sa.and_(this.c.batch_id == jobs.c.batch_id, this.c.row_number == jobs.c.row_number)
+        )
+        of_row = others.where(this.c.id == job_id, jobs.c.row_number.is_not(None), jobs.c.id != job_id)
+        found = list(c.scalars(of_row.where(jobs.c.owner == owner)))
+        if found:
+            self._move(c, now, Happening.PASSED_OVER, among(jobs.c.id, found))
+        return found
 
     # -- cards ----------------------------------------------------------------------------------------------
 
@@ -243,7 +301,7 @@ class CommandStore:
 
     # -- within a transaction -------------------------------------------------------------------------------
 
-    def _move(self, c: Connection, now: int, verb: Verb, which: sa.ColumnElement[bool], priority: int = 0) -> int:
+    def _move(self, c: Connection, now: int, verb: Event, which: sa.ColumnElement[bool], priority: int = 0) -> int:
         """How many jobs were moved."""
         changing = [rule for rule in RULES[verb] if rule.to is not None and not rule.keeps]
         # States in which only those change that were to be preempted: few, and found by an index of their own.
@@ -257,10 +315,11 @@ class CommandStore:
             if states
         )
 
-    def _move_some(self, c: Connection, now: int, verb: Verb, which: sa.ColumnElement[bool], priority: int) -> int:
+    def _move_some(self, c: Connection, now: int, verb: Event, which: sa.ColumnElement[bool], priority: int) -> int:
         again: list[str] = []
         if verb is Verb.RETRY:
             self._freshen(c, which)
+        if verb in (Verb.RETRY, Verb.REROLL):
             again = list(c.scalars(sa.select(jobs.c.batch_id).distinct().where(which, moves(verb))))
         self._tally(c, verb, which)
         values = values_of(verb, now)
@@ -272,7 +331,7 @@ class CommandStore:
         watch_again(c, again)
         return moved
 
-    def _tally(self, c: Connection, verb: Verb, which: sa.ColumnElement[bool]) -> None:
+    def _tally(self, c: Connection, verb: Event, which: sa.ColumnElement[bool]) -> None:
         for state, outcome in ((JobState.CANCELLED, "cancelled"), (JobState.COMPLETED, "shared")):
             if not any(rule.to is state for rule in RULES[verb]):
                 continue
@@ -302,6 +361,8 @@ class CommandStore:
 
 
 _ASKED = (Guard.PAUSING, Guard.HOLDING)
+#: Commands of whoever looks at a clip.
+_REVIEWS = (Verb.APPROVE, Verb.REJECT, Verb.REROLL)
 _PREEMPTED = jobs.alias("preempted")
 
 #: A transaction of so many rows takes some tenths of a second.

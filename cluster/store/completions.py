@@ -25,10 +25,10 @@ from cluster.store.dependencies import follow
 from cluster.store.measurements import AnyMeasurements
 from cluster.store.rows import objects_value
 from cluster.store.schema import attempts, clips, jobs
-from cluster.store.transitions import values_of
+from cluster.store.transitions import moves, values_of
 
 #: States out of which a clip of equal content completes a job; the one that runs is the clip's own.
-_WAITING = [rule.state.value for rule in RULES[Happening.PUBLISHED] if rule.state is not JobState.RUNNING]
+_WAITING = sorted({rule.state.value for rule in RULES[Happening.PUBLISHED]} - {JobState.RUNNING.value})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ _WAITER = jobs.alias("waiting")
 _LIVE = (
     sa.select(
         *(attempts.c[name] for name in ("id", "kind", "started_at", "lease_until", "resumed_step", "resumed_from")),
-        *(jobs.c[name] for name in ("state", "cancel_requested", "hold_requested")),
+        *(jobs.c[name] for name in ("state", "cancel_requested", "hold_requested", "rounds_left")),
         jobs.c.fence.label("job_fence"),
     )
     .join(jobs, jobs.c.id == attempts.c.job_id)
@@ -143,6 +143,7 @@ _SHARE = (
         jobs.c.owner == sa.bindparam("its_owner"),
         jobs.c.content_key == sa.bindparam("its_key"),
         is_one_of(unindexed(jobs.c.state), *_WAITING),
+        moves(Happening.PUBLISHED),
     )
     .values(
         values_of(Happening.PUBLISHED, sa.bindparam("now", type_=sa.BigInteger()))
@@ -167,7 +168,12 @@ def _check_fence(claim: Claim, row: Any) -> None:
 def _as_asked(one: Completion, row: Any) -> Completion:
     """The completion with the transition that is right for what is asked of the job in this transaction."""
     held = HoldReason(row.hold_requested) if row.hold_requested else None
-    facts = JobFacts(state=JobState.RUNNING, cancel_requested=row.cancel_requested, hold_requested=held)
+    facts = JobFacts(
+        state=JobState.RUNNING,
+        cancel_requested=row.cancel_requested,
+        hold_requested=held,
+        draft=row.rounds_left > 0,
+    )
     return replace(one, transition=obey(facts, one.transition))
 
 
@@ -191,8 +197,8 @@ def _attempt_values(one: Completion, row: Any, now: int) -> dict[str, Any]:
 
 
 def _publish(c: Connection, completions: Sequence[Completion], now: int, counts: Counts) -> dict[str, str]:
-    """Clip ids by attempt. Completes every waiting job of equal content."""
-    done = [one for one in completions if one.transition.state is JobState.COMPLETED]
+    """Clip ids by attempt. Completes every waiting job of equal content, or has its draft reviewed."""
+    done = [one for one in completions if ended_by(one.transition) is Happening.PUBLISHED]
     if not done:
         return {}
     there = _clips_there(c, done)
@@ -239,18 +245,18 @@ def _waited_for(c: Connection, done: Sequence[Completion]) -> set[tuple[str, str
 
 def _move(c: Connection, completions: Sequence[Completion], published: dict[str, str], now: int) -> None:
     # One statement for all that change the same columns.
-    alike: dict[tuple[Happening, tuple[str, ...]], list[dict[str, Any]]] = defaultdict(list)
+    alike: dict[tuple[Happening, JobState, tuple[str, ...]], list[dict[str, Any]]] = defaultdict(list)
     for one in completions:
         values = _job_values(one, published.get(one.claim.attempt_id))
         bound = {f"new_{name}": value for name, value in values.items()}
-        key = ended_by(one.transition.state), (_cost(one.transition), *values)
+        key = ended_by(one.transition), one.transition.state, (_cost(one.transition), *values)
         alike[key].append({"its_id": one.claim.job.id, "its_fence": one.claim.fence, "now": now} | bound)
-    for (event, (cost, *names)), rows in alike.items():
-        for_each(c, _moving(event, cost, tuple(names)), rows)
+    for (event, to, (cost, *names)), rows in alike.items():
+        for_each(c, _moving(event, to, cost, tuple(names)), rows)
 
 
 @cache
-def _moving(event: Happening, cost: str, names: tuple[str, ...]) -> sa.Update:
+def _moving(event: Happening, to: JobState, cost: str, names: tuple[str, ...]) -> sa.Update:
     """What the table writes, but for the columns `names`, which are the completion's own."""
     return (
         sa.update(jobs)
@@ -260,7 +266,7 @@ def _moving(event: Happening, cost: str, names: tuple[str, ...]) -> sa.Update:
             jobs.c.state == JobState.RUNNING.value,
         )
         .values(
-            values_of(event, sa.bindparam("now", type_=sa.BigInteger()))
+            values_of(event, sa.bindparam("now", type_=sa.BigInteger()), (JobState.RUNNING, to))
             | {name: sa.bindparam(f"new_{name}", type_=jobs.c[name].type) for name in names}
             | ({cost: jobs.c[cost] + 1} if cost else {})
         )
@@ -307,6 +313,8 @@ def _tally(one: Completion, row: Any, now: int, counts: Counts) -> None:
         counts.add("preemptions", outcome=ended.cause or "drain")
     if transition.state.final:
         _count(counts, "clips", claim, outcome=transition.state)
+    elif ended_by(transition) is Happening.PUBLISHED:
+        _count(counts, "clips", claim, outcome="draft")
     _count(counts, "gpu_seconds", claim, card_class=claim.card_class, by=max(0, now - row.started_at))
     if isinstance(ended, Lost) and row.lease_until < now:
         counts.add("leases_expired")

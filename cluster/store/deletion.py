@@ -20,7 +20,7 @@ from cluster.store.counters import Counts
 from cluster.store.database import Database
 from cluster.store.dependencies import follow
 from cluster.store.lookup import glance_at, require_batch
-from cluster.store.rows import objects_from
+from cluster.store.rows import CLASS_OF_ATTEMPT, objects_from
 from cluster.store.schema import attempts, batches, clips, idempotency_keys, jobs
 from cluster.store.unsealed import is_handed_in
 from cluster.store.webhooks.telling import tell_batch
@@ -205,12 +205,12 @@ def _is_shown_elsewhere(batch_id: str) -> sa.Exists:
 
 def _count_deleted(c: Connection, job_ids: Collection[str], counts: Counts) -> None:
     """Count the attempts that go, so that counters can still be compared with the tables."""
-    labels = (jobs.c.family, jobs.c.resolution_class, attempts.c.card_class, attempts.c.outcome)
+    labels = (jobs.c.family, CLASS_OF_ATTEMPT.label("resolution_class"), attempts.c.card_class, attempts.c.outcome)
     query = (
         sa.select(*labels, sa.func.count().label("number"))
         .join(attempts, attempts.c.job_id == jobs.c.id)
         .where(jobs.c.id.in_(job_ids), attempts.c.outcome.is_not(None))
-        .group_by(*labels)
+        .group_by(jobs.c.family, CLASS_OF_ATTEMPT, attempts.c.card_class, attempts.c.outcome)
     )
     for row in c.execute(query):
         counts.add(

@@ -38,11 +38,16 @@ class OldCheckpoint:
     key: str
 
 
-def old_clips(database: Database, before: int, limit: int, after: OldClip | None = None) -> list[OldClip]:
-    """Clips of which no job was made or touched since `before`, oldest first, those behind `after`."""
+def old_clips(
+    database: Database, before: int, limit: int, after: OldClip | None = None, *, let_go: bool = False
+) -> list[OldClip]:
+    """Clips of which no job was made or touched since `before`, oldest first, those behind `after`.
+
+    `let_go`: only those that no job has but such as were let go of in review.
+    """
     query = (
         sa.select(clips.c.id, clips.c.created_at, clips.c.objects)
-        .where(clips.c.expired_at.is_(None), clips.c.created_at < before, ~_touched_since(before))
+        .where(clips.c.expired_at.is_(None), clips.c.created_at < before, ~_wanted_since(before, let_go=let_go))
         .order_by(clips.c.created_at, clips.c.id)
         .limit(limit)
     )
@@ -53,14 +58,14 @@ def old_clips(database: Database, before: int, limit: int, after: OldClip | None
         return [OldClip(row.id, row.created_at, objects_from(row.objects)) for row in c.execute(query)]
 
 
-def expire(database: Database, clip_ids: Sequence[str], before: int) -> list[OldClip]:
+def expire(database: Database, clip_ids: Sequence[str], before: int, *, let_go: bool = False) -> list[OldClip]:
     """Mark clips as expired; those that were wanted again meanwhile are left out. Their objects may then be deleted."""
     expired = []
     with database.write() as c:
         for some in chunks(clip_ids, _MANY):
             rows = c.execute(
                 sa.update(clips)
-                .where(clips.c.id.in_(some), clips.c.expired_at.is_(None), ~_touched_since(before))
+                .where(clips.c.id.in_(some), clips.c.expired_at.is_(None), ~_wanted_since(before, let_go=let_go))
                 .values(expired_at=database.now(c))
                 .returning(clips.c.id, clips.c.created_at, clips.c.objects)
             )
@@ -171,13 +176,14 @@ def forget_stills(database: Database, names: Sequence[str], seen: int) -> list[s
     return [name for name in names if name not in kept]
 
 
-def _touched_since(before: int) -> sa.Exists:
+def _wanted_since(before: int, *, let_go: bool) -> sa.Exists:
+    wanted = [jobs.c.updated_at >= before, jobs.c.state.not_in(_FINAL)]
+    if let_go:
+        # Whoever was not let go of wants its clip for as long as clips are kept.
+        wanted.append(sa.func.coalesce(jobs.c.picked, sa.true()))
     # By the content, which has an index: whoever shares a clip has it.
-    return sa.exists().where(
-        jobs.c.owner == clips.c.owner,
-        jobs.c.content_key == clips.c.content_key,
-        sa.or_(jobs.c.updated_at >= before, jobs.c.state.not_in(_FINAL)),
-    )
+    same = sa.and_(jobs.c.owner == clips.c.owner, jobs.c.content_key == clips.c.content_key)
+    return sa.exists().where(same, sa.or_(*wanted))
 
 
 def _waits_with_checkpoint(before: int) -> sa.ColumnElement[bool]:

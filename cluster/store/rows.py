@@ -20,7 +20,10 @@ from cluster.jobs.model import (
     Limits,
     Objects,
     Outcome,
+    Pick,
+    PlannedRound,
     Reason,
+    ReviewStep,
     StoredCheckpoint,
 )
 from cluster.store.bulk import among, is_one_of
@@ -32,6 +35,9 @@ from pipeline.problems import Problem
 _OBJECTS = tuple(field.name for field in fields(Objects))
 #: Rows of a detached batch, by number, that wait in the common lane (`cluster.store.queues`).
 COMMON_ROWS = 16
+
+#: The class of the clip that an attempt of a job rendered.
+CLASS_OF_ATTEMPT = sa.func.coalesce(attempts.c.resolution_class, jobs.c.resolution_class)
 
 #: All columns of a job, with the step of its newest attempt. While it waits, steps that were lost with that attempt
 #: are no progress: what counts is where it goes on.
@@ -122,8 +128,36 @@ def job_from(row: Any) -> Job:
         step=row.step,
         steps=row.steps,
         checkpoint=StoredCheckpoint(row.checkpoint_key, row.checkpoint_step) if row.checkpoint_key else None,
+        rounds=rounds_from(row.review),
+        rounds_left=row.rounds_left,
+        row_number=row.row_number,
+        pick=pick_from(row.picked),
+        reviewed=tuple(ReviewStep(**one) for one in (row.review or {}).get("steps", ())),
         clip_notes=notes_from(getattr(row, "clip_notes", None)),
     )
+
+
+def pick_from(picked: bool | None) -> Pick:
+    """What the column `picked` says."""
+    return Pick.OPEN if picked is None else Pick.PICKED if picked else Pick.LET_GO
+
+
+def rounds_from(review: Mapping[str, Any] | None) -> tuple[PlannedRound, ...]:
+    """The rounds in the column `review`."""
+    return tuple(
+        PlannedRound(name=one["name"], spec=ClipSpec.model_validate(one["spec"]), noted=notes_from(one.get("noted")))
+        for one in (review or {}).get("rounds", ())
+    )
+
+
+def review_value(rounds: Sequence[PlannedRound], steps: Sequence[ReviewStep] = ()) -> dict[str, Any] | None:
+    """What the column `review` has of rounds, and of what was decided; None where there is neither."""
+    if not rounds and not steps:
+        return None
+    planned = [
+        {"name": one.name, "spec": one.spec.model_dump(mode="json"), "noted": as_json(one.noted)} for one in rounds
+    ]
+    return {"rounds": planned, "steps": [vars(one) for one in steps]}
 
 
 def as_shown(job: Job, held: str | None) -> Job:
@@ -182,6 +216,8 @@ def job_values(
     reason: str | None = None
     if draft.problems:
         state, reason = JobState.FAILED, Reason.INVALID.value
+    elif clip_id and len(draft.rounds) > 1:
+        state, reason = JobState.HELD, HoldReason.REVIEW.value
     elif clip_id:
         state = JobState.COMPLETED
     elif needs_approval or draft.after:
@@ -219,6 +255,10 @@ def job_values(
         "clip_id": clip_id,
         "checkpoint_key": None,
         "checkpoint_step": None,
+        "review": review_value(draft.rounds),
+        "rounds_left": max(0, len(draft.rounds) - 1) if draft.spec else 0,
+        "row_number": draft.row_number if draft.spec else None,
+        "picked": None,
     }
 
 

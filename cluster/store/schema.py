@@ -158,6 +158,14 @@ jobs = Table(
     # Id of the job it waits for; until its batch is sealed, what the manifest calls it.
     Column("after", Text, nullable=True),
     UniqueConstraint("batch_id", "number"),
+    # The rounds of a clip that is reviewed, and what was decided of it; NULL: it has one only, and nothing was.
+    Column("review", JSON(none_as_null=True), nullable=True),
+    # Rounds to come after this one; more than none: what it renders is a draft.
+    Column("rounds_left", Integer, nullable=False, server_default=text("0")),
+    # Number of the manifest's row, where that asks for several clips; NULL: this is its only one.
+    Column("row_number", Integer, nullable=True),
+    # Whether it was chosen of those of its row; NULL: nothing was said.
+    Column("picked", Boolean, nullable=True),
     # Where it waits: its batch, or the common lane of the first few rows of detached batches (`cluster.store.queues`).
     Column("lane", String(64), nullable=False, server_default=text("''")),
     Index("ix_jobs_state", "state"),
@@ -181,6 +189,14 @@ jobs = Table(
         "after",
         sqlite_where=text('"after" IS NOT NULL'),
         postgresql_where=text('"after" IS NOT NULL'),
+    ),
+    # Clips of one row of a manifest.
+    Index(
+        "ix_jobs_row_number",
+        "batch_id",
+        "row_number",
+        sqlite_where=text("row_number IS NOT NULL"),
+        postgresql_where=text("row_number IS NOT NULL"),
     ),
     # Requests to running jobs, read at every renewal of leases.
     Index(
@@ -209,6 +225,8 @@ attempts = Table(
     Column("renderer", String(128), nullable=False),
     Column("card", String(128), nullable=False),
     Column("card_class", String(16), nullable=False),
+    # Class of the clip that it renders, which a job has another of in its next round; NULL: the job's.
+    Column("resolution_class", String(16), nullable=True),
     # Card kind, which prices are for; empty in attempts of earlier versions.
     Column("kind", String(128), nullable=False, server_default=text("''")),
     # NULL while running.

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cluster.jobs.model import HoldReason, JobState
+from cluster.jobs.model import HoldReason, JobState, Pick
 from cluster.jobs.transitions import RULES, Event, Guard, Instruction, Rule
 from cluster.store.schema import attempts, batches, clips, jobs
 
@@ -24,6 +24,19 @@ def _own_clip() -> sa.ColumnElement[bool]:
     return sa.and_(same, clips.c.expired_at.is_(None))
 
 
+def other_picked() -> sa.ColumnElement[bool]:
+    """Whether another job of the same row of a manifest was picked."""
+    other = jobs.alias("other")
+    same = sa.and_(other.c.batch_id == jobs.c.batch_id, other.c.row_number == jobs.c.row_number)
+    # Whoever was cancelled after that is chosen no more.
+    chosen = sa.and_(other.c.picked.is_(True), other.c.state != JobState.CANCELLED.value, other.c.id != jobs.c.id)
+    picked = sa.exists().where(same, other.c.row_number.is_not(None), chosen)
+    return sa.and_(jobs.c.row_number.is_not(None), picked)
+
+
+#: How the store has a `Pick`.
+PICKED: dict[Pick, bool | None] = {Pick.OPEN: None, Pick.PICKED: True, Pick.LET_GO: False}
+
 _NO_PROBLEMS = sa.bindparam("no_problems", [], type_=jobs.c.problems.type)
 
 
@@ -31,7 +44,21 @@ def guard_sql(guard: Guard) -> sa.ColumnElement[bool]:
     """The condition of a row of `jobs`, as `cluster.jobs.transitions.is_met` is of `JobFacts`."""
     match guard:
         case Guard.HAS_CLIP:
-            return sa.exists().where(_own_clip())
+            return sa.and_(jobs.c.rounds_left == 0, sa.exists().where(_own_clip()))
+        case Guard.HAS_DRAFT:
+            return sa.and_(jobs.c.rounds_left > 0, sa.exists().where(_own_clip()))
+        case Guard.DRAFT:
+            return jobs.c.rounds_left > 0
+        case Guard.CANCELLED_DRAFT:
+            return sa.and_(jobs.c.rounds_left > 0, jobs.c.cancel_requested.is_(True))
+        case Guard.UNDECIDED:
+            return sa.and_(
+                jobs.c.row_number.is_not(None), sa.func.coalesce(jobs.c.picked, sa.false()).is_(False), ~other_picked()
+            )
+        case Guard.PICKED:
+            return sa.and_(jobs.c.row_number.is_not(None), sa.func.coalesce(jobs.c.picked, sa.false()))
+        case Guard.OTHER_PICKED:
+            return other_picked()
         case Guard.UNRENDERABLE:
             return jobs.c.content_key.is_(None)
         case Guard.BEFORE_COMING:
@@ -75,13 +102,20 @@ def leads_to(event: Event, state: JobState) -> sa.ColumnElement[bool]:
     return number_of_rule(event).in_([n for n, r in rules if r.to is state and r.state is not state])
 
 
-def values_of(event: Event, now: int | sa.BindParameter[int]) -> dict[str, Any]:
+def values_of(
+    event: Event, now: int | sa.BindParameter[int], move: tuple[JobState, JobState] | None = None
+) -> dict[str, Any]:
     """Values of the UPDATE that takes every row which `moves` to where the table says, by the name of the column.
 
     Where all rules of the event say the same of a column it is a constant, so a statement can be made once and name the
-    states it starts from itself. The reason of a job that failed by itself is the caller's to put in.
+    states it starts from itself. The reason of a job that failed by itself is the caller's to put in. `move`: where the
+    caller knows it, from which state to which the rows go; rules of other moves are left out.
     """
-    rules = [(n, rule) for n, rule in enumerate(RULES[event]) if rule.to is not None and not rule.keeps]
+    rules = [
+        (n, rule)
+        for n, rule in enumerate(RULES[event])
+        if rule.to is not None and not rule.keeps and move in (None, (rule.state, rule.to))
+    ]
     # The number once, as an operand: as a list of conditions every column would ask every guard again.
     which = number_of_rule(event)
 
@@ -116,14 +150,17 @@ def values_of(event: Event, now: int | sa.BindParameter[int]) -> dict[str, Any]:
     if fresh:
         for column in (jobs.c.attempts, jobs.c.releases):
             values[column.name] = by_rule(dict.fromkeys(fresh, 0), column)
-    # A clip is what completed jobs have, and no others.
-    done = [n for n, rule in changing.items() if rule.to is JobState.COMPLETED]
-    undone = [n for n, rule in changing.items() if rule.state is JobState.COMPLETED]
+    # A clip is what completed jobs have and those in review, and no others.
+    done = [n for n, rule in rules if rule.finds_clip]
+    undone = [n for n, rule in rules if rule.loses_clip]
     if done:
         clip = sa.select(clips.c.id).where(_own_clip())
-        values["clip_id"] = where(done, clip.scalar_subquery(), jobs.c.clip_id)
-    if undone:
+        values["clip_id"] = where(done, clip.scalar_subquery(), where(undone, None, jobs.c.clip_id))
+    elif undone:
         values["clip_id"] = where(undone, None, jobs.c.clip_id)
+    picks = {n: PICKED[rule.pick] for n, rule in rules if rule.pick is not None}
+    if picks:
+        values["picked"] = by_rule(picks, jobs.c.picked)
     if fresh or done:
         values["problems"] = where(sorted({*fresh, *done}), _NO_PROBLEMS, jobs.c.problems)
     return values

@@ -41,6 +41,12 @@ class ResolutionClass(StrEnum):
         return self.side**2
 
 
+#: Characters of a prompt, and of a negative one.
+MAX_PROMPT_CHARACTERS = 2000
+#: Guidance goes from 1 (none) up to here.
+MAX_GUIDANCE = 30.0
+
+
 class Tier(StrEnum):
     """How much work goes into a clip; each family says what a tier means for it."""
 

@@ -39,7 +39,7 @@ def pause(what: What, row: RowName = None, url: Url = None, home: Home = None, a
 
     A clip of a model that cannot be saved half way is finished.
     """
-    _command(Verb.PAUSE, what, row, url, home, as_json)
+    command(Verb.PAUSE, what, row, url, home, as_json)
 
 
 def resume(
@@ -54,12 +54,12 @@ def resume(
 ) -> None:
     """Go on with what was paused, or with a batch that reached a limit, once that is higher."""
     limits = {"max_failures": max_failures, "max_gpu_hours": max_gpu_hours, "max_cost": max_cost}
-    _command(Verb.RESUME, what, row, url, home, as_json, {k: v for k, v in limits.items() if v is not None})
+    command(Verb.RESUME, what, row, url, home, as_json, {k: v for k, v in limits.items() if v is not None})
 
 
 def cancel(what: What, row: RowName = None, url: Url = None, home: Home = None, as_json: Json = False) -> None:
     """Cancel what has not ended; a running clip stops within a step."""
-    _command(Verb.CANCEL, what, row, url, home, as_json)
+    command(Verb.CANCEL, what, row, url, home, as_json)
 
 
 def retry(
@@ -74,17 +74,17 @@ def retry(
 
     Exit 1 where some stay failed, their row or picture being at fault.
     """
-    _command(Verb.RETRY, what, row, url, home, as_json, {"cancelled": True} if cancelled else {})
+    command(Verb.RETRY, what, row, url, home, as_json, {"cancelled": True} if cancelled else {})
 
 
 def hold(what: What, row: RowName = None, url: Url = None, home: Home = None, as_json: Json = False) -> None:
     """Let nothing more of it start until `approve`."""
-    _command(Verb.HOLD, what, row, url, home, as_json)
+    command(Verb.HOLD, what, row, url, home, as_json)
 
 
 def approve(what: What, row: RowName = None, url: Url = None, home: Home = None, as_json: Json = False) -> None:
-    """Let go what waits for an approval."""
-    _command(Verb.APPROVE, what, row, url, home, as_json)
+    """Let go what waits for an approval; a draft goes on to its next round, of several candidates it is the one."""
+    command(Verb.APPROVE, what, row, url, home, as_json)
 
 
 def prioritize(
@@ -99,7 +99,7 @@ def prioritize(
     as_json: Json = False,
 ) -> None:
     """Set the priority of what has not ended (a negative one after `--`: `prioritize BATCH -- -5`)."""
-    _command(Verb.PRIORITIZE, what, row, url, home, as_json, of_both={"priority": priority})
+    command(Verb.PRIORITIZE, what, row, url, home, as_json, of_both={"priority": priority})
 
 
 def delete(
@@ -179,7 +179,7 @@ def _number(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def _command(
+def command(
     verb: Verb,
     what: str,
     row: str | None,
@@ -188,7 +188,12 @@ def _command(
     as_json: bool,
     of_batch: dict[str, Any] | None = None,
     of_both: dict[str, Any] | None = None,
+    of_job: dict[str, Any] | None = None,
 ) -> None:
+    """Carry out `verb` on what `what` begins, or on its row of the name `row`, and print what it is then.
+
+    What goes with the verb: `of_batch` on a batch, `of_job` on a job, `of_both` on either.
+    """
     with exit_on_error():
         client = connect(settings_for(home), url)
         found = client.find(what)
@@ -196,6 +201,8 @@ def _command(
         if row is not None and not is_batch:
             fail(Exit.USAGE, f"--row is a row of a batch, and {what} is a job: leave --row out")
         if is_batch and row is None:
+            if of_job:
+                fail(Exit.USAGE, "what is to be different is said of one row: add --row, or name its job")
             batch = client.command_batch(found, verb, **(of_batch or {}), **(of_both or {}))
             # Those that obey are back in the queue by now.
             left = _not_retried(client, found) if verb is Verb.RETRY else []
@@ -212,7 +219,9 @@ def _command(
             return
         if of_batch and verb is Verb.RESUME:
             fail(Exit.USAGE, "limits are a batch's: leave --row out, and name the batch")
-        job = client.command_job(row_of(client, found, row) if row is not None else found, verb, **(of_both or {}))
+        job = client.command_job(
+            row_of(client, found, row) if row is not None else found, verb, **(of_both or {}), **(of_job or {})
+        )
         if as_json:
             print_json({"job": job})
         else:

@@ -29,7 +29,7 @@ from serve.settings import FarmArgs, Settings
 _SHOWN = 50
 
 
-@with_option_groups(leave_out=("strict", "not_before", "interactive", "allow_private_hosts", "seed"))
+@with_option_groups(leave_out=("rounds", "strict", "not_before", "interactive", "allow_private_hosts", "seed"))
 def lint(
     catalog: Annotated[
         Path | None, typer.Argument(help="CSV, JSONL or Parquet file, or a folder of images (default: --prompt alone).")

@@ -22,6 +22,7 @@ from serve.cli.logs import logs
 from serve.cli.marks import setup as marks
 from serve.cli.marks.verify import verify
 from serve.cli.render import render
+from serve.cli.review import verbs as review
 from serve.cli.suggest import suggest
 from serve.cli.watch import watch
 from serve.cli.webhooks import verbs as webhooks
@@ -62,7 +63,7 @@ app.command()(follow.results)
 app.command()(watch)
 app.command()(logs)
 app.command()(why)
-for command in commands.COMMANDS:
+for command in (*commands.COMMANDS, *review.COMMANDS):
     app.command()(command)
 app.add_typer(cards.app, name="cards")
 app.command()(doctor.doctor)

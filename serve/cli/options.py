@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from cluster.catalog.advice.templates import template_named
 from cluster.catalog.defaults import STRENGTH, FewStep, RowDefaults
 from cluster.catalog.manifest import Manifest, ManifestError, read_manifest
+from cluster.catalog.review.prompts import read_prompts
+from cluster.catalog.review.rounds import rounds_of
 from cluster.catalog.times import parse_time
 from cluster.remote.policy import FetchPolicy
 from cluster.remote.stills import RemoteStills
@@ -104,6 +106,14 @@ MendStills = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse rows that their model cannot take, instead of adjusting them.")
 ]
+Rounds = Annotated[
+    str,
+    typer.Option(
+        "--rounds",
+        metavar="ROUND,…",
+        help="Drafts first, each approved before the next: draft,final or quick,tune,final (docs/review.md).",
+    ),
+]
 FewStepFile = Annotated[
     Path | None,
     typer.Option("--few-step", help="TOML or JSON: which adapter makes tier fast of which model.", metavar="FILE"),
@@ -130,10 +140,17 @@ class RowOptions(OptionGroup):
     templates: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where templates are (default: templates.yaml in the home).")
     ] = None
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Every prompt of this file, a line each, for every row that has none: crossed."
+        ),
+    ] = None
     resolution_class: Annotated[
         ResolutionClass, typer.Option("--class", help="Resolution class of rows that name none.")
     ] = ResolutionClass.P512
     tier: Annotated[Tier, typer.Option(help="Tier of rows that name none.")] = Tier.STANDARD
+    rounds: Rounds = ""
     fit: Annotated[Fit, typer.Option(help="How stills of another aspect are fitted.")] = Fit.CONTAIN
     autofix: MendStills = ""
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows that name none.")] = None
@@ -169,6 +186,10 @@ class RowOptions(OptionGroup):
             values["autofix"] = autofixes_of(self.autofix)
         except ValueError as error:
             raise BadInputError("--autofix", str(error), f"Name some of {', '.join(Autofix)}.") from None
+        try:
+            values["rounds"] = rounds_of(self.rounds)
+        except ValueError as error:
+            raise BadInputError("--rounds", str(error), "Write draft,final, or quick,tune,final.") from None
         return RowDefaults(**values)
 
     def read(self, catalog: Path, model: str | None, home: Path) -> Manifest:
@@ -182,7 +203,12 @@ class RowOptions(OptionGroup):
             if self.prompt is not None:
                 raise BadInputError("--template", "a prompt was given as well", "Leave out --prompt or --template.")
             template = template_named(self.templates or home / TEMPLATES_FILE, self.template)
-        manifest = read_manifest(catalog, prompt=self.prompt, model=model, template=template)
+        prompts: list[str] = []
+        if self.prompts is not None:
+            if self.prompt is not None or template is not None:
+                raise BadInputError("--prompts", "a prompt was given as well", "Leave out --prompt and --template.")
+            prompts = read_prompts(self.prompts)
+        manifest = read_manifest(catalog, prompt=self.prompt, model=model, template=template, prompts=prompts)
         if self.limit is not None:
             manifest = replace(manifest, rows=manifest.rows[: self.limit])
         if not manifest.rows:

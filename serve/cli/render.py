@@ -74,7 +74,7 @@ def choose_model(asked: str) -> tuple[str, str]:
     return "i2vgen-xl", "auto: a GPU was found"
 
 
-@with_option_groups()
+@with_option_groups(leave_out={"rounds"})
 def render(
     catalog: Catalog,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where clips, posters and index.html go.")] = Path("out"),

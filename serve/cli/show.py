@@ -316,6 +316,7 @@ _WAITS_FOR = {
     "approval": "for an approval: `clipmill approve {id}`",
     "paused": "because they are paused: `clipmill resume {id}`",
     "after": "for other rows",
+    "review": "for a review: `clipmill review {id}`",
     "failures": "because so many rows have failed: `clipmill resume {id} --max-failures N`",
     "budget": "because the budget is used up: `clipmill resume {id} --max-gpu-hours H` or `--max-cost C`",
 }

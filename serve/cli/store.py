@@ -59,6 +59,9 @@ def check_store(
 def sweep_store(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     keep_outputs_days: Annotated[float | None, typer.Option(min=0, help="Clips.", rich_help_panel=_KEEP)] = None,
+    keep_let_go_days: Annotated[
+        float | None, typer.Option(min=0, help="Rejected drafts, and candidates not picked.", rich_help_panel=_KEEP)
+    ] = None,
     keep_failed_days: Annotated[
         float | None, typer.Option(min=0, help="Stills of failed and cancelled rows.", rich_help_panel=_KEEP)
     ] = None,
@@ -77,6 +80,7 @@ def sweep_store(
     """Delete what is older than given, and objects that nothing names. A farm may run meanwhile."""
     keep = Keep(
         outputs_days=keep_outputs_days,
+        let_go_days=keep_let_go_days,
         failed_days=keep_failed_days,
         checkpoints_days=keep_checkpoints_days,
         cache_days=keep_cache_days,

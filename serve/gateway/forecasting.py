@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -17,6 +18,7 @@ from cluster.fleet.cards import Beat
 from cluster.fleet.fleet_file import Cards, FleetFile, cards_of, cards_of_roster
 from cluster.forecast.forecast import FleetChange, Forecast, KindUse, Order, RowForecast, Wanted, forecast
 from cluster.jobs.after import judged
+from cluster.jobs.model import Draft
 from pipeline.clips.clip import Tier
 from pipeline.clips.refusals import MAX_STILL_PIXELS, MIN_STILL_SIDE
 from pipeline.clips.still_check import check_still, still_notes
@@ -111,19 +113,34 @@ def wanted_of(
 ) -> list[Wanted]:
     """The rows as a forecast takes them, read as a submission would; licences need not be accepted for that.
 
+    Of a row that is reviewed each round is one of them: drafts cost as well.
+
     `is_job` tells whether there is a job of an id that a row waits for.
     """
     drafts = judged([draft(row, defaults, still_size, accepted) for row in rows], is_job)
-    return [
-        Wanted(
-            name=one.name,
-            number=one.number,
-            spec=one.spec,
-            problem=" ".join(map(str, one.problems)) or "",
-            priority=one.priority,
-        )
-        for one in drafts
-    ]
+    return wanted_rounds(drafts)
+
+
+def wanted_rounds(drafts: Iterable[Draft], *, named: bool = True) -> list[Wanted]:
+    """What is rendered of each row: one clip, or each of its rounds, which are `named` in brackets.
+
+    Of several clips of a manifest's row one alone goes on after the first round.
+    """
+    found: list[Wanted] = []
+    seen: set[int] = set()
+    for one in drafts:
+        problem = " ".join(map(str, one.problems)) or ""
+        plain = Wanted(name=one.name, number=one.number, spec=one.spec, problem=problem, priority=one.priority)
+        if not one.rounds:
+            found.append(plain)
+            continue
+        rounds = one.rounds[:1] if one.row_number in seen else one.rounds
+        if one.row_number is not None:
+            seen.add(one.row_number)
+        found += [
+            replace(plain, name=f"{one.name} ({each.name})" if named else one.name, spec=each.spec) for each in rounds
+        ]
+    return found
 
 
 def as_drafts(rows: Sequence[IncomingRow]) -> list[IncomingRow]:

@@ -9,9 +9,11 @@ from pydantic import ConfigDict, Field
 from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.manifest import MAX_PRIORITY
 from cluster.jobs.model import Limits
+from cluster.jobs.review import ReviewChange
 from cluster.jobs.transitions import Verb
 from cluster.store.batches import Terms
 from cluster.webhooks.model import MAX_WEBHOOK_URL_CHARACTERS, check_webhook_url
+from pipeline.clips.clip import MAX_GUIDANCE, MAX_PROMPT_CHARACTERS
 from pipeline.problems import BadInputError
 
 #: The largest number that a row can have, and so the most failures of a batch.
@@ -54,6 +56,20 @@ class JobCommand(JsonNumbers):
 
     priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     """For `prioritize`: the new priority."""
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    """For `reroll`: the seed of another clip; where nothing is said, another than before."""
+    prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARACTERS)
+    """For `reroll`, and for `reject` where another clip is to take the place of this one: its prompt."""
+    negative_prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARACTERS)
+    """For `reroll` and `reject`: what the other clip shall not show."""
+    guidance: float | None = Field(default=None, ge=1, le=MAX_GUIDANCE)
+    """For `reroll` and `reject`: how closely the other clip follows prompt and picture."""
+
+    def change(self) -> ReviewChange:
+        """What is to be different in another clip."""
+        return ReviewChange(
+            seed=self.seed, prompt=self.prompt, negative_prompt=self.negative_prompt, guidance=self.guidance
+        )
 
 
 class CardCommand(JsonNumbers):

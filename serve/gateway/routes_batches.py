@@ -97,11 +97,18 @@ def _add_views(routes: APIRouter) -> None:
         state: JobState | None = None,
         after: Annotated[int, Query(ge=0)] = 0,
         name: str | None = None,
+        review: bool = False,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
-        """A page of a batch's rows in their order: `after` is the `number` of the last row of the page before."""
-        after = min(after, MAX_ROW_NUMBER)
-        found = farm.batch_store.jobs(farm.owner, batch_id, state=state, name=name, after_number=after, limit=limit + 1)
+        """A page of a batch's rows in their order: `after` is the `number` of the last row of the page before.
+
+        With `review` only those that somebody has to look at: drafts, and clips of rows that have several.
+        """
+        after, store = min(after, MAX_ROW_NUMBER), farm.batch_store
+        if review:
+            found = store.in_review(farm.owner, batch_id, after_number=after, limit=limit + 1)
+        else:
+            found = store.jobs(farm.owner, batch_id, state=state, name=name, after_number=after, limit=limit + 1)
         page = [job_view(job) for job in found[:limit]]
         return {"object": "list", "data": page, "has_more": len(found) > limit}
 
@@ -111,8 +118,9 @@ def _add_commands(routes: APIRouter, nudge_dispatcher: Callable[[], Awaitable[No
     async def command_batch(
         batch_id: str, verb: Verb, farm: OwnersFarm, body: Annotated[BatchCommand | None, Body()] = None
     ) -> dict[str, Any]:
-        """Command a batch: `pause`, `resume`, `cancel`, `retry`, `prioritize`, `hold`, `approve`.
+        """Command a batch: `pause`, `resume`, `cancel`, `retry`, `prioritize`, `hold`, `approve`, `reject`, `reroll`.
 
+        The last three go to every draft that waits for a review; of several clips of one row none is approved so.
         Answers with the batch; rows that cannot obey are left as they are. The body may be left out, except for the
         `priority` of `prioritize`.
         """

@@ -40,9 +40,14 @@ def job_routes(nudge_dispatcher: Callable[[], Awaitable[None]], rules: Rules) ->
     async def command_job(
         job_id: str, verb: Verb, farm: OwnersFarm, body: Annotated[JobCommand | None, Body()] = None
     ) -> dict[str, Any]:
-        """Command one row: `pause`, `resume`, `cancel`, `retry`, `prioritize`, `hold`, `approve`."""
-        priority = priority_of(verb, body.priority if body else None)
-        job = await run_in_threadpool(farm.command_job, job_id, verb, priority=priority)
+        """Command one row: `pause`, `resume`, `cancel`, `retry`, `prioritize`, `hold`, `approve`, `reject`, `reroll`.
+
+        `approve` takes a draft to its next round, and picks one of several clips of a row; `reject` lets it go, or with
+        another prompt or guidance makes another in its place; `reroll` makes another, from another seed.
+        """
+        command = body or JobCommand()
+        priority = priority_of(verb, command.priority)
+        job = await run_in_threadpool(farm.command_job, job_id, verb, priority=priority, change=command.change())
         await nudge_dispatcher()
         return job_view(job)
 

@@ -89,12 +89,27 @@ def job_view(job: Job) -> dict[str, Any]:
         "attempts": job.attempts,
         "releases": job.releases,
         "clip_id": job.clip_id,
+        "seed": job.spec.seed if job.spec else None,
+        "guidance": job.spec.guidance if job.spec else None,
+        "review": _review_view(job),
         "lossy": list(job.spec.lossy) if job.spec else [],
         "adjusted": [note.message for note in job.notes if note.adjusted],
         "notes": [note.message for note in job.notes if not note.adjusted],
         "row": {name: value for name, value in row.items() if name != "noted"},
     }
     return view | noted
+
+
+def _review_view(job: Job) -> dict[str, Any]:
+    """Where a job is in its review."""
+    return {
+        "round": job.round or None,
+        "rounds": [one.name for one in job.rounds],
+        "rounds_left": job.rounds_left,
+        "row": job.row_number,
+        "pick": job.pick.value,
+        "steps": [asdict(step) for step in job.reviewed],
+    }
 
 
 def why_view(found: Explanation) -> dict[str, Any]:

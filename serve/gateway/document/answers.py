@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from cluster.jobs.model import HoldReason, JobState
+from cluster.jobs.model import HoldReason, JobState, Pick
 from pipeline.notes import Note
 from pipeline.problems import Problem
 
@@ -165,6 +165,38 @@ class BatchDeletionAnswer(DescribedAnswer):
     """Bytes of the files that go."""
 
 
+class ReviewDecision(DescribedAnswer):
+    """What somebody decided of a draft or a candidate."""
+
+    verb: str
+    """`approve`, `reject` or `reroll`."""
+    round: str
+    """The round that it was in; empty where it has one only."""
+    clip_id: str | None
+    """The clip that was looked at."""
+    seed: int
+    """That clip's seed."""
+    at: int
+    """When, in UTC epoch seconds."""
+
+
+class ReviewFacts(DescribedAnswer):
+    """Where a row is in its review."""
+
+    round: str | None
+    """The round that it is in; null where it has one only."""
+    rounds: list[str]
+    """All its rounds in their order."""
+    rounds_left: int
+    """Rounds to come: where there are any, its clip is a draft."""
+    row: int | None
+    """The manifest's row, where that asks for several clips; null: this is its only one."""
+    pick: Pick
+    """Whether it was chosen."""
+    steps: list[ReviewDecision]
+    """What was decided, oldest first."""
+
+
 class JobAnswer(DescribedAnswer):
     """A row of a batch as it stands."""
 
@@ -208,6 +240,12 @@ class JobAnswer(DescribedAnswer):
     """Times that it was given back through no fault of its own."""
     clip_id: str | None
     """The row's clip; rows that ask for the same share one."""
+    seed: int | None
+    """What its noise is made of."""
+    guidance: float | None
+    """How closely it follows prompt and picture."""
+    review: ReviewFacts
+    """Its rounds, and what was decided of it."""
     lossy: list[str]
     """Short cuts that change the picture."""
     adjusted: list[str]

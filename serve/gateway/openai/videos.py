@@ -19,6 +19,7 @@ from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.ingest import IncomingRow
 from cluster.farm import Farm
 from cluster.jobs.model import JobState
+from cluster.jobs.review import in_review
 from cluster.jobs.transitions import Verb
 from cluster.remote.stills import RemoteStills
 from cluster.remote.urls import shown
@@ -277,7 +278,7 @@ def _answer(video: Video, settings: VideoSettings) -> JSONResponse:
 
 def _content(farm: Farm, video: Video, variant: Variant, headers: Mapping[str, str]) -> Response:
     job = video.job
-    if job.state is not JobState.COMPLETED or video.clip is None:
+    if (job.state is not JobState.COMPLETED and not in_review(job)) or video.clip is None:
         problem = Problem(
             field="video_id", message=f"{job.id} has no file: it is {job.state}", remedy="Wait until it has completed."
         )
@@ -285,7 +286,10 @@ def _content(farm: Farm, video: Video, variant: Variant, headers: Mapping[str, s
     gone = video.clip.expired_at is not None
     if not gone:
         try:
-            return answer_with(farm.outgoing, file_of(video.clip, job.id, variant, farm.marks), headers)
+            # A job that is reviewed shows one clip after the other.
+            changes = bool(job.rounds or job.reviewed)
+            file = file_of(video.clip, job.id, variant, farm.marks)
+            return answer_with(farm.outgoing, file, headers, changes=changes)
         except MissingObjectError:
             gone = True
     problem = Problem(

@@ -17,7 +17,7 @@ from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow, draft
 from cluster.farm import Farm
 from cluster.fleet.fleet_file import cards_of_roster
-from cluster.forecast.forecast import Forecast, Wanted, forecast
+from cluster.forecast.forecast import Forecast, forecast
 from cluster.jobs.after import judged
 from cluster.jobs.model import Draft
 from cluster.store.measurements import load_times
@@ -30,6 +30,7 @@ from serve.gateway.batches.arriving import ArrivedManifest, of_form, read_form
 from serve.gateway.batches.manifests import incoming, picture_name, read_sent
 from serve.gateway.batches.submission import BatchSettings
 from serve.gateway.door import CHECK_PATH
+from serve.gateway.forecasting import wanted_rounds
 from serve.gateway.page.cards import card_panels
 from serve.gateway.page.frame import frame
 from serve.gateway.page.prompt_columns import fill_prompts
@@ -162,11 +163,7 @@ def _checked(
 def _forecast(farm: Farm, drafts: Sequence[Draft]) -> Forecast | None:
     """What is to be expected of the rows on the cards that are there; None where none is, or no row can be rendered."""
     fleet = cards_of_roster(farm.batch_store.cards())
-    wanted = [
-        Wanted(name=one.name, number=one.number, spec=one.spec, priority=one.priority)
-        for one in drafts
-        if one.spec is not None
-    ]
+    wanted = wanted_rounds((one for one in drafts if one.spec is not None), named=False)
     if not fleet or not wanted:
         return None
     return forecast(wanted, fleet, load_times(farm.batch_store.database), changes=False)

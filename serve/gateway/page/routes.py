@@ -22,6 +22,7 @@ from serve.gateway.page.frame import frame
 from serve.gateway.page.handing_in import add_handing_in
 from serve.gateway.page.login import add_login
 from serve.gateway.page.progress import ProgressReader
+from serve.gateway.page.review import review_rows
 from serve.gateway.page.story import outcome_text, story_of
 from serve.gateway.page.templating import page, static_answer
 from serve.gateway.page.verbs import batch_verbs, card_verbs, job_verbs
@@ -100,17 +101,38 @@ def _add_batches(routes: APIRouter, progress: ProgressReader) -> None:
     def batch(batch_id: str, farm: OwnersFarm, caller: WhoAsks, after: Annotated[int, Query(ge=-1)] = -1) -> Response:
         found = progress.of(farm.batch(batch_id))
         rows = results_of(
-            farm.batch_store, farm.owner, batch_id, after=min(after, MAX_ROW_NUMBER), limit=_PLAIN_ROWS + 1
+            farm.batch_store,
+            farm.owner,
+            batch_id,
+            after=min(after, MAX_ROW_NUMBER),
+            limit=_PLAIN_ROWS + 1,
+            everything=True,
         )
         return page(
             "batch.html.j2",
             batch=found.batch,
             progress=found,
             verbs=batch_verbs(found.batch) if Scope.SUBMIT in caller.scopes else [],
+            to_review=bool(farm.batch_store.in_review(farm.owner, batch_id, limit=1)),
             tiles=[tile(row) for row in rows[:_PLAIN_ROWS]],
             next_after=rows[_PLAIN_ROWS - 1].number if len(rows) > _PLAIN_ROWS else None,
             after=after,
             now=farm.batch_store.now(),
+            **frame(card_panels(farm), caller),
+        )
+
+    @routes.get("/batches/{batch_id}/review")
+    def review(batch_id: str, farm: OwnersFarm, caller: WhoAsks) -> Response:
+        # The clock before the rows: what comes in between is told by the events.
+        now = farm.batch_store.now()
+        found, more = review_rows(farm, batch_id)
+        return page(
+            "review.html.j2",
+            batch=farm.batch(batch_id),
+            rows=found,
+            more=more,
+            may=Scope.SUBMIT in caller.scopes,
+            now=now,
             **frame(card_panels(farm), caller),
         )
 
@@ -137,7 +159,7 @@ def _add_clips(routes: APIRouter, rules: Rules) -> None:
             story=story,
             job=story.job,
             batch=batch,
-            verbs=job_verbs(story.job, batch) if Scope.SUBMIT in caller.scopes else [],
+            verbs=job_verbs(story.job, batch, other_picked=story.other_picked) if Scope.SUBMIT in caller.scopes else [],
             outcome_text=outcome_text,
             **frame(card_panels(farm), caller),
         )

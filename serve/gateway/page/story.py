@@ -13,7 +13,7 @@ from cluster.explain.context import why
 from cluster.explain.reasons import Explanation, Rules
 from cluster.explain.words import layout_text
 from cluster.farm import Farm
-from cluster.jobs.model import Attempt, Clip, Job, Outcome
+from cluster.jobs.model import Attempt, Clip, Job, JobState, Outcome, Pick
 from cluster.results.contact_sheet import ResultRow, facts_of
 from cluster.results.rows import result_row
 from cluster.storage import StorageError
@@ -42,13 +42,15 @@ class ClipStory:
     attempts: tuple[Attempt, ...]
     clip: Clip | None = None
     why: Explanation | None = None
+    #: Whether another clip of its row was picked.
+    other_picked: bool = False
     #: What the clip's provenance says; empty where there is none.
     provenance: Mapping[str, Any]
 
     @property
     def playable(self) -> bool:
         """Whether its clip can be played."""
-        return self.clip is not None and self.clip.expired_at is None and self.job.state.value == "completed"
+        return self.clip is not None and self.clip.expired_at is None and self.row.shows_clip
 
     @property
     def facts(self) -> list[tuple[str, str]]:
@@ -106,8 +108,17 @@ def story_of(farm: Farm, job_id: str, rules: Rules) -> ClipStory:
         attempts=tuple(reversed(store.attempts_of_job(farm.owner, job.id))),
         clip=clip,
         why=None if completed else why(store.database, farm.owner, job.id, rules),
+        other_picked=_other_picked(farm, job),
         provenance=_provenance(farm, clip),
     )
+
+
+def _other_picked(farm: Farm, job: Job) -> bool:
+    if job.row_number is None:
+        return False
+    others = farm.batch_store.of_rows(farm.owner, job.batch_id, [job.row_number])
+    chosen = (one for one in others if one.pick is Pick.PICKED and one.state is not JobState.CANCELLED)
+    return any(one.id != job.id for one in chosen)
 
 
 def _provenance(farm: Farm, clip: Clip | None) -> Mapping[str, Any]:

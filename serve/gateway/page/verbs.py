@@ -8,6 +8,7 @@ from urllib.parse import quote
 from cluster.jobs.commands import CardOrder, CardVerb, for_batch
 from cluster.jobs.model import Batch, HoldReason, Job, JobState
 from cluster.jobs.transitions import JobFacts, RefusedError, Verb, rule_for
+from pipeline.families import family_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,16 @@ class OfferedVerb:
 
 _LABELS = {
     Verb.APPROVE: "Approve",
+    Verb.REJECT: "Reject",
+    Verb.REROLL: "Re-roll",
     Verb.RESUME: "Resume",
     Verb.RETRY: "Retry",
     Verb.PAUSE: "Pause",
     Verb.PRIORITIZE: "Priority",
     Verb.CANCEL: "Cancel",
 }
+#: Offered for rows alone: nobody rejects all drafts at once by a slip.
+_BY_ROW = (Verb.REJECT, Verb.REROLL)
 _CARD_LABELS = {CardVerb.LOCK: "Lock", CardVerb.DRAIN: "Drain", CardVerb.QUARANTINE: "Quarantine"}
 _CARD_CONFIRM = {
     CardVerb.DRAIN: "The clip on the card is stopped after its step and goes on elsewhere. Drain the card?",
@@ -41,7 +46,7 @@ _CARD_CONFIRM = {
 
 def batch_verbs(batch: Batch) -> list[OfferedVerb]:
     """The verbs that a batch as it is would obey."""
-    return [_of_batch(batch, verb) for verb in _LABELS if _is_useful(batch, verb)]
+    return [_of_batch(batch, verb) for verb in _LABELS if verb not in _BY_ROW and _is_useful(batch, verb)]
 
 
 def _of_batch(batch: Batch, verb: Verb) -> OfferedVerb:
@@ -50,10 +55,20 @@ def _of_batch(batch: Batch, verb: Verb) -> OfferedVerb:
     return OfferedVerb(
         label=_LABELS[verb] if verb is not Verb.RETRY else f"Retry {batch.counts[JobState.FAILED]:,} failed",
         url=f"/v1/batches/{quote(batch.id, safe='')}/{verb.value}",
-        confirm=f"The {rows} not ended will not be rendered. Cancel the batch?" if verb is Verb.CANCEL else "",
+        confirm=_asked_of_batch(batch, verb, rows),
         priority=0 if verb is Verb.PRIORITIZE else None,
         grave=verb is Verb.CANCEL,
     )
+
+
+def _asked_of_batch(batch: Batch, verb: Verb, rows: str) -> str:
+    drafts = batch.held_by.get(HoldReason.REVIEW, 0)
+    if verb is Verb.CANCEL:
+        return f"The {rows} not ended will not be rendered. Cancel the batch?"
+    if verb is Verb.APPROVE and drafts:
+        what = "The draft that waits goes" if drafts == 1 else f"All {drafts:,} drafts that wait go"
+        return f"{what} on to the next round, but for those of rows that have several. Approve without a look?"
+    return ""
 
 
 def _is_useful(batch: Batch, verb: Verb) -> bool:
@@ -73,8 +88,8 @@ def _is_useful(batch: Batch, verb: Verb) -> bool:
             return True
 
 
-def job_verbs(job: Job, batch: Batch) -> list[OfferedVerb]:
-    """The verbs that a row of `batch` would obey as it is."""
+def job_verbs(job: Job, batch: Batch, *, other_picked: bool = False) -> list[OfferedVerb]:
+    """The verbs that a row of `batch` would obey as it is; `other_picked`: another clip of its row was chosen."""
     # Not the row but its batch is held: it is shown so, and queued in truth.
     of_batch = batch.held is not None and job.state is JobState.HELD and job.reason == batch.held
     facts = JobFacts(
@@ -84,11 +99,17 @@ def job_verbs(job: Job, batch: Batch) -> list[OfferedVerb]:
         cancel_requested=job.cancel_requested,
         hold_requested=job.hold_requested,
         renderable=job.spec is not None,
+        draft=job.draft,
+        has_others=job.row_number is not None,
+        pick=job.pick,
+        other_picked=other_picked,
     )
     found = []
     for verb, label in _LABELS.items():
         rule = rule_for(facts, verb)
         if rule is None or rule.to is None or rule.keeps:
+            continue
+        if verb is Verb.REROLL and not (job.spec and family_named(job.spec.family).uses_seed):
             continue
         found.append(
             OfferedVerb(
@@ -96,7 +117,7 @@ def job_verbs(job: Job, batch: Batch) -> list[OfferedVerb]:
                 url=f"/v1/jobs/{quote(job.id, safe='')}/{verb.value}",
                 confirm="What was rendered of it is lost. Cancel this clip?" if verb is Verb.CANCEL else "",
                 priority=job.own_priority if verb is Verb.PRIORITIZE else None,
-                grave=verb is Verb.CANCEL,
+                grave=verb in (Verb.CANCEL, Verb.REJECT),
             )
         )
     return found

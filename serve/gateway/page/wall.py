@@ -22,14 +22,16 @@ def tiles(farm: Farm, batch_id: str, *, after: int = -1, since: int | None = Non
     """
     # The clock before the rows: what changes in between is sent again rather than missed.
     now = farm.batch_store.now()
-    found = results_of(farm.batch_store, farm.owner, batch_id, updated_since=since, after=after, limit=limit + 1)
+    found = results_of(
+        farm.batch_store, farm.owner, batch_id, updated_since=since, after=after, limit=limit + 1, everything=True
+    )
     return {"now": now, "has_more": len(found) > limit, "rows": [tile(one) for one in found[:limit]]}
 
 
 def tile(result: JobResult) -> dict[str, Any]:
     """One row for scripts; what says nothing is left out."""
     row = result.row
-    playable = row.state == "completed" and row.video_key is not None and row.expired_at is None
+    playable = row.shows_clip
     looks = looks_of(row)
     facts = {
         "job": result.job_id,
@@ -48,6 +50,8 @@ def tile(result: JobResult) -> dict[str, Any]:
         "message": (row.problem.message if row.problem else words_of(result))[:_MOST_CHARACTERS],
         "remedy": row.problem.remedy[:_MOST_CHARACTERS] if row.problem else "",
         "look": [note.title for note in looks],
+        "round": row.review.get("round", "") if row.review.get("rounds_left") or row.state != "completed" else "",
+        "picked": row.review.get("picked") is True and "candidates_of" in row.review,
         "columns": " ".join(str(value) for value in row.extra.values() if value is not None)[:_MOST_CHARACTERS],
     }
     return {name: value for name, value in facts.items() if value not in ("", 0, False, [])}
@@ -62,6 +66,10 @@ def words_of(result: JobResult) -> str:
             return f"Failed: {reason}." if reason else "Failed."
         case "cancelled":
             return "Cancelled before it was finished."
+        case "held" if row.reason == "review":
+            return "" if row.shows_clip else "Its draft was deleted, being old: approve it, or make another."
+        case "cancelled" if row.review.get("picked") is False:
+            return "Rejected, or another was picked."
         case "held":
             return f"Held: {reason}." if reason else "On hold."
         case "running":

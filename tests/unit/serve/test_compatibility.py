@@ -60,11 +60,13 @@ def shape_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 #: Fields of a row that came later. Nobody has to send one, and nobody is sent one that says nothing.
-ADDED = {"seconds", "notes", "interactive", "autofix"}
+ADDED = {"seconds", "notes", "interactive", "autofix", "prompts", "prompt_number"}
 #: … of what rows get that say nothing themselves, and of batches.
-ADDED_DEFAULTS, ADDED_TO_BATCHES = {"interactive", "autofix"}, {"webhook_url"}
+ADDED_DEFAULTS, ADDED_TO_BATCHES = {"interactive", "autofix", "rounds"}, {"webhook_url"}
+#: … of commands to jobs, and commands themselves.
+ADDED_TO_COMMANDS, ADDED_VERBS = {"seed", "prompt", "negative_prompt", "guidance"}, {"reject", "reroll"}
 #: Query parameters that came later, all of them optional.
-ADDED_PARAMETERS = {"everything"}
+ADDED_PARAMETERS = {"everything", "review"}
 
 
 #: Routes whose body is described since: they always took one.
@@ -75,12 +77,15 @@ def without_added(value: Any) -> Any:
     """A part of an OpenAPI document without what came later: `ADDED` and its like."""
     if isinstance(value, dict):
         known = value.get("properties", {}).keys()
-        if added := next((added for added in (ADDED, ADDED_DEFAULTS, ADDED_TO_BATCHES) if known > added), None):
+        if added := next(
+            (added for added in (ADDED, ADDED_DEFAULTS, ADDED_TO_BATCHES, ADDED_TO_COMMANDS) if known > added), None
+        ):
             assert not added & set(value.get("required", ()))
             value = value | {"properties": {n: v for n, v in value["properties"].items() if n not in added}}
         return {name: without_added(one) for name, one in value.items()}
     if isinstance(value, list):
         value = [one for one in value if not (isinstance(one, dict) and one.get("name") in ADDED_PARAMETERS)]
+        value = [one for one in value if not (isinstance(one, str) and one in ADDED_VERBS)]
     return [without_added(one) for one in value] if isinstance(value, list) else value
 
 

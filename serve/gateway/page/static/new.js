@@ -151,8 +151,8 @@ function forget() {
 }
 
 function options() {
-  const { prompt, model, resolution_class: size, tier } = Object.fromEntries(new FormData(form));
-  return { prompt, model, resolution_class: size, tier };
+  const { prompt, model, resolution_class: size, tier, rounds } = Object.fromEntries(new FormData(form));
+  return { prompt, model, resolution_class: size, tier, rounds };
 }
 
 const stem = (name) => name.split("/").at(-1).replace(/\.[^.]*$/, "");
@@ -216,7 +216,7 @@ async function check() {
   byId("submit").textContent = `Hand in ${found.good.toLocaleString("en")} ${found.good === 1 ? "row" : "rows"}`;
   form.dataset.name = given || (table ? found.name : "pictures");
 }
-for (const field of ["prompt", "model", "resolution_class", "tier"]) {
+for (const field of ["prompt", "model", "resolution_class", "tier", "rounds"]) {
   form.elements[field].addEventListener("input", () => checkSoon(700));
 }
 
@@ -227,8 +227,8 @@ form.addEventListener("submit", async (event) => {
   if (!rows) return;
   const button = byId("submit");
   button.disabled = true;
-  const { model, resolution_class: size, tier } = options();
-  const defaults = { resolution_class: size, tier, ...(model ? { model } : {}) };
+  const { model, resolution_class: size, tier, rounds } = options();
+  const defaults = { resolution_class: size, tier, ...(model ? { model } : {}), ...(rounds ? { rounds } : {}) };
   const name = form.elements.name.value.trim() || form.dataset.name;
   const body = JSON.stringify({ name, rows, defaults, paused: form.elements.paused.checked });
   try {

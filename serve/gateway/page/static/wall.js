@@ -317,6 +317,8 @@ function built(row) {
   name.href = href;
   name.tabIndex = -1;
   const facts = make("p", "facts-line");
+  if (row.picked) facts.append("picked · ");
+  else if (row.round) facts.append(`${row.round} · `);
   if (row.look.length) facts.append(make("b", "", row.look.join(", ")), " · ");
   facts.append([row.size, row.length].filter(Boolean).join(" · "));
   const tile = make("div", `tile ${row.state}`, frame,

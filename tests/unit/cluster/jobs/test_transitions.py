@@ -12,12 +12,23 @@ from hypothesis import strategies as st
 from cluster.dispatch.retry import after_attempt
 from cluster.fleet.quarantine import Quarantine
 from cluster.jobs.commands import FARM, CardOrder, CardVerb, Used, for_batch, give_order, reached
-from cluster.jobs.model import Batch, BatchCounts, HoldReason, Job, JobState, Limits, Outcome, Reason
+from cluster.jobs.model import Batch, BatchCounts, HoldReason, Job, JobState, Limits, Outcome, Pick, Reason
 from cluster.jobs.outcomes import Crashed, Errored, Lost, Stopped
-from cluster.jobs.transitions import RULES, Before, Event, Happening, Instruction, JobFacts, RefusedError, Verb, step
+from cluster.jobs.transitions import (
+    RULES,
+    Before,
+    Event,
+    Happening,
+    Instruction,
+    JobFacts,
+    RefusedError,
+    Verb,
+    rule_for,
+    step,
+)
 from cluster.store.rows import job_values, objects_value
 from cluster.store.schema import batches, clips, jobs
-from cluster.store.transitions import moves, values_of
+from cluster.store.transitions import PICKED, moves, values_of
 from tests.building import FLEET, Clock, draft, ended_with, objects, spec
 from tests.unit.cluster.jobs.facts import EVENTS, JOBS, TOLD, told
 
@@ -51,8 +62,8 @@ def test_every_job_refuses_or_goes_where_a_job_may_be(event):
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_what_has_ended_leaves_by_retry_only(event):
-    brings_back = {Verb.RETRY, Happening.CLIP_LOST}
+def test_what_has_ended_leaves_where_it_is_asked_for_again_only(event):
+    brings_back = {Verb.RETRY, Verb.REROLL, Happening.CLIP_LOST}
     for facts in (f for f in JOBS if f.state.final):
         try:
             after, does = step(told(facts, event), event)
@@ -75,7 +86,9 @@ def test_a_cancel_always_ends():
         assert Instruction.STOP in does
         for ending in (Happening.REQUEUED, Happening.FAILED):
             assert step(after, ending)[0].state is JobState.CANCELLED
-        assert step(after, Happening.PUBLISHED)[0].state is JobState.COMPLETED
+        # A clip that is there is published all the same; nobody would look at a draft any more.
+        ends = JobState.CANCELLED if facts.draft else JobState.COMPLETED
+        assert step(after, Happening.PUBLISHED)[0].state is ends
 
 
 @pytest.mark.parametrize(
@@ -121,7 +134,7 @@ def test_any_story_stays_legal(story, facts):
         facts = named(facts, event)
         if event in TOLD and not facts.legal:
             raise AssertionError((was, event, facts))
-        if ended and event not in (Verb.RETRY, Happening.CLIP_LOST, Happening.BEFORE_REVIVED):
+        if ended and event not in (Verb.RETRY, Verb.REROLL, Happening.CLIP_LOST, Happening.BEFORE_REVIVED):
             assert facts.state.final
         ended = facts.state.final
 
@@ -141,7 +154,13 @@ def test_every_event_has_rules_that_can_all_be_reached():
 
 def _holds(guard, facts: JobFacts) -> bool:
     return {
-        "has_clip": facts.has_clip,
+        "has_clip": facts.has_clip and not facts.draft,
+        "has_draft": facts.has_clip and facts.draft,
+        "draft": facts.draft,
+        "cancelled_draft": facts.draft and facts.cancel_requested,
+        "undecided": facts.has_others and facts.pick is not Pick.PICKED and not facts.other_picked,
+        "picked": facts.has_others and facts.pick is Pick.PICKED,
+        "other_picked": facts.other_picked,
         "unrenderable": not facts.renderable,
         "before_coming": facts.before is Before.COMING,
         "before_lost": facts.before is Before.LOST,
@@ -188,14 +207,24 @@ def test_a_store_does_to_every_job_what_the_table_says(database, event):
                     content_key=key if facts.renderable else None,
                     batch_id="held" if facts.batch_held else "free",
                     attempts=2,
+                    rounds_left=int(facts.draft),
+                    row_number=n if facts.has_others else None,
+                    picked=PICKED[facts.pick],
                 )
             )
+            if facts.other_picked:
+                batch_id = rows[-1]["batch_id"]
+                other = {"state": "completed", "row_number": n, "picked": True, "batch_id": batch_id}
+                rows.append(_row(f"other{n}", 100_000 + n, **other))
             wanted[f"job{n}"] = _expected(facts, event)
             seen.add((facts.renderable, facts.reason))
         c.execute(sa.insert(jobs), rows)
         c.execute(sa.update(jobs).where(moves(event), jobs.c.id.like("job%")).values(values_of(event, 9)))
     assert len(wanted) > 400
-    columns = (jobs.c.state, jobs.c.reason, jobs.c.cancel_requested, jobs.c.hold_requested, jobs.c.attempts)
+    columns = (
+        *(jobs.c.state, jobs.c.reason, jobs.c.cancel_requested, jobs.c.hold_requested, jobs.c.attempts),
+        jobs.c.picked,
+    )
     with database.read() as c:
         query = sa.select(jobs.c.id, *columns, jobs.c.updated_at).where(jobs.c.id.like("job%"))
         found = {row[0]: tuple(row[1:]) for row in c.execute(query)}
@@ -214,11 +243,12 @@ def _expected(facts: JobFacts, event: Event) -> tuple[object, ...]:
     except RefusedError:
         after, does, changed = facts, (), False
     else:
-        changed = after != facts or event is Verb.PRIORITIZE or bool(does)
+        rule = rule_for(facts, event)
+        changed = rule is not None and not rule.keeps
     asked = after.hold_requested.value if after.hold_requested else None
     reason = str(after.reason) if after.reason else None
     tries = 0 if Instruction.FRESH in does else 2
-    return (after.state.value, reason, after.cancel_requested, asked, tries, 9 if changed else 5)
+    return (after.state.value, reason, after.cancel_requested, asked, tries, PICKED[after.pick], 9 if changed else 5)
 
 
 # -- attempts --------------------------------------------------------------------------------------------------

@@ -182,8 +182,8 @@ def test_a_clip_that_is_asked_for_during_the_sweep_is_kept(
 
     found = retention.old_clips
 
-    def then_asked(*args):
-        page = found(*args)
+    def then_asked(*args, **more):
+        page = found(*args, **more)
         hand_in(batch_store, draft(1, "same"))
         return page
 

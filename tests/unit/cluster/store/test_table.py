@@ -6,22 +6,35 @@ Jobs of every combination of facts are put into both stores by plain SQL, and re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from cluster.dispatch.retry import after_attempt
-from cluster.jobs.model import Claim, Job, JobState, Reason
+from cluster.jobs.model import Claim, HoldReason, Job, JobState, Pick, Reason
 from cluster.jobs.outcomes import Completed, Invalid, Lost
-from cluster.jobs.transitions import Before, Event, Happening, Instruction, JobFacts, RefusedError, Verb, step
+from cluster.jobs.review import ReviewChange, renewed
+from cluster.jobs.transitions import (
+    Before,
+    Event,
+    Happening,
+    Instruction,
+    JobFacts,
+    RefusedError,
+    Verb,
+    rule_for,
+    step,
+)
 from cluster.maintenance.audit import check
 from cluster.store import BatchStore, Completion, Database, DispatchStore
 from cluster.store.commands import CommandStore
 from cluster.store.rows import job_values, objects_value
 from cluster.store.schema import attempts, batches, clips, jobs
-from tests.building import FLEET, PROBLEM, Clock, card, draft, objects
+from cluster.store.transitions import PICKED
+from pipeline.clips.clip import ClipSpec
+from tests.building import FLEET, PROBLEM, Clock, card, draft, objects, spec
 from tests.unit.cluster.jobs.facts import EVENTS, JOBS, TOLD, told
 
 ME = "ann"
@@ -56,9 +69,9 @@ class Farm:
             for name, held in (("free", None), ("held", "paused"), ("others", None)):
                 values = {"id": name, "owner": ME, "name": name, "source": "", "created_at": MADE_AT, "held": held}
                 c.execute(sa.insert(batches).values(**values, sealed=event is not Happening.BEFORE_UNKNOWN))
-            if there := [self._clip(case) for case in cases if self._clip_there(case)]:
+            if there := [clip for case in cases if self._clip_there(case) for clip in self._clips(case)]:
                 c.execute(sa.insert(clips), there)
-            c.execute(sa.insert(jobs), [*self._firsts(), *map(self._row, cases)])
+            c.execute(sa.insert(jobs), [*self._firsts(), *map(self._row, cases), *self._others()])
             c.execute(sa.insert(attempts), [self._attempt(case.id, case.facts.state) for case in cases])
 
     @staticmethod
@@ -71,12 +84,34 @@ class Farm:
 
     @staticmethod
     def _clip_there(case: Case) -> bool:
-        return case.facts.has_clip or case.facts.state is JobState.COMPLETED
+        return case.facts.has_clip or shows_clip(case.facts)
 
-    def _clip(self, case: Case) -> dict[str, Any]:
+    def _clips(self, case: Case) -> list[dict[str, Any]]:
         made = {"owner": ME, "attempt_id": f"attempt-{case.id}", "objects": objects_value(objects()), "created_at": 1}
         gone = None if case.facts.has_clip else MADE_AT
-        return {"id": self.clip_id(case), "content_key": self.content(case), "expired_at": gone, **made}
+        clip = {"id": self.clip_id(case), "content_key": self.content(case), "expired_at": gone, **made}
+        if self.event is not Verb.REROLL or not case.facts.has_clip:
+            return [clip]
+        # What another seed makes of it is there already.
+        job = replace(_named(case.id), still="ab" * 32, spec=_seeded(case.number))
+        again = renewed(job, Verb.REROLL, ReviewChange())
+        assert again is not None
+        return [clip, clip | {"id": f"again-{case.id}", "content_key": again.content_key}]
+
+    def _others(self) -> list[dict[str, Any]]:
+        """Of each job that is one of several clips of its row another one, which has completed."""
+        return [
+            self.row(
+                f"other-{case.id}",
+                100_000 + case.number,
+                "held" if case.facts.batch_held else "free",
+                state=JobState.COMPLETED.value,
+                row_number=case.number,
+                picked=case.facts.other_picked or None,
+            )
+            for case in self.cases
+            if case.facts.has_others
+        ]
 
     def _firsts(self) -> list[dict[str, Any]]:
         states = {"coming": JobState.QUEUED, "done": JobState.COMPLETED, "lost": JobState.FAILED}
@@ -104,7 +139,11 @@ class Farm:
             hold_requested=facts.hold_requested.value if facts.hold_requested else None,
             after=after,
             content_key=self.content(case) if facts.renderable else None,
-            clip_id=self.clip_id(case) if facts.state is JobState.COMPLETED else None,
+            clip_id=self.clip_id(case) if shows_clip(facts) else None,
+            rounds_left=int(facts.draft),
+            row_number=case.number if facts.has_others else None,
+            picked=PICKED[facts.pick],
+            spec=_seeded(case.number).model_dump(mode="json"),
             problems=[PROBLEM.model_dump()] if facts.state is JobState.FAILED else [],
             attempts=TRIES,
             releases=TRIES,
@@ -163,7 +202,9 @@ class Farm:
 
     def differing(self, expected: Callable[[JobFacts], tuple[object, ...]]) -> list[tuple[JobFacts, object, object]]:
         """Jobs that are not as expected: what they were, what they are, what they should be."""
-        columns = "state, reason, cancel_requested, hold_requested, attempts, releases, clip_id, problems, updated_at"
+        columns = (
+            "state, reason, cancel_requested, hold_requested, attempts, releases, clip_id, problems, updated_at, picked"
+        )
         query = sa.text(f"SELECT id, {columns} FROM jobs")
         with self.database.engine.connect() as c:
             rows = {row.id: row for row in c.execute(query)}
@@ -171,7 +212,8 @@ class Farm:
         for case in self.cases:
             row = rows[case.id]
             now = (row.state, row.reason, bool(row.cancel_requested), row.hold_requested, row.attempts, row.releases)
-            facts = (bool(row.clip_id), row.problems not in ("[]", []), row.updated_at)
+            picked = None if row.picked is None else bool(row.picked)
+            facts = (bool(row.clip_id), row.problems not in ("[]", []), row.updated_at, picked)
             wanted = expected(case.facts)
             if (*now, *facts) != wanted:
                 found.append((case.facts, (*now, *facts), wanted))
@@ -185,19 +227,32 @@ def _named(job_id: str) -> Job:
     return Job(id=job_id, owner=ME, batch_id="free", number=0, name="", state=JobState.QUEUED, row={}, created_at=0)
 
 
+def _seeded(number: int) -> ClipSpec:
+    """A clip that another seed makes another of."""
+    return spec("i2vgen-xl-tiny", sampler="ddim", seed=number)
+
+
+def shows_clip(facts: JobFacts) -> bool:
+    """Whether a job has a clip, finished or a draft that is looked at."""
+    return facts.state is JobState.COMPLETED or (facts.state is JobState.HELD and facts.reason == HoldReason.REVIEW)
+
+
 def _why(state: JobState) -> str | None:
     return Reason.ERROR.value if state is JobState.FAILED else None
 
 
 def cases_of(event: Event) -> list[Case]:
     """One job of every combination at the moment of the event."""
-    known = dict.fromkeys(told(facts, event) for facts in JOBS if _can_meet(facts, event))
+    met = (facts for facts in JOBS if _can_meet(facts, event))
+    known = dict.fromkeys(facts if event is Happening.PASSED_OVER else told(facts, event) for facts in met)
     return [Case(f"job{n}", n, facts) for n, facts in enumerate(known, start=100)]
 
 
 def _can_meet(facts: JobFacts, event: Event) -> bool:
     if event in (Happening.BEFORE_UNKNOWN, *TOLD):
         return facts.before is not Before.NONE
+    if event is Happening.PASSED_OVER:
+        return facts.has_others and not facts.other_picked and facts.pick is not Pick.PICKED
     # What has no content is never published, by itself or by an equal.
     return facts.renderable or event is not Happening.PUBLISHED
 
@@ -217,6 +272,9 @@ def make_happen(farm: Farm, event: Event) -> None:
                         step(case.facts, event)
                 else:
                     step(case.facts, event)
+        case Happening.PASSED_OVER:
+            for case in cases:
+                farm.commands.job(ME, f"other-{case.id}", Verb.APPROVE)
         case Happening.STARTED:
             dispatch_store.start([(found[case.id], card(case.id)) for case in cases], 10)
         case Happening.PUBLISHED:
@@ -260,7 +318,8 @@ def wanted(facts: JobFacts, event: Event, *, attempt_ends: bool = True) -> tuple
     except RefusedError:
         after, does, changed = facts, (), False
     else:
-        changed = after != facts or event is Verb.PRIORITIZE or bool(does)
+        rule = rule_for(facts, event)
+        changed = rule is not None and not rule.keeps
     reason = after.reason
     if changed and after.state is JobState.FAILED and reason is None:
         reason = REASON_OF[event]  # type: ignore[index]
@@ -277,17 +336,18 @@ def wanted(facts: JobFacts, event: Event, *, attempt_ends: bool = True) -> tuple
         after.cancel_requested,
         after.hold_requested.value if after.hold_requested else None,
         *tries,
-        # A clip is what completed jobs have, and a problem what failed ones.
-        after.state is JobState.COMPLETED,
+        # A clip is what completed jobs have and those in review, and a problem what failed ones.
+        shows_clip(after),
         after.state is JobState.FAILED,
         NOW if changed else MADE_AT,
+        PICKED[after.pick],
     )
 
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_an_event_does_to_every_job_what_the_table_says(database, event):
     farm = Farm(database, event, cases_of(event))
-    assert len(farm.cases) > 100
+    assert len(farm.cases) > 50
     make_happen(farm, event)
     differ = farm.differing(lambda facts: wanted(facts, event))
     assert not differ, (len(differ), differ[:5])
@@ -325,7 +385,9 @@ def _break(database: Database, event: Happening) -> None:
         case Happening.REQUEUED:
             statement = sa.delete(attempts)
         case Happening.CLIP_LOST:
-            statement = sa.update(jobs).where(jobs.c.state == "completed").values(clip_id=None)
+            statement = (
+                sa.update(jobs).where(~jobs.c.id.like("other-%"), jobs.c.clip_id.is_not(None)).values(clip_id=None)
+            )
         case _:
             # A clip is there, and its job waits: nothing more need be broken.
             return
@@ -344,6 +406,7 @@ def test_a_repair_goes_by_the_table(database, event):
         if case.facts.before is Before.NONE
         and case.facts.state is not whole.get(event, JobState.RUNNING)
         and case.facts.has_clip == (event is Happening.PUBLISHED)
+        and not (event is Happening.REQUEUED and shows_clip(case.facts))
     ]
     farm = Farm(database, event, cases)
     _break(database, event)
