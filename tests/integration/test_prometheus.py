@@ -78,10 +78,11 @@ class Up:
         return process
 
     def is_ready(self) -> bool:
-        """Both cards have been heard."""
+        """Both cards have been heard, and the command has seen its farm up: ended before, it exits as one stopped."""
         try:
-            return httpx.get(f"{self.url}/healthz", timeout=5).json().get("cards") == 2
-        except (httpx.HTTPError, ValueError):
+            heard = httpx.get(f"{self.url}/healthz", timeout=5).json().get("cards") == 2
+            return heard and "url" in json.loads((self.terminal.home / "farm.lock").read_text())
+        except (httpx.HTTPError, OSError, ValueError):
             return False
 
     def stop(self) -> None:
