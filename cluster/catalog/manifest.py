@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-from cluster.catalog.advice.templates import PromptTemplate, plain_template
+from cluster.catalog.advice.templates import OWN_PLACES, PromptTemplate, plain_template
 from cluster.catalog.cells import (
     COLUMNS,
     MAX_CANDIDATES,
@@ -193,10 +193,11 @@ def read_manifest(
 ) -> Manifest:
     """All rows of a CSV (comma, semicolon or tab), JSONL or Parquet file, or of a folder of images.
 
-    `prompt` serves every row that has none of its own, or `template`, filled from the row's columns; a folder needs one
-    of them, unless `model` (the one of rows that name none, where it is known) does not read prompts. A row asking for
-    several candidates becomes that many rows, with ids `<id>-c1`, `<id>-c2` and so on. Rows without an id are called as
-    their images; of several with one image the second is `<name>-2`.
+    `prompt` serves every row that has none of its own, or `template`, filled from the row's columns: a row that leaves
+    a place of it empty is a `BadRow`. A folder needs one of them, unless `model` (the one of rows that name none, where
+    it is known) does not read prompts. A row asking for several candidates becomes that many rows, with ids `<id>-c1`,
+    `<id>-c2` and so on. Rows without an id are called as their images; of several with one image the second is
+    `<name>-2`.
 
     Raises `ManifestError` where the manifest as a whole cannot be read.
     """
@@ -218,8 +219,10 @@ def manifest_of(
     if is_folder and template is None and _reads_prompts(model):
         raise ManifestError(path, "a folder of images says nothing of their prompt", "Give one for all with --prompt.")
     columns = dict.fromkeys(column for record in records for column in record.values)
-    if template is not None and (missing := template.missing(columns)):
-        message = f"the template has places for columns that the catalog has not: {', '.join(missing)}"
+    # Where some rows have prompts of their own, those that lack the column are told one by one.
+    alike = bool(records) and not any("prompt" in record.values for record in records)
+    if template is not None and alike and (missing := template.missing(columns)):
+        message = f"the prompt for all has places for columns that the catalog has not: {', '.join(missing)}"
         raise ManifestError(path, message, "Add the columns, or say what stands instead: {column|instead}.")
     strange = [column for column in columns if column not in COLUMNS]
     meant = {column: found for column in strange[:MAX_GUESSED_COLUMNS] if (found := meant_by(column, columns))}
@@ -310,12 +313,13 @@ def _rows_of(read: _Read, template: PromptTemplate | None, model: str | None, id
     """The rows one record asks for, or its one bad row."""
     record, fields, problems, notes = read.record, dict(read.fields), list(read.problems), list(read.notes)
     if template is not None and "prompt" not in record.values:
-        filled = template.filled(record.values)
+        own = dict.fromkeys(OWN_PLACES, read.id or stem_of(fields.get("image", "")))
+        filled = template.filled(own | record.values)
         if filled.prompt:
             fields["prompt"] = filled.prompt
         if filled.negative_prompt and "negative_prompt" not in record.values:
             fields["negative_prompt"] = filled.negative_prompt
-        notes += filled.notes
+        problems += [filled.problem] if filled.problem else []
     # A value that was there but bad is a problem by now; where a row's whole form is broken, missing cells are no news.
     faulty = {problem.field for problem in problems}
     if "row" not in faulty:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData, UploadFile
 
+from cluster.catalog.advice.templates import typed_template
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow, draft
 from cluster.farm import Farm
@@ -32,7 +33,6 @@ from serve.gateway.batches.submission import BatchSettings
 from serve.gateway.door import CHECK_PATH
 from serve.gateway.page.cards import card_panels
 from serve.gateway.page.frame import frame
-from serve.gateway.page.prompt_columns import fill_prompts
 from serve.gateway.page.templating import page
 
 #: Checks at once: others wait.
@@ -139,13 +139,11 @@ def _checked(
     options = arrived.options
     given = options.defaults.model_dump()
     defaults = Defaults(**given | {"model": given["model"] or settings.default_model, "few_step": settings.few_step})
-    prompt = (options.prompt or "").strip() or None
-    read = read_sent(arrived.data, arrived.kind, defaults, farm, prompt=prompt)
+    read = read_sent(arrived.data, arrived.kind, defaults, farm, template=typed_template(options.prompt or ""))
     if read.strict:
         what = "lines of OpenAI's batches may each be strict, which a page does not tell apart"
         raise BadInputError("manifest", what, "Hand them in by POST /v1/batches, which takes them as they are.")
-    manifest = fill_prompts(read.manifest, prompt) if prompt else read.manifest
-    rows = list(incoming(replace(read, manifest=manifest), farm, settings.remote, arrived.files, stills))
+    rows = list(incoming(read, farm, settings.remote, arrived.files, stills))
     sizes, noted = farm.known_of_stills(rows)
     accepted = farm.accepted()
     made = [draft(row, defaults, sizes.get, accepted, farm.cut_texts, noted.__getitem__) for row in rows]
@@ -154,7 +152,7 @@ def _checked(
         rows=rows,
         drafts=drafts,
         notes=[(one.name, notes_from(one.row.get("noted"))) for one in drafts if not one.problems],
-        unknown=manifest.unknown,
+        unknown=read.manifest.unknown,
         forecast=_forecast(farm, drafts),
     )
 

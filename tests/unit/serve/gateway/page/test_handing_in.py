@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from cluster.catalog.manifest import BadRow, Manifest, Row
 from pipeline.units import GIB
-from serve.gateway.page.prompt_columns import fill_prompts
 from tests.building import beat, still_png
 from tests.page_store import HOSTILE
 from tests.unit.serve.gateway.page.conftest import client_of
@@ -122,37 +117,20 @@ def test_pictures_in_another_form_are_refused(empty: Any, stills: bytes) -> None
     assert answer.json()["error"]["clipmill"]["field"] == "stills"
 
 
-# -- one prompt for all --------------------------------------------------------------------------------------------
-
-
-def made(extra: dict[str, Any], prompt: str, name: str = "SKU-1") -> Row | BadRow:
-    row = Row(number=1, id=name, image="a.png", prompt=prompt, extra=extra)
-    [found] = fill_prompts(Manifest(root=Path("/"), rows=[row]), prompt).rows
-    return found
-
-
-_WORDS = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=12)
-
-
-@given(st.dictionaries(_WORDS.filter(lambda word: word.casefold() == word), _WORDS, min_size=1, max_size=4), st.data())
-def test_columns_are_filled_in_as_format_does(extra: dict[str, str], data: Any) -> None:
-    names = data.draw(st.lists(st.sampled_from(sorted(extra)), min_size=1, max_size=4))
-    prompt = "a {{brace}} of " + " and ".join(f"{{{name}}}" for name in names)
-    found = made(extra, prompt)
-    assert isinstance(found, Row)
-    expected = "a {brace} of " + " and ".join(extra[name] for name in names)
-    assert found.prompt == expected
-
-
-@pytest.mark.parametrize("extra", [{}, {"colour": ""}, {"colour": None}, {"colour": "  "}, {"color": "red"}])
-def test_a_prompt_with_a_hole_in_it_is_a_problem_of_its_row(extra: dict[str, Any]) -> None:
-    found = made(extra, "a {colour} bag")
-    assert isinstance(found, BadRow)
-    assert "{colour}" in found.problems[0].message
-    assert "{id}" in found.problems[0].remedy
-
-
-def test_a_prompt_without_columns_and_a_rows_own_prompt_are_left_alone() -> None:
-    assert made({}, "a bag }{{ of }} things").prompt == "a bag }{{ of }} things"  # type: ignore[union-attr]
-    own = Row(number=1, id="A", image="a.png", prompt="my {own} words")
-    assert fill_prompts(Manifest(root=Path("/"), rows=[own]), "all {id}").rows == [own]
+def test_a_hole_in_the_prompt_for_all_is_a_problem_of_its_row_and_a_fault_where_no_row_has_the_column(
+    empty: Any,
+) -> None:
+    http = client_of(empty)
+    table = "id,image,prompt,brand\nA,bag-1.png,,Tonwerk\nB,bag-1.png,,\nC,bag-1.png,tilt up,\n"
+    found = check(http, table, sent(http), prompt="{brand} turning around").json()
+    assert [row["row"]["prompt"] if row["row"] else None for row in found["rows"]] == [
+        "Tonwerk turning around",
+        None,
+        "tilt up",
+    ]
+    assert "{brand}" in Markup(found["html"]).text
+    answer = check(http, "id,image\nA,bag-1.png\n", sent(http), prompt="{colour} bag")
+    assert answer.status_code == 400
+    assert "colour" in answer.json()["error"]["message"]
+    typed = check(http, table, sent(http), prompt="{brand} turning {aro")
+    assert (typed.status_code, typed.json()["error"]["clipmill"]["field"]) == (400, "prompt")
