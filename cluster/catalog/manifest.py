@@ -26,6 +26,7 @@ from cluster.catalog.columns import meant_by, told_unknown
 from cluster.catalog.files import read_beside
 from cluster.catalog.names import Ids, elsewhere, id_fault, stem_of
 from cluster.catalog.tables import MAX_JSON_DEPTH, ManifestError, RawRecord, read_records, unreadable
+from cluster.catalog.times import Duration
 from pipeline.clips.clip import Autofixes, Fit, ResolutionClass, Sampler, Tier, Upscale
 from pipeline.families import FAMILIES
 from pipeline.notes import Note, distinct
@@ -134,6 +135,10 @@ class Row(JsonNumbers):
     """With `motion_class` or `from_draft`: share of the steps done on the enlarged clip."""
     upscale: Upscale | None = None
     """With `motion_class` or `from_draft`: what is enlarged."""
+    # Left out where it is not said, as versions without it refuse it.
+    within: Duration | None = Field(default=None, exclude_if=_is_none)
+    """Seconds, or a text such as `2 min`, that the clip may take from its start on a card of the farm: class, tier and
+    steps, as far as the row does not say them, are chosen so; None: the batch's."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
     """Columns the farm does not know, for the provenance."""
     notes: tuple[Note, ...] = Field(default=(), exclude_if=_is_unset)
