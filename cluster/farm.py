@@ -6,10 +6,13 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from cluster.catalog.defaults import Defaults
-from cluster.catalog.ingest import CHUNK_ROWS, FIRST_ROWS, CutTexts, IncomingRow, draft
+from cluster.catalog.ingest import CHUNK_ROWS, FIRST_ROWS, Choose, CutTexts, IncomingRow, draft
 from cluster.chunks import chunks
+from cluster.fleet.fleet_file import Cards, cards_of_roster
+from cluster.forecast.within import TimeChooser
 from cluster.jobs.commands import CardOrder, CardVerb
 from cluster.jobs.model import Batch, Clip, Draft, HoldReason, Job, JobState, Limits
 from cluster.jobs.review import ReviewChange
@@ -24,6 +27,7 @@ from cluster.store.access.quotas import QuotaStore
 from cluster.store.batches import Terms
 from cluster.store.commands import CommandStore
 from cluster.store.lookup import AmbiguousIdError, NoSuchCardError, NoSuchJobError
+from cluster.store.measurements import load_times
 from pipeline.clips.still_check import check_still
 from pipeline.notes import Note
 from pipeline.problems import BadInputError, Problem
@@ -53,6 +57,8 @@ class Farm:
     accepted: Callable[[], Collection[str]] = frozenset
     #: What of strict rows' texts will be cut; None: renderers find out.
     cut_texts: CutTexts | None = None
+    #: Cards that will be there, where none is heard of yet: times are counted with them.
+    planned_cards: Callable[[], Sequence[Cards]] = tuple
     #: Files of clips as they leave the farm, with their marks; None: they leave as they are in storage.
     marked: MarkedObjects | None = None
 
@@ -87,7 +93,7 @@ class Farm:
 
     def check(self, row: IncomingRow, defaults: Defaults) -> tuple[Problem, ...]:
         """What is wrong with a row whose still was handed in, before anything is made of it; () where nothing is."""
-        [made] = self._drafts([row], defaults)
+        [made] = self._drafts([row], defaults, self.choose_in_time())
         return made.problems
 
     def submit(
@@ -151,8 +157,9 @@ class Farm:
         strict: Collection[str],
         attended: bool,
     ) -> None:
+        choose = self.choose_in_time()
         for chunk in chunks(rows, CHUNK_ROWS, first=FIRST_ROWS):
-            drafts = self._drafts(chunk, defaults, strict)
+            drafts = self._drafts(chunk, defaults, choose, strict)
             self._forget_lost_clips([d.content_key for d in drafts if d.content_key])
             self.batch_store.add(self.owner, batch_id, drafts)
             if attended:
@@ -278,7 +285,22 @@ class Farm:
         """Commands on batches, jobs and cards, in the store."""
         return CommandStore(self.batch_store.database)
 
-    def _drafts(self, rows: Sequence[IncomingRow], defaults: Defaults, strict: Collection[str] = ()) -> list[Draft]:
+    @property
+    def cards(self) -> Sequence[Cards]:
+        """Groups of the cards that are heard of, else of those that will be there; empty where neither is known."""
+        return cards_of_roster(self.batch_store.cards()) or tuple(self.planned_cards())
+
+    def choose_in_time(self) -> Choose:
+        """What decides on rows that have `within`: by the cards that there are, and what was measured on them.
+
+        Neither is looked up before a row asks for it.
+        """
+        chooser = cache(lambda: TimeChooser(self.cards, load_times(self.batch_store.database)))
+        return lambda row, still_size, defaults: chooser()(row, still_size, defaults)
+
+    def _drafts(
+        self, rows: Sequence[IncomingRow], defaults: Defaults, choose: Choose, strict: Collection[str] = ()
+    ) -> list[Draft]:
         # One look for all of them: at a look a row, most of a large batch's time went there.
         sizes, noted = self.known_of_stills(rows)
         accepted, strictly = self.accepted(), defaults.model_copy(update={"strict": True})
@@ -287,7 +309,7 @@ class Farm:
             asked = strictly if row.name in strict else defaults
             # A tokenizer takes seconds to load: for a note alone renderers count soon enough.
             cut_texts = self.cut_texts if asked.strict else None
-            drafts.append(draft(row, asked, sizes.get, accepted, cut_texts, noted.__getitem__))
+            drafts.append(draft(row, asked, sizes.get, accepted, cut_texts, noted.__getitem__, choose))
         return drafts
 
     def _forget_lost_clips(self, content_keys: list[str]) -> None:

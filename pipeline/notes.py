@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 QUIET = frozenset(
     {
         *("note", "unused", "prompt_unused", "negative_prompt_unused", "candidates_equal", "fps_of_draft"),
-        *("size_rounded", "seconds_rounded", "column_cut", "encoding_guessed"),
+        *("size_rounded", "seconds_rounded", "column_cut", "encoding_guessed", "within_chosen"),
         *("number_read", "time_read", "id_made", "id_not_portable"),
         *("alpha_flattened", "cmyk_converted", "colours_converted", "move_shortened", "still_fixed"),
     }
@@ -27,9 +27,20 @@ QUIET = frozenset(
 ADJUSTED = "_adjusted"
 #: Codes of notes, beside those of adjusted values, on what a row asks for and does not get: refused where it is strict.
 #: Not among them: what a model has no use for, roundings to whole frames and pixels, and what is judged.
-REDUCED = frozenset({"prompt_cut", "negative_prompt_cut", "prompt_column_empty", "column_unknown"})
+REDUCED = frozenset(
+    {
+        *("prompt_cut", "negative_prompt_cut", "prompt_column_empty", "column_unknown"),
+        *("within_missed", "within_unknown"),
+    }
+)
 #: Titles that are not the code's own words.
-_TITLES = {"enlarged": "still enlarged", "cut": "prompt cut"}
+_TITLES = {
+    "enlarged": "still enlarged",
+    "cut": "prompt cut",
+    "within_chosen": "chosen for the time",
+    "within_missed": "too little time",
+    "within_unknown": "time not known",
+}
 
 
 #: A cell of a row, as a note proposes it; None: the cell left empty.

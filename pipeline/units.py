@@ -17,6 +17,19 @@ def format_bytes(count: float) -> str:
     return "1 byte" if count == 1 else f"{count:.0f} bytes"
 
 
+def format_duration(seconds: float) -> str:
+    """Seconds as people read them: `0.8 s`, `42 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if rest else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def format_rows(count: int) -> str:
     """How many rows, as people say it: `1 row`, `12 rows`."""
     return "1 row" if count == 1 else f"{count} rows"

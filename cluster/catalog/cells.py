@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, get_args
 
 from pydantic import BaseModel, model_validator
 
-from cluster.catalog.times import read_time
+from cluster.catalog.times import read_duration, read_time
 from pipeline.clips.clip import MAX_GUIDANCE, Autofix, Fit, ResolutionClass, Sampler, Tier, Upscale, autofixes_of
 from pipeline.families import family_named, parse_aspect
 from pipeline.notes import Note
@@ -192,6 +192,10 @@ def _time(field: str, value: object, notes: list[Note]) -> int:
     return seconds
 
 
+def _duration(field: str, value: object, notes: list[Note]) -> float:
+    return read_duration(field, text_of(field, value, notes))
+
+
 def _autofix(field: str, value: object, notes: list[Note]) -> tuple[Autofix, ...]:
     try:
         return autofixes_of(value if isinstance(value, (list, tuple)) else text_of(field, value, notes))
@@ -242,6 +246,7 @@ READERS: dict[str, Reader] = {
     "from_draft": _yes_no,
     "strength": partial(number_of, minimum=0, maximum=1, above=True),
     "upscale": partial(_choice, Upscale),
+    "within": _duration,
 }
 #: The columns this farm knows; every other one is carried along.
 COLUMNS = frozenset(READERS) | {"id"}

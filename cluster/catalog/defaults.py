@@ -10,11 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.review.rounds import Rounds
+from cluster.catalog.times import Duration
 from pipeline.clips.clip import Adapter, Autofixes, Fit, ResolutionClass, Sampler, Tier, Upscale
 from pipeline.families import FAMILIES
 
 #: Share of the steps done on an enlarged clip where nobody says otherwise.
 STRENGTH = 0.5
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class FewStep(BaseModel):
@@ -88,6 +93,11 @@ class RowDefaults(JsonNumbers):
     """With `motion_class` or `from_draft`: share of the steps done on the enlarged clip."""
     upscale: Upscale = Upscale.LATENTS
     """With either of these: what is enlarged."""
+    # Left out where it is not said, as versions without it refuse it.
+    within: Duration | None = Field(default=None, exclude_if=_is_none)
+    """Seconds, or a text such as `2 min`, that a clip may take from its start on a card of the farm, where a row does
+    not say: class, tier (this or a quicker one) and steps of rows that name none are chosen so, and `resolution_class`
+    is then for no row."""
     strict: bool = False
     """Refuse what a family cannot take instead of adjusting it."""
     not_before: int | None = Field(default=None, ge=0, lt=2**40)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -24,6 +24,7 @@ from pipeline.families.licences import licence_problem
 from pipeline.memory.footprint import footprint
 from pipeline.notes import Note, as_json, distinct, reading_notes
 from pipeline.problems import BadInputError, Problem
+from pipeline.units import format_duration
 
 #: Rows committed in one transaction; the first ones are fewer, for `clipmill render` starts its farm by the first row
 #: that is in, and 64 pictures take seconds to look at.
@@ -55,6 +56,18 @@ class IncomingRow(JsonNumbers):
 PutStill = Callable[[bytes], str]
 #: Says what of a clip's texts will be cut, as `pipeline.models.tokens` does, as far as it can be known here.
 CutTexts = Callable[[ClipSpec], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenRow:
+    """A row of which columns were decided that it leaves empty, and the note that says which and why."""
+
+    row: Row
+    note: Note
+
+
+#: Decides what a row becomes that says how long its clip may take, given the size of its still; None: it cannot.
+Choose = Callable[[Row, tuple[int, int], Defaults], ChosenRow | None]
 
 
 def gather(
@@ -119,11 +132,13 @@ def draft(
     accepted: Collection[str] = (),
     cut_texts: CutTexts | None = None,
     still_notes: Callable[[str], Iterable[Note]] = lambda _sha256: (),
+    choose: Choose | None = None,
 ) -> Draft:
     """The job a row becomes. `still_size` gives the upright size of a still handed in before, by its SHA-256.
 
     `accepted`: families whose licence is accepted, of those that ask for it. `cut_texts`: notes are made of what it
     says; without it they are made when the clip is rendered. `still_notes`: what is noted of a still, by its SHA-256.
+    `choose`: decides what rows become that have `within`; without it the time is not known, which is noted.
     Where `defaults.strict`, a row of which something is noted that `Note.reduces` fails.
     """
     if incoming.problems or incoming.row is None or incoming.still is None:
@@ -142,8 +157,9 @@ def draft(
             field="image", message=f"still {incoming.still[:12]} was never handed in", remedy="Upload it first."
         )
         return _failed(incoming, (missing,))
+    row, chosen = _in_time(incoming.row, size, defaults, choose)
     try:
-        planned = plan(incoming.row, size, defaults, incoming.still)
+        planned = plan(row, size, defaults, incoming.still)
     except RowProblems as error:
         return _failed(incoming, error.problems)
     spec = planned[0].spec
@@ -152,7 +168,9 @@ def draft(
     texts = {"prompt": spec.prompt, "negative_prompt": spec.negative_prompt}
     cut = reading_notes(cut_texts(spec), texts) if cut_texts is not None else []
     amiss = still_amiss(still_notes(incoming.still), spec.autofix)
-    rounds = tuple(replace(one, noted=distinct([*incoming.row.notes, *one.noted, *amiss, *cut])) for one in planned)
+    rounds = tuple(
+        replace(one, noted=distinct([*incoming.row.notes, *chosen, *one.noted, *amiss, *cut])) for one in planned
+    )
     noted = rounds[0].noted
     if defaults.strict and (problems := refusals(noted)):
         return _failed(incoming, problems)
@@ -177,6 +195,20 @@ def draft(
         rounds=rounds if len(rounds) > 1 else (),
         row_number=incoming.number if incoming.row.candidates * incoming.row.prompts > 1 else None,
     )
+
+
+def _in_time(
+    row: Row, size: tuple[int, int], defaults: Defaults, choose: Choose | None
+) -> tuple[Row, tuple[Note, ...]]:
+    """The row with what `within` decides of it, and what is to be said of that."""
+    within_s = defaults.within if row.within is None else row.within
+    if within_s is None:
+        return row, ()
+    if (found := choose(row, size, defaults) if choose is not None else None) is not None:
+        return found.row, (found.note,)
+    what = f"within {format_duration(within_s)}: no card was heard of, so that times are not known"
+    message = f"{what}, and the clip is made as if nothing was said of it. Hand it in while the farm runs"
+    return row, (Note(code="within_unknown", message=message, field="within"),)
 
 
 def is_interactive(row: Row, defaults: RowDefaults) -> bool:

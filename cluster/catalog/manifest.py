@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-from cluster.catalog.advice.templates import PromptTemplate, plain_template
+from cluster.catalog.advice.templates import OWN_PLACES, PromptTemplate, plain_template
 from cluster.catalog.cells import (
     COLUMNS,
     MAX_CANDIDATES,
@@ -28,6 +28,7 @@ from cluster.catalog.columns import meant_by, told_unknown
 from cluster.catalog.files import read_beside
 from cluster.catalog.names import Ids, elsewhere, id_fault, stem_of
 from cluster.catalog.tables import MAX_JSON_DEPTH, ManifestError, RawRecord, read_records, unreadable
+from cluster.catalog.times import Duration
 from pipeline.clips.clip import Autofixes, Fit, ResolutionClass, Sampler, Tier, Upscale
 from pipeline.families import FAMILIES
 from pipeline.notes import Note, distinct
@@ -145,6 +146,10 @@ class Row(JsonNumbers):
     """With `motion_class` or `from_draft`: share of the steps done on the enlarged clip."""
     upscale: Upscale | None = None
     """With `motion_class` or `from_draft`: what is enlarged."""
+    # Left out where it is not said, as versions without it refuse it.
+    within: Duration | None = Field(default=None, exclude_if=_is_none)
+    """Seconds, or a text such as `2 min`, that the clip may take from its start on a card of the farm: class, tier and
+    steps, as far as the row does not say them, are chosen so; None: the batch's."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
     """Columns the farm does not know, for the provenance."""
     notes: tuple[Note, ...] = Field(default=(), exclude_if=_is_unset)
@@ -205,11 +210,12 @@ def read_manifest(
 ) -> Manifest:
     """All rows of a CSV (comma, semicolon or tab), JSONL or Parquet file, or of a folder of images.
 
-    `prompt` serves every row that has none of its own, or `template`, filled from the row's columns; a folder needs one
-    of them, unless `model` (the one of rows that name none, where it is known) does not read prompts. A row asking for
-    several candidates becomes that many rows, with ids `<id>-c1`, `<id>-c2` and so on; one with several prompts (a list
-    of them, or one without a prompt of its own where `prompts` are given) has `<id>-p1`, `<id>-p2` of them. Rows
-    without an id are called as their images; of several with one image the second is `<name>-2`.
+    `prompt` serves every row that has none of its own, or `template`, filled from the row's columns: a row that leaves
+    a place of it empty is a `BadRow`. A folder needs one of them, unless `model` (the one of rows that name none, where
+    it is known) does not read prompts. A row asking for several candidates becomes that many rows, with ids `<id>-c1`,
+    `<id>-c2` and so on; one with several prompts (a list of them, or one without a prompt of its own where `prompts` are
+    given) has `<id>-p1`, `<id>-p2` of them. Rows without an id are called as their images; of several with one image
+    the second is `<name>-2`.
 
     Raises `ManifestError` where the manifest as a whole cannot be read.
     """
@@ -232,8 +238,10 @@ def manifest_of(
     if is_folder and template is None and not prompts and _reads_prompts(model):
         raise ManifestError(path, "a folder of images says nothing of their prompt", "Give one for all with --prompt.")
     columns = dict.fromkeys(column for record in records for column in record.values)
-    if template is not None and (missing := template.missing(columns)):
-        message = f"the template has places for columns that the catalog has not: {', '.join(missing)}"
+    # Where some rows have prompts of their own, those that lack the column are told one by one.
+    alike = bool(records) and not any("prompt" in record.values for record in records)
+    if template is not None and alike and (missing := template.missing(columns)):
+        message = f"the prompt for all has places for columns that the catalog has not: {', '.join(missing)}"
         raise ManifestError(path, message, "Add the columns, or say what stands instead: {column|instead}.")
     strange = [column for column in columns if column not in COLUMNS]
     meant = {column: found for column in strange[:MAX_GUESSED_COLUMNS] if (found := meant_by(column, columns))}
@@ -338,12 +346,13 @@ def _rows_of(read: _Read, template: PromptTemplate | None, model: str | None, id
     """The rows one record asks for, or its one bad row."""
     record, fields, problems, notes = read.record, dict(read.fields), list(read.problems), list(read.notes)
     if template is not None and "prompt" not in record.values and "prompt" not in fields:
-        filled = template.filled(record.values)
+        own = dict.fromkeys(OWN_PLACES, read.id or stem_of(fields.get("image", "")))
+        filled = template.filled(own | record.values)
         if filled.prompt:
             fields["prompt"] = filled.prompt
         if filled.negative_prompt and "negative_prompt" not in record.values:
             fields["negative_prompt"] = filled.negative_prompt
-        notes += filled.notes
+        problems += [filled.problem] if filled.problem else []
     # A value that was there but bad is a problem by now; where a row's whole form is broken, missing cells are no news.
     faulty = {problem.field for problem in problems}
     if "row" not in faulty:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, tzinfo
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
 
 from pipeline.notes import Note
 from pipeline.problems import BadInputError
@@ -39,6 +42,39 @@ def read_time(field: str, text: str, now: datetime | None = None) -> tuple[int, 
     except ValueError:
         raise BadInputError(field, f"{text[:60]!r} is no time", _REMEDY) from None
     return _moment(field, text, found, zone if found.tzinfo is None else found.tzinfo)
+
+
+#: Units of durations as people write them, in seconds.
+_UNITS = {"alone": 1, "h": 3600, "m": 60, "s": 1}
+_AMOUNT = r"[0-9]+(?:[.,][0-9]+)?|[.,][0-9]+"
+_DURATION = re.compile(
+    rf"(?P<alone>{_AMOUNT})|(?:(?P<h>{_AMOUNT}) ?(?:h|hrs?|hours?))? ?"
+    rf"(?:(?P<m>{_AMOUNT}) ?(?:m|mins?|minutes?))? ?(?:(?P<s>{_AMOUNT}) ?(?:s|secs?|seconds?))?"
+)
+#: Longest duration that is read, in seconds: a day.
+MAX_DURATION_S = 86_400.0
+
+
+def read_duration(field: str, text: str) -> float:
+    """Seconds of `60`, `90 s`, `2 min`, `1 h 30 min` or `1.5h`; a number alone is seconds.
+
+    Raises `BadInputError` on `field` for anything else, 0, and more than a day.
+    """
+    match = _DURATION.fullmatch(" ".join(text.lower().split()))
+    parts = match.groupdict() if match is not None else {}
+    seconds = sum(float(value.replace(",", ".")) * _UNITS[unit] for unit, value in parts.items() if value)
+    if not 0 < seconds <= MAX_DURATION_S:
+        what = "is no duration" if match is None or not any(parts.values()) else "is not above 0 and at most a day"
+        raise BadInputError(field, f"{text[:60]!r} {what}", "Write seconds, or as 90 s, 2 min or 1 h 30 min.")
+    return seconds
+
+
+def _as_seconds(value: object) -> object:
+    return read_duration("within", value) if isinstance(value, str) else value
+
+
+#: Seconds above 0, at most a day; of a text as `read_duration` reads it.
+Duration = Annotated[float, BeforeValidator(_as_seconds), Field(gt=0, le=MAX_DURATION_S, allow_inf_nan=False)]
 
 
 def _moment(field: str, text: str, when: datetime, zone: tzinfo | None) -> tuple[int, Note | None]:

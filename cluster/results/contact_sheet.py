@@ -15,6 +15,7 @@ import jinja2
 from cluster.catalog.names import file_stem
 from pipeline.notes import Note
 from pipeline.problems import Problem
+from pipeline.units import format_duration
 
 State = Literal["completed", "failed", "cancelled", "queued", "running", "held"]
 
@@ -116,27 +117,14 @@ def render(batch_name: str, rows: Sequence[ResultRow], summary: BatchSummary) ->
     )
 
 
-def duration(seconds: float) -> str:
-    """`0.8 s`, `42 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s" if rest else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def _summary_facts(rows: Sequence[ResultRow], summary: BatchSummary) -> list[tuple[str, str]]:
     completed = [row for row in rows if row.state == "completed"]
     models = sorted({row.model for row in rows if row.model})
     facts = [
-        ("Footage", duration(sum(row.seconds for row in completed)) if completed else "none yet"),
+        ("Footage", format_duration(sum(row.seconds for row in completed)) if completed else "none yet"),
         ("Model", ", ".join(models)),
         ("Cards", summary.cards),
-        ("Took", duration(summary.wall_s) if summary.wall_s is not None else ""),
+        ("Took", format_duration(summary.wall_s) if summary.wall_s is not None else ""),
         ("Batch", summary.batch_id),
     ]
     return [(label, value) for label, value in facts if value]
@@ -179,7 +167,7 @@ def _tile(row: ResultRow) -> dict[str, object]:
         "height": row.height,
         "aspect": round(row.width / row.height, 4) if playable and row.width and row.height else _CARD_ASPECT,
         "seconds": round(row.seconds, 3),
-        "length": duration(row.seconds) if row.seconds else "",
+        "length": format_duration(row.seconds) if row.seconds else "",
         "field": row.problem.field if row.problem else "",
         "message": row.problem.message if row.problem else _why(row),
         "remedy": row.problem.remedy if row.problem else "",
@@ -210,7 +198,7 @@ def _why(row: ResultRow) -> str:
 
 def facts_of(row: ResultRow) -> list[tuple[str, str]]:
     """All that is known of a row besides its prompt, as labels and texts; one without a label goes on with the last."""
-    frames = f"{row.frames} at {row.fps} fps, {duration(row.seconds)}" if row.frames and row.fps else ""
+    frames = f"{row.frames} at {row.fps} fps, {format_duration(row.seconds)}" if row.frames and row.fps else ""
     looks = [note.message for note in row.noted if note.worth_a_look]
     known = [
         ("Image", row.image),

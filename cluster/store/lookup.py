@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from cluster.jobs.model import Batch, BatchCounts, HoldReason, JobState
 from cluster.store.database import Database
 from cluster.store.rows import limits_of
-from cluster.store.schema import attempts, batches, idempotency_keys, jobs
+from cluster.store.schema import access_keys, attempts, batches, idempotency_keys, jobs
 
 #: Letters and digits of an id that are enough, if no other id begins so.
 SHORTEST_PREFIX = 4
@@ -49,6 +49,13 @@ def owner_of(database: Database, name: str) -> str | None:
     with database.read() as c:
         found: str | None = c.scalar(sa.select(table.c.owner).where(table.c.id == name))
     return found
+
+
+def owners_of(database: Database) -> list[str]:
+    """Whoever has handed in a batch that is there, or has a key that opens the farm, in order."""
+    keys = sa.select(access_keys.c.owner).where(access_keys.c.revoked_at.is_(None))
+    with database.read() as c:
+        return sorted(set(c.scalars(sa.union(sa.select(batches.c.owner).distinct(), keys.distinct()))))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,10 +209,15 @@ _VERBS = (
     ),
 )
 
-_STATIC = re.compile(
-    r"\b(?:(?:static|locked(?:[- ]off)?|fixed|stationary|motionless) (?:camera|shot|view)"
-    r"|(?:no|without(?: any)?) (?:camera )?(?:movement|motion|moves?)"
-    r"|camera (?:stays |remains |is )?(?:still|static|fixed))\b"
+#: A camera that is told to stand still, in text of lower case.
+STATIC_CAMERA = re.compile(
+    r"\b(?:(?:static|locked(?:[- ]off)?|locked[- ]down|fixed|stationary|motionless|still|immobile|unmoving) camera"
+    r"|(?:static|locked(?:[- ]off)?|locked[- ]down|fixed|stationary|motionless) (?:shot|view|frame)"
+    r"|(?:no|without(?: any)?|zero) (?:camera )?(?:movement|motion|moves?)"
+    r"|camera (?:does not|doesn't|doesnt|never|not) mov(?:e|es|ing)"
+    r"|(?:camera )?(?:not|never) moving(?= camera| at all)"
+    r"|camera (?:\w+ )?(?:stays? |remains? |is |kept )?(?:perfectly |completely )?"
+    r"(?:still|static|fixed|stationary|motionless|locked(?:[- ]off)?))\b"
 )
 _LOOP = re.compile(
     r"(?<!belt )(?<!hook-and-)(?<!hook and )(?<!heel )(?<!pull )(?<!carry )(?<!hang )(?<!gear )(?<!belay )"
@@ -252,7 +257,7 @@ def read_motion(prompt: str) -> Motion:
     loop = _LOOP.search(text) is not None
     if moves:
         return Motion(moves=moves, speed=speed or Speed.NORMAL, loop=loop, cancelled=cancelled)
-    if _STATIC.search(text) and not named:
+    if STATIC_CAMERA.search(text) and not named:
         return Motion(moves=(), loop=loop)
     return Motion(moves=(CameraMove.ZOOM_IN,), speed=Speed.SLOW, loop=loop, assumed=True, cancelled=cancelled)
 

@@ -38,6 +38,8 @@ class StillNoteCode(StrEnum):
     STILL_FIXED = "still_fixed"
     #: Levels that lie close together.
     STILL_LOW_CONTRAST = "still_low_contrast"
+    #: Many words, or large ones.
+    STILL_MUCH_TEXT = "still_much_text"
     #: Grain that will flicker.
     STILL_NOISY = "still_noisy"
     #: Parts of the product are cut at white.

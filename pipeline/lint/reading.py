@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from pipeline.clips.prompts import CameraMove, read_motion
+from pipeline.clips.prompts import STATIC_CAMERA, CameraMove, read_motion
 from pipeline.lint import vocabulary as words
 from pipeline.lint.vocabulary import MotionKind, word_set
 
@@ -32,16 +32,6 @@ _LEAST_LIKENESS, _LEAST_LETTERS = 0.84, 5
 _REQUEST = re.compile(
     r"\b(?:turn|transform|make|bring|convert|change) (?:this|the|my|that|it|your)\b(?: \w+)?(?: (?:in)?to)?"
     r"(?: an?| the)? ?(?:video|life|clip|gif|animation|movie)?"
-)
-
-_STATIC = re.compile(
-    r"\b(?:(?:static|locked(?:[- ]off)?|locked[- ]down|fixed|stationary|motionless|still|immobile|unmoving) camera"
-    r"|(?:static|locked(?:[- ]off)?|locked[- ]down|fixed|stationary) (?:shot|view|frame)"
-    r"|(?:no|without(?: any)?|zero) (?:camera )?(?:movement|motion|moves?)"
-    r"|camera (?:does not|doesn't|doesnt|never|not) mov(?:e|es|ing)"
-    r"|(?:camera )?(?:not|never) moving(?= camera| at all)"
-    r"|camera (?:\w+ )?(?:stays? |remains? |is |kept )?(?:perfectly |completely )?"
-    r"(?:still|static|fixed|stationary|motionless|locked(?:[- ]off)?))\b"
 )
 
 _CLAUSE = re.compile(r"[,.;:!?()]| (?:while|and then|then|and|but|as|after that|finally|before|after) ")
@@ -81,7 +71,7 @@ def read_parts(prompt: str) -> PromptParts:
     written = " ".join(prompt.replace("’", "'").split())
     text = written.lower()
     tokens = _TOKEN.findall(text)
-    static = _STATIC.search(text) is not None
+    static = STATIC_CAMERA.search(text) is not None
     moves, cancelled = camera_moves(text)
     concrete = tuple(word for word in tokens if word[0].isalpha() and word not in words.HOLLOW)
     kinds = _kinds(_TOKEN.findall(_REQUEST.sub(" ", text)), text, bool(concrete))
@@ -106,7 +96,7 @@ def camera_moves(text: str) -> tuple[tuple[CameraMove, ...], tuple[CameraMove, .
 
     Verbs that a named thing does as well (`the shoe rotates`) are left out where no camera is named beside them.
     """
-    motion = read_motion(_without_things(_STATIC.sub("camera", text).replace("camera that ", "camera ")))
+    motion = read_motion(_without_things(STATIC_CAMERA.sub("camera", text).replace("camera that ", "camera ")))
     if motion.assumed:
         return motion.cancelled, motion.cancelled
     # Moving closer is one move, by lens or by wheels.

@@ -8,10 +8,27 @@ import typer
 
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import draft, gather
+from cluster.forecast.card_notes import card_notes
+from cluster.forecast.within import TimeChooser
 from cluster.jobs.after import judged
+from pipeline.clips.inspection.words import can_read, read_words, text_note
+from pipeline.clips.stills import open_still
 from pipeline.families import FAMILIES, family_named
 from pipeline.models.tokens import PromptLengths
-from serve.cli.common import Exit, Home, Json, console, exit_on_error, knows_job, print_json, settings_for
+from pipeline.notes import Note
+from pipeline.notes import as_json as notes_json
+from pipeline.problems import BadInputError
+from serve.cli.common import (
+    Exit,
+    Home,
+    Json,
+    console,
+    exit_on_error,
+    known_times,
+    knows_job,
+    print_json,
+    settings_for,
+)
 from serve.cli.options import Catalog, FewStepFile, RowOptions, few_step_of, with_option_groups
 from serve.cli.render import choose_model
 from serve.cli.show import notes_text, problems_table, unknown_text, waits_text
@@ -24,6 +41,10 @@ def check(
     model: Annotated[str, typer.Option(help="Model of rows that name none; `clipmill models` lists them.")] = "auto",
     rows: RowOptions = RowOptions(),  # noqa: B008 - frozen
     few_step: FewStepFile = None,
+    read_text: Annotated[
+        bool,
+        typer.Option("--read-text", help="Look for much text in the pictures: seconds each (clipmill[text])."),
+    ] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -32,21 +53,34 @@ def check(
     Exit 1 where some rows cannot be rendered.
     """
     with exit_on_error():
+        if read_text and not can_read():
+            raise BadInputError("--read-text", "RapidOCR is not installed", "pip install 'clipmill[text]'")
         family = choose_model(model)[0] if model == "auto" else family_named(model).name
         settings = settings_for(home)
         manifest = rows.read(catalog, family, settings.home)
         fast = few_step_of(settings, few_step)
         defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
-        sizes = Sizes(notes=True)
+        sizes = Sizes(notes=True, more=_text_of) if read_text else Sizes(notes=True)
         lengths = PromptLengths(settings.home)
+        estimates, cards = known_times(settings)
+        choose = TimeChooser(cards, estimates)
         drafts = judged(
             [
                 # Whether a licence is accepted is no matter of the rows.
-                draft(one, defaults, sizes.get, accepted=FAMILIES, cut_texts=lengths.cut, still_notes=sizes.notes)
+                draft(
+                    one,
+                    defaults,
+                    sizes.get,
+                    accepted=FAMILIES,
+                    cut_texts=lengths.cut,
+                    still_notes=sizes.notes,
+                    choose=choose,
+                )
                 for one in gather(manifest, sizes.put, rows.remote())
             ],
             knows_job(settings),
         )
+        largest = max((group.usable_bytes for group in cards), default=0)
         found: list[dict[str, Any]] = [
             {
                 "number": one.number,
@@ -55,7 +89,7 @@ def check(
                 "not_before": one.not_before,
                 "after": one.after,
                 "problems": [problem.model_dump() for problem in one.problems],
-                "noted": one.row.get("noted", []),
+                "noted": [*one.row.get("noted", []), *notes_json(card_notes(one.spec, largest) if one.spec else ())],
             }
             for one in drafts
         ]
@@ -74,3 +108,9 @@ def check(
             words = f"{mark} {good} of {len(found)} clips can be rendered with {family}"
             console.print(words, soft_wrap=True, markup=True)
     raise typer.Exit(Exit.SOME_FAILED if bad else Exit.DONE)
+
+
+def _text_of(data: bytes) -> list[Note]:
+    """What is to be said of the words in a still that was opened once already, within bounds."""
+    note = text_note(read_words(open_still(data)))
+    return [] if note is None else [note]

@@ -10,6 +10,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import sqlalchemy as sa
 import sqlalchemy.exc
 import typer
 from pydantic import ValidationError
@@ -18,9 +19,12 @@ from rich.markup import escape
 from cluster.access.quotas import QuotaExceededError
 from cluster.catalog.defaults import FewStep
 from cluster.catalog.manifest import ManifestError
+from cluster.estimates.times import TimeEstimates
 from cluster.explain.reasons import Rules
 from cluster.farm import Farm
 from cluster.fleet.cards import NOMINAL_BYTES
+from cluster.fleet.fleet_file import Cards as CardGroups
+from cluster.fleet.fleet_file import cards_of_roster
 from cluster.jobs.transitions import RefusedError
 from cluster.results.export import ResultsError
 from cluster.results.marked import MarkedObjects
@@ -30,6 +34,7 @@ from cluster.store.access.keys import NoSuchKeyError
 from cluster.store.batches import IdempotencyConflictError
 from cluster.store.database import StoreVersionError
 from cluster.store.lookup import AmbiguousIdError, NoSuchBatchError, NoSuchCardError, NoSuchJobError
+from cluster.store.measurements import load_times
 from cluster.store.outage import why_unusable
 from cluster.store.webhooks.registry import NoSuchWebhookError
 from pipeline.families import family_named
@@ -149,6 +154,15 @@ def connect(settings: Settings, url: str | None) -> FarmClient:
     # The farm within `render` says nothing of itself, and goes by the defaults.
     rules = Rules.model_validate(facts.get("rules", {"plans": bool(facts)}))
     return LocalClient(local_farm(settings), facts.get("default_model", "i2vgen-xl"), few_step, rules)
+
+
+def known_times(settings: Settings) -> tuple[TimeEstimates, tuple[CardGroups, ...]]:
+    """What was measured on this home, and the cards of the farm that runs there; nothing where there is no store."""
+    url = sa.make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and not (url.database and Path(url.database).exists()):
+        return TimeEstimates(), ()
+    farm = local_farm(settings)
+    return load_times(farm.batch_store.database), cards_of_roster(farm.batch_store.cards())
 
 
 def knows_job(settings: Settings) -> Callable[[str], bool]:

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Annotated
 
-import sqlalchemy as sa
 import typer
 from rich import box
 from rich.markup import escape
@@ -14,10 +13,9 @@ from rich.table import Table
 
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import gather
-from cluster.estimates.times import TimeEstimates
-from cluster.fleet.fleet_file import Cards, cards_of, cards_of_roster, read_fleet
+from cluster.fleet.fleet_file import Cards, cards_of, read_fleet
 from cluster.forecast.forecast import Forecast, Order, RowForecast, forecast
-from cluster.store import measurements
+from cluster.forecast.within import TimeChooser
 from pipeline.families import family_named
 from serve.cli.common import (
     Exit,
@@ -26,8 +24,8 @@ from serve.cli.common import (
     console,
     exit_on_error,
     farm_facts,
+    known_times,
     knows_job,
-    local_farm,
     print_json,
     settings_for,
 )
@@ -73,16 +71,17 @@ def forecast_catalog(
         manifest = rows.read(catalog, family, settings.home)
         fast = few_step_of(settings, few_step)
         defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
-        estimates, roster = _known(settings)
+        estimates, roster = known_times(settings)
         cards = with_cards(cards_of(read_fleet(fleet)) if fleet else roster)
         sizes, is_job = Sizes(), knows_job(settings)
+        choose = TimeChooser(cards, estimates)
         incoming = list(gather(manifest, sizes.put, rows.remote()))
         found = forecast(
-            wanted_of(incoming, defaults, sizes.get, is_job),
+            wanted_of(incoming, defaults, sizes.get, is_job, choose=choose),
             cards,
             estimates,
             order=order,
-            drafts=wanted_of(as_drafts(incoming), defaults, sizes.get, is_job),
+            drafts=wanted_of(as_drafts(incoming), defaults, sizes.get, is_job, choose=choose),
             seed=seed,
         )
         if as_json:
@@ -103,15 +102,6 @@ def _model(settings: Settings, asked: str | None, *, with_fleet: bool) -> tuple[
         # The cards of another place: what this machine has says nothing of them.
         return str(FarmArgs.model_fields["default_model"].default), "a farm's default"
     return choose_model("auto")
-
-
-def _known(settings: Settings) -> tuple[TimeEstimates, tuple[Cards, ...]]:
-    """What was measured on this home, and the cards of the farm that runs there; nothing where there is no store."""
-    url = sa.make_url(settings.database_url)
-    if url.get_backend_name() == "sqlite" and not (url.database and Path(url.database).exists()):
-        return TimeEstimates(), ()
-    farm = local_farm(settings)
-    return measurements.load_times(farm.batch_store.database), cards_of_roster(farm.batch_store.cards())
 
 
 def _show(found: Forecast, cards: tuple[Cards, ...]) -> None:

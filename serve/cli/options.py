@@ -17,7 +17,7 @@ from cluster.catalog.defaults import STRENGTH, FewStep, RowDefaults
 from cluster.catalog.manifest import Manifest, ManifestError, read_manifest
 from cluster.catalog.review.prompts import read_prompts
 from cluster.catalog.review.rounds import rounds_of
-from cluster.catalog.times import parse_time
+from cluster.catalog.times import parse_time, read_duration
 from cluster.remote.policy import FetchPolicy
 from cluster.remote.stills import RemoteStills
 from cluster.results.ownership import twins, with_refusals
@@ -103,6 +103,14 @@ MendStills = Annotated[
         help=f"Mend stills where they are at fault, of rows that do not say: {', '.join(Autofix)}, or all.",
     ),
 ]
+Within = Annotated[
+    str | None,
+    typer.Option(
+        "--within",
+        metavar="TIME",
+        help="What a clip of rows that do not say may take on a card (60, 2 min): decides class, tier and steps.",
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse rows that their model cannot take, instead of adjusting them.")
 ]
@@ -162,6 +170,7 @@ class RowOptions(OptionGroup):
     from_draft: FromDraft = False
     strength: Strength = STRENGTH
     upscale: Enlarge = Upscale.LATENTS
+    within: Within = None
     strict: Strict = False
     not_before: NotBefore = None
     interactive: Interactive = False
@@ -182,6 +191,8 @@ class RowOptions(OptionGroup):
         }
         if self.not_before is not None:
             values["not_before"] = parse_time("--not-before", self.not_before)
+        if self.within is not None:
+            values["within"] = read_duration("--within", self.within)
         try:
             values["autofix"] = autofixes_of(self.autofix)
         except ValueError as error:

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,9 @@ from rich.markup import escape
 
 from cluster.catalog.defaults import Defaults, FewStep
 from cluster.farm import Farm
+from cluster.fleet.cards import card_class_of
+from cluster.fleet.fleet_file import EMULATED, cards_of, parse_fleet
+from cluster.fleet.fleet_file import Cards as FleetCards
 from cluster.jobs.model import Batch, JobState, Outcome
 from cluster.results.ownership import Inputs, with_refusals
 from pipeline.families import family_named
@@ -48,7 +52,7 @@ from serve.cli.session import FarmLostError, FarmStartError, NoUsableCardError, 
 from serve.cli.show import ProgressView, clock_text, notes_text, problems_table, refusals_table, unknown_text
 from serve.embedded import EmbeddedFarm, FarmLock, emulated_classes, gpu_classes
 from serve.gateway.views import batch_view, job_view
-from serve.renderer.cards import INSTALL_TORCH, survey_gpus, why_none
+from serve.renderer.cards import INSTALL_TORCH, find_gpus, survey_gpus, why_none
 from serve.results_source import LocalResults
 from serve.settings import FarmArgs, Settings
 
@@ -103,6 +107,7 @@ def render(
         defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
         args = farm_args(settings, family, cards, weights, fast, kernels)
         farm = unmarked(local_farm(settings)) if no_marks else local_farm(settings)
+        farm = replace(farm, planned_cards=lambda: planned_cards(args))
         remote = rows.remote(farm.storage)
         lock = FarmLock(settings.home)
         asked = farm_options(cards, few_step, weights=f"{family}={weights.absolute()}" if weights else None)
@@ -213,6 +218,19 @@ def farm_args(
         kernels=kernels or KernelChoice.EAGER,
         gateway=False,
     )
+
+
+def planned_cards(args: FarmArgs) -> tuple[FleetCards, ...]:
+    """Groups of the cards that the embedded farm of `args` will have: what is known of them before it runs."""
+    counted: Counter[tuple[str, str]] = Counter()
+    if args.emulate:
+        counted.update({(EMULATED, name): one.replicas for name, one in args.card_classes.items()})
+    else:
+        for gpu in find_gpus():
+            if (name := card_class_of(gpu.total_bytes)) in args.card_classes:
+                counted[(gpu.name, str(name))] += 1
+    groups = [{"kind": kind, "class": name, "count": count} for (kind, name), count in counted.items()]
+    return cards_of(parse_fleet({"cards": groups, "startup_seconds": 0}, "this machine")) if groups else ()
 
 
 def farm_options(cards: str | None, few_step: Path | None, weights: str | None = None) -> dict[str, str]:

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from cluster.catalog.advice.row_advice import UNKNOWN_STILL
+from cluster.catalog.defaults import Defaults
 from cluster.catalog.files import read_beside
+from cluster.catalog.manifest import Row
+from cluster.catalog.times import read_duration
 from cluster.estimates.published import rate_table, tflops_of
+from cluster.fleet.cards import card_class_of
+from cluster.fleet.fleet_file import Cards
 from cluster.forecast.suggest import EFFICIENCY, Option, largest_worth, usable_of
 from cluster.forecast.suggest import suggest as options_for
+from cluster.forecast.within import TimeChooser, TimedChoice
 from pipeline.clips.clip import ResolutionClass
 from pipeline.clips.still_check import check_still
-from pipeline.families import FAMILIES, family_named
+from pipeline.families import FAMILIES, Family, family_named
 from pipeline.memory.footprint import cuda_share
 from pipeline.memory.slowdown import BUS_GB_S, FasterLayout
 from pipeline.problems import BadInputError
 from pipeline.units import GIB, format_bytes
-from serve.cli.common import Json, console, exit_on_error, print_json
+from serve.cli.common import (
+    Home,
+    Json,
+    console,
+    exit_on_error,
+    farm_facts,
+    known_times,
+    print_json,
+    settings_for,
+)
 from serve.cli.show import clock_text
 from serve.renderer.cards import find_gpus
 
@@ -33,35 +51,47 @@ def suggest(
         Path | None, typer.Option(help="A still: its shape and size say which classes are worth it.", metavar="FILE")
     ] = None,
     within: Annotated[
-        float | None, typer.Option(min=0.1, help="Only what is expected to take at most so many seconds.")
+        str | None,
+        typer.Option(metavar="TIME", help="Only what is expected to take at most so long (60, 2 min), and one choice."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Only this model (see `clipmill models`).", metavar="NAME")] = None,
     card: Annotated[
         str | None, typer.Option(help="The card's name, such as 'RTX 4090': tells the expected time.", metavar="NAME")
     ] = None,
+    home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Say which classes, frames and layouts fit a card, without GPU or weights."""
+    """Say which classes, frames and layouts fit a card, without GPU or weights.
+
+    Without --vram and --card it is for the farm that runs on this home, where one does, by what was measured there.
+    """
     with exit_on_error():
+        settings = settings_for(home)
+        within_s = None if within is None else read_duration("within", within)
+        estimates, roster = known_times(settings)
+        on_farm = vram is None and card is None and bool(roster)
         if vram is None:
-            gpu = next(iter(find_gpus()), None)
-            if gpu is None:
-                raise BadInputError("vram", "this machine has no NVIDIA GPU", "Name the memory: --vram 12.")
-            vram, card = gpu.total_bytes / GIB, card or gpu.name
+            vram, card = _memory_here(roster if on_farm else (), card)
         tflops = tflops_of(card) if card else None
         if card and tflops is None:
             raise BadInputError(
                 "card", f"the speed of {card!r} is not known", f"Known are {', '.join(rate_table().cards)}."
             )
-        if within is not None and tflops is None:
+        if within_s is not None and tflops is None and not on_farm:
             raise BadInputError("within", "the time depends on the card", "Name it too: --card 'RTX 4090'.")
+        if on_farm and model is None:
+            model = farm_facts(settings).get("default_model")
         families = [family_named(model)] if model else [f for f in FAMILIES.values() if f.repo]
         aspect, largest, still = 1.0, ResolutionClass.P1024, None
         if image is not None:
             still = check_still(read_beside(image.parent.resolve(), image.name))
             aspect, largest = still[0] / still[1], largest_worth(*still)
-        usable = usable_of(vram)
-        found = options_for(families, usable, aspect=aspect, largest=largest, tflops=tflops, within_s=within)
+        usable = max(group.usable_bytes for group in roster) if on_farm else usable_of(vram)
+        # Of a farm's cards what was measured counts, not what is published.
+        published_s = None if on_farm else within_s
+        found = options_for(families, usable, aspect=aspect, largest=largest, tflops=tflops, within_s=published_s)
+        fleet = roster if on_farm else _one_card(card, vram, usable)
+        chosen = _choices(families, still or UNKNOWN_STILL, within_s, TimeChooser(fleet, estimates))
         notes = _notes(found, still, largest, card, tflops)
         if as_json:
             print_json(
@@ -73,18 +103,69 @@ def suggest(
                     "efficiency": EFFICIENCY if tflops else None,
                     "image": {"size": f"{still[0]}x{still[1]}", "largest_class": largest.value} if still else None,
                     "options": [_view(option) for option in found],
+                    "within_seconds": within_s,
+                    "choices": [_choice_view(name, choice) for name, choice in chosen],
                     "notes": notes,
                 }
             )
             return
-        console.print(f"A card of {vram:.3g} GB: clips may use {format_bytes(usable)} of it")
+        whose = "The largest card of this farm" if on_farm else f"A card of {vram:.3g} GB"
+        console.print(f"{whose}: clips may use {format_bytes(usable)} of it")
         if found:
             console.print(_table(found))
         else:
-            what = "fits" if within is None else f"fits and is done within {clock_text(within)}"
+            what = "fits" if within_s is None else f"fits and is done within {clock_text(within_s)}"
             console.print(f"None of {', '.join(f.name for f in families)} {what}; `--model camera` needs no card.")
+        for name, choice in chosen:
+            console.print(Text(f"{name} {choice.note}", style="green" if choice.in_time else "yellow"), soft_wrap=True)
         for note in notes:
             console.print(f"  {note}", style="dim", soft_wrap=True)
+
+
+def _memory_here(roster: Sequence[Cards], card: str | None) -> tuple[float, str | None]:
+    """(GB of the farm's largest card, else of this machine's first GPU; that GPU's name where none was given)."""
+    if roster:
+        return max(group.usable_bytes for group in roster) / GIB, None
+    gpu = next(iter(find_gpus()), None)
+    if gpu is None:
+        raise BadInputError("vram", "this machine has no NVIDIA GPU", "Name the memory: --vram 12.")
+    return gpu.total_bytes / GIB, card or gpu.name
+
+
+def _one_card(card: str | None, vram: float, usable: int) -> tuple[Cards, ...]:
+    """The card that was named, as a fleet of one; () where none was."""
+    if card is None:
+        return ()
+    card_class = card_class_of(int(vram * GIB)) or ""
+    return (Cards(kind=card, card_class=card_class, usable_bytes=usable, count=1, price_per_hour=None, startup_s=0.0),)
+
+
+def _choices(
+    families: Sequence[Family], still: tuple[int, int], within_s: float | None, chooser: TimeChooser
+) -> list[tuple[str, TimedChoice]]:
+    """What a row of each model becomes that says no more than how long its clip may take."""
+    row = Row(number=1, id="suggest", image="", prompt="pan left")
+    found = [
+        (family.name, chooser.choice(row, still, Defaults(model=family.name, within=within_s))) for family in families
+    ]
+    return [(name, choice) for name, choice in found if choice is not None]
+
+
+def _choice_view(name: str, choice: TimedChoice) -> dict[str, Any]:
+    spec, where = choice.clip.spec, choice.clip.slowest
+    return {
+        "model": name,
+        "class": spec.resolution_class.value,
+        "size": f"{spec.width}x{spec.height}",
+        "frames": spec.frames,
+        "steps": spec.steps,
+        "columns": choice.clip.cells,
+        "in_time": choice.in_time,
+        "seconds": None if where is None else round(where.seconds, 1),
+        "card": None if where is None else where.kind,
+        "layout": None if where is None else str(where.layout),
+        "reason": choice.note.message,
+    }
 
 
 def _view(option: Option) -> dict[str, Any]:

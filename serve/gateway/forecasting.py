@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.defaults import Defaults, RowDefaults
-from cluster.catalog.ingest import IncomingRow, draft
+from cluster.catalog.ingest import Choose, IncomingRow, draft
 from cluster.catalog.manifest import Row
 from cluster.estimates.times import TimeEstimates
 from cluster.fleet.cards import Beat
 from cluster.fleet.fleet_file import Cards, FleetFile, cards_of, cards_of_roster
 from cluster.forecast.forecast import FleetChange, Forecast, KindUse, Order, RowForecast, Wanted, forecast
+from cluster.forecast.within import TimeChooser
 from cluster.jobs.after import judged
 from cluster.jobs.model import Draft
 from pipeline.clips.clip import Tier
@@ -75,18 +76,19 @@ class ForecastBody(JsonNumbers):
 class Sizes:
     """Sizes in pixels of stills that are looked at and not kept, by a name for each."""
 
-    def __init__(self, *, notes: bool = False) -> None:
-        """`notes`: what renderers will note of the stills is found out as well."""
+    def __init__(self, *, notes: bool = False, more: Callable[[bytes], Iterable[Note]] = lambda _data: ()) -> None:
+        """`notes`: what renderers will note of the stills is found out as well; `more`: what else is noted of one."""
         self._sizes: dict[str, tuple[int, int]] = {}
         self._notes: dict[str, tuple[Note, ...]] = {}
-        self._noting = notes
+        self._noting, self._more = notes, more
 
     def put(self, data: bytes) -> str:
         """Remember the size of a still; returns the still's SHA-256. Raises `BadInputError`."""
         name = hashlib.sha256(data).hexdigest()
         if name not in self._sizes:
             self._sizes[name] = check_still(data)
-            self._notes[name] = still_notes(data, self._sizes[name]) if self._noting else ()
+            noted = still_notes(data, self._sizes[name]) if self._noting else ()
+            self._notes[name] = (*noted, *self._more(data))
         return name
 
     def name_for(self, size: tuple[int, int]) -> str:
@@ -110,14 +112,15 @@ def wanted_of(
     still_size: Callable[[str], tuple[int, int] | None],
     is_job: Callable[[str], bool],
     accepted: Collection[str] = frozenset(FAMILIES),
+    choose: Choose | None = None,
 ) -> list[Wanted]:
     """The rows as a forecast takes them, read as a submission would; licences need not be accepted for that.
 
     Of a row that is reviewed each round is one of them: drafts cost as well.
 
-    `is_job` tells whether there is a job of an id that a row waits for.
+    `is_job` tells whether there is a job of an id that a row waits for; `choose` decides on rows that have `within`.
     """
-    drafts = judged([draft(row, defaults, still_size, accepted) for row in rows], is_job)
+    drafts = judged([draft(row, defaults, still_size, accepted, choose=choose) for row in rows], is_job)
     return wanted_rounds(drafts)
 
 
@@ -172,13 +175,14 @@ def answer(
         for number, one in enumerate(body.rows, start=1)
     ]
     fleet = cards_of(body.fleet) if body.fleet else cards_of_roster(roster())
+    choose = TimeChooser(fleet, estimates)
     return forecast_view(
         forecast(
-            wanted_of(rows, defaults, sizes.get, is_job),
+            wanted_of(rows, defaults, sizes.get, is_job, choose=choose),
             with_cards(fleet),
             estimates,
             order=body.order,
-            drafts=wanted_of(as_drafts(rows), defaults, sizes.get, is_job),
+            drafts=wanted_of(as_drafts(rows), defaults, sizes.get, is_job, choose=choose),
             seed=body.seed,
         ),
         fleet,

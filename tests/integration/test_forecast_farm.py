@@ -9,16 +9,23 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
+import sqlalchemy as sa
 
+from cluster.catalog.defaults import Defaults
+from cluster.catalog.manifest import Row
 from cluster.dispatch.dispatcher import Dispatcher, Timing
 from cluster.dispatch.protocol import Assignment, CardFree, Event, StepDone
+from cluster.estimates.published import ClipPart
 from cluster.estimates.times import TimeEstimates
 from cluster.fleet.cards import Beat, CardState, Fleet
 from cluster.fleet.fleet_file import Cards
 from cluster.forecast.forecast import Forecast, Wanted, forecast
+from cluster.forecast.suggest import MAX_ENLARGEMENT
+from cluster.forecast.within import TimeChooser, TimedChoice
 from cluster.jobs.outcomes import Completed, Peak
 from cluster.simulation.clock import Inline, VirtualLoop, run_virtually
 from cluster.store import BatchStore, Database, DispatchStore, measurements
+from cluster.store.schema import attempts, batches, jobs
 from pipeline.clips.clip import ClipSpec, ResolutionClass, Sampler
 from pipeline.memory.footprint import footprint, plan
 from tests.building import draft, objects, spec
@@ -194,3 +201,52 @@ def test_twenty_four_rows_after_twelve_others(noise, aim, covered):
     assert statistics.median(errors) < statistics.median(blind), (errors, blind)
     # Which card the last clip goes to is not drawn: with such differences between clips the interval is too narrow.
     assert inside >= covered * len(seeds), inside
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_is_chosen_for_a_time_fits_and_keeps_to_it(seed: int) -> None:
+    """After clips of both models on every card: what `suggest` and `within` choose, and what became of it."""
+    rng = random.Random(seed)
+    choices: list[TimedChoice] = []
+
+    async def go(loop: VirtualLoop) -> list[tuple[str, float]]:
+        database = Database("sqlite://", clock=loop.time)
+        database.migrate()
+        try:
+            await rendered(database, loop, Pool(Truth(rng, 0.02)), "first", catalog(rng, 48))
+            chooser = TimeChooser(fleet_of_cards(), measurements.load_times(database))
+            row = Row(number=1, id="A", image="a.png", prompt="pan left")
+            for within_s in (60.0, 150.0, 400.0, 1200.0):
+                for family in ("i2vgen-xl", "svd-xt"):
+                    found = chooser.choice(row, (640, 640), Defaults(model=family, within=within_s))
+                    assert found is not None
+                    choices.append(found)
+            specs = [choice.clip.spec.model_copy(update={"seed": n}) for n, choice in enumerate(choices)]
+            await rendered(database, loop, Pool(Truth(rng, 0.02)), "chosen", specs)
+            batch = sa.select(batches.c.id).where(batches.c.name == "chosen").scalar_subquery()
+            seconds = attempts.c.ended_at - attempts.c.started_at
+            made = sa.select(attempts.c.card, seconds).join(jobs, jobs.c.id == attempts.c.job_id)
+            with database.read() as c:
+                return [
+                    (card, took)
+                    for card, took in c.execute(made.where(jobs.c.batch_id == batch).order_by(jobs.c.number))
+                ]
+        finally:
+            database.close()
+
+    took = run_virtually(go)
+    assert len(took) == len(choices)
+    measured = 0
+    for choice, (card, seconds) in zip(choices, took, strict=True):
+        # A class that the picture has something to show in.
+        assert choice.clip.spec.resolution_class.side <= 640 * MAX_ENLARGEMENT
+        kind = CARDS[int(card.removeprefix("gpu"))][0]
+        # On one of the cards that it was said to come to; loading a model counts once a card, seconds are whole ones.
+        expected = next(one for one in choice.clip.on if one.kind == kind)
+        # A model that this kind of card never rendered is judged by others.
+        if expected.cost.corrections[ClipPart.STEP].source in ("shape", "family"):
+            measured += 1
+            off_s = min(abs(expected.seconds + load_s - seconds) for load_s in (0, LOAD_S))
+            assert off_s <= 0.2 * seconds + 1, choice.note.message
+        assert not choice.in_time or seconds <= 1.2 * choice.within_s + LOAD_S
+    assert measured >= len(choices) / 2

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from cluster.catalog.defaults import Defaults
+from cluster.catalog.ingest import IncomingRow
+from cluster.catalog.manifest import Row
 from cluster.jobs.model import JobState
 from tests.building import still_png
 from tests.integration.test_contact_sheet_browser import ARGUMENTS
@@ -213,6 +216,54 @@ def test_pictures_are_checked_and_then_handed_in(page: Any, house: House, tmp_pa
     page.wait_for_selector(".tile.failed:has-text('C')")
     made = house.it.farm.batch_store.batches("local", 1)[0]
     assert (made.name, made.counts[JobState.FAILED], made.counts.total) == ("bags.csv", 2, 4)
+
+
+def test_a_warning_is_fixed_with_one_click_and_time_is_left_to_the_farm(
+    page: Any, house: House, tmp_path: Path
+) -> None:
+    (tmp_path / "one.png").write_bytes(still_png((700, 600), seed=1))
+    lines = [
+        "id,image,prompt,guidance,steps",
+        *(f"R{n},one.png,pan left,25," for n in range(3)),
+        "S,one.png,pan left,,400",
+    ]
+    (tmp_path / "traps.csv").write_text("\n".join(lines))
+    page.goto(f"{house.url}/new")
+    page.get_by_label("Model").select_option("i2vgen-xl")
+    page.set_input_files("#files", [tmp_path / "one.png", tmp_path / "traps.csv"])
+    page.get_by_role("button", name="Fix guidance high of R1").click()
+    until(page, "document.querySelectorAll('[data-fix=guidance_high][data-row]').length === 2")
+    page.get_by_role("button", name="Fix all 2").click()
+    until(page, "!document.querySelector('[data-fix=guidance_high]')")
+    page.get_by_role("button", name="Fix many steps of S").click()
+    until(page, "!document.querySelector('[data-fix=many_steps]')")
+    assert page.locator("#fixed").inner_text().startswith("4 values of 4 rows changed")
+    page.get_by_label("Or a clip within").fill("1 min")
+    page.wait_for_selector("text=A clip may take 1 min")
+    assert page.locator("[name=resolution_class]").is_disabled()
+    assert faults(page) == []
+    page.get_by_role("button", name="Hand in 4 rows").click()
+    page.wait_for_url("**/batches/batch_*")
+    made = house.it.jobs(house.it.farm.batch_store.batches("local", 1)[0].id)
+    assert {job.spec.guidance for job in made if job.spec} == {9.0}
+    assert {note.code for note in made[0].notes} & {"within_chosen", "within_missed"}
+
+
+def test_an_administrator_chooses_whose_batches_are_shown(page: Any, house: House) -> None:
+    other = house.it.farm.of("team-shoes")
+    still = other.put_still(still_png())
+    theirs = Row(number=1, id="T", image="t.png", prompt="pan left")
+    incoming = IncomingRow(position=1, name="T", row=theirs, still=still, number=1)
+    other.submit([incoming], Defaults(model="camera"), name="Theirs alone")
+    page.goto(house.url)
+    assert page.get_by_text("Theirs alone").count() == 0
+    page.locator("#owner").select_option("team-shoes")
+    page.wait_for_selector("text=Theirs alone")
+    assert faults(page) == []
+    page.reload()
+    assert page.get_by_text("Theirs alone").is_visible()
+    page.locator("#owner").select_option("local")
+    page.wait_for_selector("text=Thousands")
 
 
 def test_verbs_are_asked_before_where_they_cannot_be_undone(page: Any, house: House) -> None:

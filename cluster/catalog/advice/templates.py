@@ -1,8 +1,9 @@
-"""Prompts that a team keeps, with places which columns fill: `slow orbit around the {color|black} {title}`.
+"""Prompts with places which columns fill, kept by a team or typed for one batch: `slow orbit around {color|a} {title}`.
 
-A file of templates is YAML: a name, and either the prompt or a table of `prompt`, `negative_prompt` and `comment`. A
-place is a column's name in braces, spelt as columns may be; behind a bar stands what is said where the column is empty.
-Braces that are meant are doubled.
+A place is a column's name in braces, spelt as columns may be; behind a bar stands what is said where the column is
+empty. Braces that are meant are doubled. A place that stays empty is a problem of its row: nothing is rendered with a
+hole in its prompt. A file of templates is YAML: a name, and either the prompt or a table of `prompt`, `negative_prompt`
+and `comment`.
 """
 
 from __future__ import annotations
@@ -16,37 +17,51 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cluster.catalog.cells import COLUMNS
 from cluster.catalog.columns import letters_of
 from pipeline.lint.texts import tidied
-from pipeline.notes import Note
-from pipeline.problems import BadInputError
+from pipeline.problems import BadInputError, Problem
 
 #: Largest file of templates, in bytes, and most templates in it.
 MAX_TEMPLATES_BYTES, MAX_TEMPLATES = 1 << 20, 1000
 #: Characters of a cell that fill a place: a description is no colour.
 MAX_FILLED_CHARACTERS = 200
 _FIELD = "--template"
+_FORM_OF_PLACES = "Write {column}, {column|instead}, or {{ and }} for braces that are meant."
+#: Columns that say how a clip is made, not what its picture shows: not offered for a place.
+_TOLD_OTHERWISE = COLUMNS - {"id"}
 _PLACE = re.compile(r"\{\{|\}\}|\{(?P<column>[^{}|]*)(?:\|(?P<instead>[^{}]*))?\}")
+
+
+#: Places that every row fills: what it is called by, whether a column says it or not.
+OWN_PLACES = ("id", "name")
+#: Columns named in a remedy.
+_NAMED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilledPrompt:
     """A template's texts for one row."""
 
+    #: The texts without the places that are empty.
     prompt: str
     negative_prompt: str
     #: Columns that are empty and for which the template says nothing.
     empty: tuple[str, ...]
+    #: Places that the row could have filled.
+    there: tuple[str, ...] = ()
 
     @property
-    def notes(self) -> list[Note]:
-        """What the row's writer should know of it."""
+    def problem(self) -> Problem | None:
+        """Why the row is not rendered with these texts; None where no place of them is empty."""
         if not self.empty:
-            return []
-        named = ", ".join(self.empty)
-        message = f"the template's {named} is empty in this row, and its place was left out"
-        # Sent with its row, perhaps to a farm that refuses notes with more than these.
-        return [Note(code="prompt_column_empty", message=f"{message}. Fill the column, or write {{name|instead}}")]
+            return None
+        places = ", ".join(f"{{{name}}}" for name in self.empty)
+        message = f"the prompt for all rows has a place for {places}, which this row leaves empty"
+        others = ", ".join(f"{{{name}}}" for name in self.there[:_NAMED])
+        instead = f"{{{self.empty[0]}|instead}}"
+        remedy = f"Fill the column in, give the row a prompt of its own, or write {instead}; the row has {others}."
+        return Problem(field="prompt", message=message, remedy=remedy)
 
 
 class PromptTemplate(BaseModel):
@@ -67,7 +82,8 @@ class PromptTemplate(BaseModel):
 
     def filled(self, values: Mapping[str, object]) -> FilledPrompt:
         """The texts with the places filled from a row's `values` by column."""
-        known = {letters_of(name): _text(value) for name, value in values.items()}
+        texts_of = {name: text for name, value in values.items() if (text := _text(value))}
+        known = {letters_of(name): text for name, text in texts_of.items()}
         empty: dict[str, None] = {}
 
         def fill(place: re.Match[str]) -> str:
@@ -86,11 +102,12 @@ class PromptTemplate(BaseModel):
             # Where nothing stands instead, two spaces are left.
             texts = [" ".join(text.split()) for text in texts]
         prompt, negative_prompt = (text.strip() for text in texts)
-        return FilledPrompt(prompt=prompt, negative_prompt=negative_prompt, empty=tuple(empty))
+        there = tuple(name for name in texts_of if name not in _TOLD_OTHERWISE)
+        return FilledPrompt(prompt=prompt, negative_prompt=negative_prompt, empty=tuple(empty), there=there)
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """Places for which a catalog of these columns has none, and which say nothing instead."""
-        known = {letters_of(name) for name in columns}
+        known = {letters_of(name) for name in (*columns, *OWN_PLACES)}
         return [name for name in self.columns if letters_of(name) not in known]
 
 
@@ -98,6 +115,29 @@ def plain_template(prompt: str) -> PromptTemplate | None:
     """A template that is one prompt as it is written, braces too; None where it is empty."""
     text = prompt.strip()
     return PromptTemplate.model_construct(prompt=text.replace("{", "{{").replace("}", "}}")) if text else None
+
+
+def typed_template(prompt: str) -> PromptTemplate | None:
+    """What somebody typed as the prompt of many rows: a template where it has places, else as it is written.
+
+    Raises `BadInputError` on `prompt` for a place without a name, and a brace without its other one beside places.
+    """
+    text = prompt.strip()
+    if not any(place["column"] for place in _PLACE.finditer(text)):
+        return plain_template(text)
+    template = PromptTemplate.model_construct(prompt=text)
+    if fault := _fault_of(text):
+        raise BadInputError("prompt", fault, _FORM_OF_PLACES)
+    return template
+
+
+def _fault_of(text: str) -> str:
+    """What is wrong with the places of a text; empty where nothing is."""
+    if re.search(r"[{}]", _PLACE.sub("", text)):
+        return "a brace without its other one"
+    if any(place["column"] is not None and not place["column"].strip() for place in _PLACE.finditer(text)):
+        return "a place without a column's name"
+    return ""
 
 
 def template_named(path: Path, name: str) -> PromptTemplate:
@@ -147,11 +187,8 @@ def _template(name: str, value: Any, source: str, form: str) -> PromptTemplate:
         where = ".".join(map(str, first["loc"]))
         raise BadInputError(_FIELD, f"{source}: {name}: {where} {first['msg']}", form) from error
     for text in (made.prompt, made.negative_prompt):
-        if re.search(r"[{}]", _PLACE.sub("", text)):
-            remedy = "Write {column}, {column|instead}, or {{ and }} for braces that are meant."
-            raise BadInputError(_FIELD, f"{source}: {name}: a brace without its other one", remedy)
-        if any(place["column"] is not None and not place["column"].strip() for place in _PLACE.finditer(text)):
-            raise BadInputError(_FIELD, f"{source}: {name}: a place without a column's name", "Write {column}.")
+        if fault := _fault_of(text):
+            raise BadInputError(_FIELD, f"{source}: {name}: {fault}", _FORM_OF_PLACES)
     return made
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import scipy
 from PIL import Image
 
-from pipeline.clips.inspection.background import Pixels, largest
+from pipeline.clips.inspection.background import Background, Pixels, largest
 from pipeline.clips.inspection.product import Mask, ProductArea, shadowed
 from pipeline.clips.inspection.tones import levels_from
 
@@ -88,6 +88,8 @@ _AT_BORDER_LEVELS, _DARKEST_SHADOW, _SHADOW_TINT = 25, 0.3, 14.0
 _INWARD, _ALONG, _EDGE_LEVELS = 10, 9, 12
 #: Something thin with hard edges counts twice its width: levels of its edges, and its least width in pixels.
 _HARD_LEVELS, _THIN_PIXELS = 90, 3
+#: Share of a side from which a product is told that fills so much of it that the side's own curve follows the product.
+_WIDE_SHARE = 0.12
 
 
 def cut_share(area: ProductArea) -> float:
@@ -96,9 +98,34 @@ def cut_share(area: ProductArea) -> float:
     # Each side as a band whose first row is the border.
     turned = (pixels.swapaxes(0, 1), pixels, pixels[:, ::-1].swapaxes(0, 1), pixels[::-1])
     lines = (mask[:, 0], mask[0], mask[:, -1], mask[-1])
-    return max(
+    shares = [
         _beyond(line, band[:_INWARD], edge, curve)
         for line, band, edge, curve in zip(lines, turned, background.edges, background.curves, strict=True)
+    ]
+    # Where a side is no plain background its corners tell what is.
+    wide = [
+        _beyond(np.ones(len(edge), np.bool_), band[:_INWARD], edge, curve)
+        for band, edge, curve, plain in zip(
+            turned, background.edges, _between_corners(background), background.plain, strict=True
+        )
+        if not plain
+    ]
+    return max(*shares, *(share for share in wide if share >= _WIDE_SHARE))
+
+
+def _between_corners(background: Background) -> tuple[Pixels, Pixels, Pixels, Pixels]:
+    """The background along each side as a straight line between its corners, as the sides beside it have them."""
+    left, top, right, bottom = background.curves
+
+    def line(begin: Pixels, end: Pixels, length: int) -> Pixels:
+        found: Pixels = begin + (end - begin) * np.linspace(0, 1, length, dtype=np.float32)[:, None]
+        return found
+
+    return (
+        line(top[0], bottom[0], len(left)),
+        line(left[0], right[0], len(top)),
+        line(top[-1], bottom[-1], len(right)),
+        line(left[-1], right[-1], len(bottom)),
     )
 
 
@@ -165,6 +192,65 @@ def _is_pair(area: ProductArea, one: Mask, other: Mask) -> bool:
         shapes.append(float(np.log((np.ptp(rows) + 1) / (np.ptp(columns) + 1))))
     in_common = float(np.minimum(*colours).sum())
     return in_common >= _PAIR_COLOURS and abs(shapes[0] - shapes[1]) <= _PAIR_SHAPES
+
+
+# -- pictures beside each other ---------------------------------------------------------------------------------------
+
+#: Pictures that a collage has beside each other, by which its width is parted evenly.
+_PARTS = (2, 3, 4)
+#: Levels (of 255) by which colours step more from one picture to the next than within either of them, and share of the
+#: height, and of its first and last tenth, at which they do: a product ends before.
+_SEAM_LEVELS, _SEAM_SHARE, _SEAM_ENDS = 3.0, 0.75, 0.75
+#: Pixels by which a seam may be off, and how many at either side are compared.
+_SEAM_OFF, _COMPARED = 2, 6
+#: Levels within which a picture's rows are the plain ground that a collage lies on.
+_GROUND_LEVELS = 3.0
+
+
+def is_collage(pixels: Pixels) -> bool:
+    """Whether `pixels` (height, width, 3) are pictures beside each other without a gap.
+
+    Told by a straight step of colour over all of the height, at an even part of the width: a product's own edge is
+    shorter or elsewhere, a door's gap has one colour at both sides, and a horizon lies level.
+    """
+    lines = _without_ground(pixels)
+    height, width = lines.shape[:2]
+    if height < 8 * _COMPARED or width < 24 * _COMPARED:
+        return False
+    places = {round(width * number / parts) for parts in _PARTS for number in range(1, parts)}
+    return any(_is_seam(lines, place) for place in places)
+
+
+def _without_ground(pixels: Pixels) -> Pixels:
+    """The rows between those that are of one colour from side to side, as above and below a collage on white."""
+    plain = np.abs(pixels - np.median(pixels, axis=1, keepdims=True)).max(axis=(1, 2)) <= _GROUND_LEVELS
+    shown = np.flatnonzero(~plain)
+    if not len(shown) or not (plain[0] and plain[-1]):
+        return pixels
+    strip = pixels[shown[0] : shown[-1] + 1]
+    # A product on its ground ends before the sides, a strip of pictures at them.
+    ground = np.median(pixels[0], axis=0)
+    sides = largest(np.abs(np.stack([strip[:, 1], strip[:, -2]]) - ground)) > _GROUND_LEVELS
+    return strip if sides.mean() >= _SEAM_SHARE else pixels
+
+
+def _is_seam(lines: Pixels, at: int) -> bool:
+    within = np.maximum(_steps(lines, at - 3 * _COMPARED), _steps(lines, at + 3 * _COMPARED)) + _SEAM_LEVELS
+    end = max(1, len(lines) // 10)
+    for place in range(at - _SEAM_OFF, at + _SEAM_OFF + 1):
+        seen = _steps(lines, place) >= within
+        if seen.mean() >= _SEAM_SHARE and min(seen[:end].mean(), seen[-end:].mean()) >= _SEAM_ENDS:
+            return True
+    return False
+
+
+def _steps(lines: Pixels, at: int) -> Pixels:
+    """By how many levels colours differ from one side of a column to the other, (height,).
+
+    Medians, so that a line is no step: it has one colour at both sides.
+    """
+    before, after = lines[:, at - 2 - _COMPARED : at - 2], lines[:, at + 2 : at + 2 + _COMPARED]
+    return largest(np.abs(np.median(before, axis=1) - np.median(after, axis=1)))
 
 
 # -- what is behind --------------------------------------------------------------------------------------------------

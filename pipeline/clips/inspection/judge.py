@@ -14,7 +14,7 @@ from pipeline.clips.still_notes import StillNoteCode
 from pipeline.notes import Note
 
 #: Raised whenever the same picture may get other notes: those of another version are made anew.
-JUDGE_VERSION = 1
+JUDGE_VERSION = 2
 
 #: A still of one colour: all but this percentage of it lies within so many levels (of 255) of the most common one.
 PLAIN_PERCENT, PLAIN_LEVELS = 0.1, 10
@@ -62,8 +62,13 @@ def judge_still(still: Image.Image) -> list[Note]:
     found += _tones(view)
     unclear = {StillNoteCode.STILL_NOISY, StillNoteCode.STILL_BLURRED, StillNoteCode.STILL_LOW_CONTRAST}
     clear = not any(note.code in unclear for note in found)
-    if framed and clear and min(view.image.size) >= LEAST_FRAMED_SIDE:
-        found += _framing(view)
+    if framed and clear:
+        # Of pictures beside each other, which may be a low strip, each has a frame of its own.
+        if framing.is_collage(view.pixels):
+            text = "the still is put together of several pictures: models mix up what they show. Cut it to one"
+            found.append(_note(StillNoteCode.STILL_SEVERAL_PRODUCTS, text))
+        elif min(view.image.size) >= LEAST_FRAMED_SIDE:
+            found += _framing(view)
     return found
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 import sqlalchemy.exc
 from anyio.to_thread import run_sync
@@ -30,6 +31,8 @@ from serve.gateway.guard import AsgiApp, Message, Receive, Send
 SECURE_COOKIE, PLAIN_COOKIE = "__Host-clipmill_session", "clipmill_session"
 #: Header by which an operator acts for another owner.
 OWNER_HEADER = "Clipmill-Owner"
+#: Cookie by which an administrator's browser does so, for the pages and what their scripts ask.
+OWNER_COOKIE = "clipmill_owner"
 #: Where in a request's scope the gate leaves the farm as its owner sees it, and who asks.
 _FARM, _CALLER = "clipmill.farm", "clipmill.caller"
 #: Parameters of paths that name a batch or a job, whose owner an operator acts for.
@@ -144,7 +147,7 @@ class AccessGate:
             # Before the store is asked anything: it may be what is not well.
             return Caller(owner=self._farm.owner, scopes=frozenset()), None
         if terms.lookup is None or not (terms.required or await terms.lookup.needs_key()):
-            owner = _other_owner(headers, self._everybody)
+            owner = _other_owner(headers, self._everybody) or _chosen_owner(headers)
             return self._everybody if owner is None else self._everybody.acting_for(owner), None
         credential = credential_of(headers)
         if credential is None:
@@ -157,6 +160,8 @@ class AccessGate:
         owner = _other_owner(headers, found)
         if owner is None and found.operates:
             owner = await self._owner_of_named(parameters)
+        if owner is None and Scope.ADMIN in found.scopes:
+            owner = _chosen_owner(headers)
         return (found if owner is None else found.acting_for(owner)), credential
 
     async def _keyless(self, lookup: CallerLookup) -> _Refused:
@@ -285,6 +290,15 @@ def _other_owner(headers: Headers, caller: Caller) -> str | None:
         )
         raise _Refused(403, "wrong_owner", problem, {})
     return owner
+
+
+def _chosen_owner(headers: Headers) -> str | None:
+    """The owner that was chosen on a page; None where none was, or the cookie holds something else."""
+    try:
+        found = SimpleCookie("; ".join(headers.getlist("cookie"))).get(OWNER_COOKIE)
+        return None if found is None else check_owner(unquote(found.value))
+    except (CookieError, BadInputError):
+        return None
 
 
 def _unknown(message: str) -> _Refused:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.catalog.advice.templates import OWN_PLACES, PromptTemplate
 from cluster.catalog.manifest import BadRow, Manifest, Row, RowRead
 from cluster.catalog.names import MAX_ID_CHARACTERS, Ids, elsewhere
 from cluster.catalog.tables import RawRecord, unreadable
@@ -38,16 +39,23 @@ def are_requests(records: Sequence[RawRecord]) -> bool:
 
 
 def read_lines(
-    records: Sequence[RawRecord], put_still: Callable[[bytes], str], default_model: str, *, prompt: str | None = None
+    records: Sequence[RawRecord],
+    put_still: Callable[[bytes], str],
+    default_model: str,
+    *,
+    template: PromptTemplate | None = None,
 ) -> RequestLines:
-    """The requests as rows, each with its own problems. Pictures within a line are handed in by `put_still`."""
+    """The requests as rows, each with its own problems. Pictures within a line are handed in by `put_still`.
+
+    `template` is for lines without a prompt, filled from what they ask for.
+    """
     ids = Ids((name, 1) for record in records if (name := record.values.get("custom_id")) and isinstance(name, str))
     rows: list[RowRead] = []
     strict: set[str] = set()
     for record in records:
         name = _name_of(record)
         try:
-            row, is_strict = _row(record, ids, put_still, default_model, prompt)
+            row, is_strict = _row(record, ids, put_still, default_model, template)
             rows.append(row)
             strict |= {row.id} if is_strict else set()
         except _LineProblems as error:
@@ -73,7 +81,11 @@ class _LineProblems(Exception):  # noqa: N818 - named for what it carries
 
 
 def _row(
-    record: RawRecord, ids: Ids, put_still: Callable[[bytes], str], default_model: str, prompt: str | None
+    record: RawRecord,
+    ids: Ids,
+    put_still: Callable[[bytes], str],
+    default_model: str,
+    template: PromptTemplate | None,
 ) -> tuple[Row, bool]:
     if record.problems:
         raise _LineProblems(record.problems)
@@ -93,8 +105,11 @@ def _row(
     fields: dict[str, Any] = dict(body)
     (name,) = ids.claim(custom_id, 1, record.number)
     reference = reference_of(fields)
-    if prompt and not fields.get("prompt"):
-        fields["prompt"] = prompt
+    if template is not None and not fields.get("prompt"):
+        filled = template.filled(dict.fromkeys(OWN_PLACES, name) | fields)
+        if filled.problem:
+            raise _LineProblems((filled.problem,))
+        fields["prompt"] = filled.prompt
     asked = read_fields(fields, default_model)
     if asked.webhook_url is not None:
         raise BadInputError("webhook_url", "a line has none of its own", "Give the batch one, beside its lines.")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.catalog.advice.templates import PromptTemplate
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow, gather
 from cluster.catalog.manifest import Manifest, Row, manifest_of
@@ -36,9 +37,10 @@ class ManifestRead:
 
 
 def read_sent(
-    data: bytes, kind: ManifestFormat, defaults: Defaults, farm: Farm, *, prompt: str | None = None
+    data: bytes, kind: ManifestFormat, defaults: Defaults, farm: Farm, *, template: PromptTemplate | None = None
 ) -> ManifestRead:
-    """The rows of a manifest that was sent, as `clipmill submit` reads them from a file.
+    """The rows of a manifest that was sent, as `clipmill submit` reads them from a file; `template` is for those that
+    have no prompt.
 
     Raises `BadInputError` on the field `manifest` where it cannot be read as a whole.
     """
@@ -48,9 +50,9 @@ def read_sent(
         try:
             records = read_records(path)
             if kind is ManifestFormat.JSONL and are_requests(records):
-                found: RequestLines = read_lines(records, farm.put_still, defaults.model, prompt=prompt)
+                found: RequestLines = read_lines(records, farm.put_still, defaults.model, template=template)
                 return ManifestRead(manifest=found.manifest, strict=found.strict)
-            return ManifestRead(manifest=manifest_of(path, records, prompt=prompt, model=defaults.model))
+            return ManifestRead(manifest=manifest_of(path, records, template=template, model=defaults.model))
         except ManifestError as error:
             raise BadInputError("manifest", error.message, error.remedy) from error
 

@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Request
 from fastapi.exceptions import RequestValidationError
 
+from cluster.catalog.advice.templates import plain_template
 from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.ingest import IncomingRow
 from cluster.farm import Farm
@@ -123,7 +124,8 @@ class _BatchMaker:
     def of_manifest(self, arrived: ArrivedManifest, key: str | None) -> dict[str, Any]:
         options = arrived.options
         defaults = self._defaults(options.defaults)
-        read = read_sent(arrived.data, arrived.kind, defaults, self._farm, prompt=options.prompt)
+        template = plain_template(options.prompt or "")
+        read = read_sent(arrived.data, arrived.kind, defaults, self._farm, template=template)
         files = [part for name in sorted(arrived.files) for part in (name, arrived.files[name]())] if key else []
         fingerprint = fingerprint_of(arrived.data, arrived.kind.value, options.model_dump_json(), *files)
         rows = incoming(read, self._farm, self._settings.remote, arrived.files)

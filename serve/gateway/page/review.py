@@ -10,11 +10,11 @@ from typing import Any
 from cluster.farm import Farm
 from cluster.jobs.model import Clip, Job, JobState, Pick
 from cluster.jobs.review import in_review
-from cluster.results.contact_sheet import duration
 from cluster.results.rows import result_row
 from pipeline.clips.clip import NO_PROMPT
 from pipeline.families import family_named
 from pipeline.problems import BadInputError
+from pipeline.units import format_duration
 
 #: Rows that a page has; the others come as these are decided on.
 MOST_ROWS = 60
@@ -143,7 +143,7 @@ def _clip(job: Job, clip: Clip | None, waits: bool) -> ReviewClip:
         waits=waits,
         width=row.width or 4,
         height=row.height or 3,
-        length=duration(row.seconds) if row.seconds and shown else "",
+        length=format_duration(row.seconds) if row.seconds and shown else "",
         prompt=spec.prompt if spec and spec.prompt != NO_PROMPT else str(job.row.get("prompt") or ""),
         looks=[note.message for note in row.noted if note.worth_a_look],
         has_seed=family is not None and family.uses_seed,

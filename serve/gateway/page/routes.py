@@ -94,7 +94,7 @@ def _add_batches(routes: APIRouter, progress: ProgressReader) -> None:
             has_more=len(found) > limit,
             limit=limit,
             everything=everything,
-            **frame(panels, caller),
+            **frame(panels, caller, farm),
         )
 
     @routes.get("/batches/{batch_id}")
@@ -118,7 +118,7 @@ def _add_batches(routes: APIRouter, progress: ProgressReader) -> None:
             next_after=rows[_PLAIN_ROWS - 1].number if len(rows) > _PLAIN_ROWS else None,
             after=after,
             now=farm.batch_store.now(),
-            **frame(card_panels(farm), caller),
+            **frame(card_panels(farm), caller, farm),
         )
 
     @routes.get("/batches/{batch_id}/review")
@@ -133,7 +133,7 @@ def _add_batches(routes: APIRouter, progress: ProgressReader) -> None:
             more=more,
             may=Scope.SUBMIT in caller.scopes,
             now=now,
-            **frame(card_panels(farm), caller),
+            **frame(card_panels(farm), caller, farm),
         )
 
     @routes.get("/batches/{batch_id}/rows")
@@ -161,7 +161,7 @@ def _add_clips(routes: APIRouter, rules: Rules) -> None:
             batch=batch,
             verbs=job_verbs(story.job, batch, other_picked=story.other_picked) if Scope.SUBMIT in caller.scopes else [],
             outcome_text=outcome_text,
-            **frame(card_panels(farm), caller),
+            **frame(card_panels(farm), caller, farm),
         )
 
 
@@ -169,4 +169,4 @@ def _add_cards(routes: APIRouter) -> None:
     @routes.get("/cards")
     def cards(farm: OwnersFarm, caller: WhoAsks) -> Response:
         panels = card_panels(farm)
-        return page("cards.html.j2", panels=panels, card_verbs=card_verbs, **frame(panels, caller))
+        return page("cards.html.j2", panels=panels, card_verbs=card_verbs, **frame(panels, caller, farm))

@@ -14,8 +14,7 @@ from fastapi import Response
 from fastapi.responses import HTMLResponse
 from markupsafe import Markup
 
-from cluster.results.contact_sheet import duration
-from pipeline.units import format_bytes
+from pipeline.units import format_bytes, format_duration
 
 _HERE = Path(__file__).parent
 #: What a page may load and send: from its own gateway only, nothing that stands within the page itself.
@@ -108,6 +107,6 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"bytes": format_bytes, "duration": duration, "moment": moment}
+    environment.filters |= {"bytes": format_bytes, "duration": format_duration, "moment": moment}
     environment.globals |= {"count": count, "static": f"/static/{static_version()}"}
     return environment

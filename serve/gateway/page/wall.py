@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.farm import Farm
-from cluster.results.contact_sheet import duration, looks_of
+from cluster.results.contact_sheet import looks_of
 from cluster.results.rows import JobResult, results_of
+from pipeline.units import format_duration
 
 #: Rows of one page of a wall.
 PAGE_ROWS = 500
@@ -44,7 +45,7 @@ def tile(result: JobResult) -> dict[str, Any]:
         "plays": playable,
         "poster": playable and bool(row.poster_key),
         "aspect": round(row.width / row.height, 3) if row.width and row.height else 0,
-        "length": duration(row.seconds) if row.seconds else "",
+        "length": format_duration(row.seconds) if row.seconds else "",
         "size": f"{row.width} × {row.height}" if row.width and row.height else "",
         "field": row.problem.field if row.problem else "",
         "message": (row.problem.message if row.problem else words_of(result))[:_MOST_CHARACTERS],

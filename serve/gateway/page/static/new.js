@@ -14,6 +14,10 @@ let table = null;
 let leftOut = [];
 let rows = null;
 let batchKey = "";
+/** New cells by column, by the id of their row; and what the last check found. */
+let fixes = {};
+let noted = {};
+let within = null;
 
 /* -- what was chosen -------------------------------------------------------------------------------------------- */
 
@@ -83,6 +87,8 @@ for (const id of ["files", "folder"]) {
 }
 byId("forget").addEventListener("click", () => {
   pictures.clear();
+  fixes = {};
+  showFixes();
   table = null;
   leftOut = [];
   byId("chosen").hidden = true;
@@ -151,9 +157,61 @@ function forget() {
 }
 
 function options() {
-  const { prompt, model, resolution_class: size, tier, rounds } = Object.fromEntries(new FormData(form));
-  return { prompt, model, resolution_class: size, tier, rounds };
+  const { prompt, model, resolution_class: size, tier, rounds, within: most } = Object.fromEntries(new FormData(form));
+  return { prompt, model, resolution_class: size, tier, rounds, within: most.trim() };
 }
+
+/** Seconds until the time of day by which all is to be done, the next time that it is; 0: none was chosen. */
+function secondsLeft() {
+  if (!form.elements.done_by.value) return 0;
+  const [hour, minute] = form.elements.done_by.value.split(":").map(Number);
+  const then = new Date();
+  then.setHours(hour, minute, 0, 0);
+  if (then <= new Date()) then.setDate(then.getDate() + 1);
+  return Math.max(1, Math.round((then - Date.now()) / 1000));
+}
+
+/* Whichever of both was said last counts; with either the resolution follows from it. */
+function timesChanged(last) {
+  const [by, most] = [form.elements.done_by, form.elements.within];
+  if (last === by && by.value) most.value = "";
+  if (last === most && most.value) by.value = "";
+  form.elements.resolution_class.disabled = Boolean(by.value || most.value.trim());
+}
+for (const field of ["done_by", "within"]) {
+  form.elements[field].addEventListener("input", (event) => timesChanged(event.target));
+}
+
+/* -- fixes ------------------------------------------------------------------------------------------------------ */
+
+function showFixes() {
+  const cells = Object.values(fixes).reduce((sum, one) => sum + Object.keys(one).length, 0);
+  const count = Object.keys(fixes).length;
+  byId("fixed").hidden = !count;
+  byId("fixed-text").textContent = `${cells} ${cells === 1 ? "value" : "values"} of ${count} ${count === 1 ? "row" : "rows"} changed; your table stays as it is.`;
+}
+
+/** Take the fixes of all notes of a kind, or of one row's. */
+function fix(code, row) {
+  for (const [name, notes] of row ? [[row, noted[row] ?? []]] : Object.entries(noted)) {
+    for (const note of notes) {
+      if (note.code === code && note.fix) fixes[name] = { ...fixes[name], ...note.fix };
+    }
+  }
+  showFixes();
+  checkSoon();
+}
+byId("report").addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-fix]");
+  if (!button) return;
+  button.disabled = true;
+  fix(button.dataset.fix, button.dataset.row);
+});
+byId("unfix").addEventListener("click", () => {
+  fixes = {};
+  showFixes();
+  checkSoon();
+});
 
 const stem = (name) => name.split("/").at(-1).replace(/\.[^.]*$/, "");
 
@@ -182,6 +240,8 @@ async function check() {
   const stills = {};
   for (const [path, one] of pictures) stills[path] = one.still ?? one.problem;
   body.append("stills", new Blob([JSON.stringify(stills)], { type: "application/json" }), "stills.json");
+  body.append("fixes", new Blob([JSON.stringify(fixes)], { type: "application/json" }), "fixes.json");
+  if (secondsLeft()) body.append("done_in", secondsLeft());
   for (const [field, value] of Object.entries(options())) if (value) body.append(field, value);
   let answer;
   try {
@@ -208,7 +268,7 @@ async function check() {
   /* Made by the gateway's own template, which escapes what the table says; scripts in it would not run. */
   const report = new DOMParser().parseFromString(found.html, "text/html").querySelector(".report");
   byId("report").replaceChildren(report);
-  rows = found.rows;
+  ({ rows, noted, within } = found);
   batchKey = crypto.getRandomValues(new Uint32Array(4)).join("-");
   const given = form.elements.name.value.trim();
   form.elements.name.placeholder = table ? found.name : "pictures";
@@ -216,7 +276,7 @@ async function check() {
   byId("submit").textContent = `Hand in ${found.good.toLocaleString("en")} ${found.good === 1 ? "row" : "rows"}`;
   form.dataset.name = given || (table ? found.name : "pictures");
 }
-for (const field of ["prompt", "model", "resolution_class", "tier", "rounds"]) {
+for (const field of ["prompt", "model", "resolution_class", "tier", "rounds", "done_by", "within"]) {
   form.elements[field].addEventListener("input", () => checkSoon(700));
 }
 
@@ -228,7 +288,8 @@ form.addEventListener("submit", async (event) => {
   const button = byId("submit");
   button.disabled = true;
   const { model, resolution_class: size, tier, rounds } = options();
-  const defaults = { resolution_class: size, tier, ...(model ? { model } : {}), ...(rounds ? { rounds } : {}) };
+  const chosen = Object.entries({ model, resolution_class: size, rounds, within }).filter(([, value]) => value);
+  const defaults = { tier, ...Object.fromEntries(chosen) };
   const name = form.elements.name.value.trim() || form.dataset.name;
   const body = JSON.stringify({ name, rows, defaults, paused: form.elements.paused.checked });
   try {

@@ -49,6 +49,17 @@ theme?.addEventListener("click", () => {
 });
 nameTheme();
 
+/* -- whose work is shown -------------------------------------------------------------------------------------- */
+
+const owner = byId("owner");
+owner?.addEventListener("change", () => {
+  const back = owner.value === owner.dataset.own;
+  const secure = location.protocol === "https:" ? "; Secure" : "";
+  document.cookie = `clipmill_owner=${encodeURIComponent(owner.value)}; Path=/; SameSite=Strict${secure}${back ? "; Max-Age=0" : ""}`;
+  /* What is open belongs to somebody else. */
+  location.assign("/");
+});
+
 /* -- times in the reader's zone -------------------------------------------------------------------------------- */
 
 const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });

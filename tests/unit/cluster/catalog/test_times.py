@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from cluster.catalog.manifest import read_manifest
-from cluster.catalog.times import parse_time, read_time
+from cluster.catalog.times import parse_time, read_duration, read_time
 from pipeline.problems import BadInputError
 
 NOW = datetime(2026, 11, 21, 14, 30, tzinfo=timezone(timedelta(hours=1)))
@@ -108,3 +108,23 @@ def test_a_clock_time_in_an_hour_that_is_struck_twice():
     between = datetime(2027, 10, 31, 2, 45, tzinfo=zone)
     assert read_time("t", "02:30", between)[0] == at(2027, 10, 31, 1, 30)
     assert read_time("t", "22:00:05", before)[0] == at(2027, 10, 30, 20, 0) + 5
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("60", 60), ("90 s", 90), ("2 min", 120), ("2m", 120), ("1 h 30 min", 5400), ("1.5h", 5400), ("1,5 h", 5400),
+        (" 3 Minutes ", 180), ("0.5", 0.5), ("24 h", 86400),
+    ],
+)  # fmt: skip
+def test_durations_are_read_as_people_write_them(text: str, seconds: float) -> None:
+    assert read_duration("within", text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "-5", "1:30", "soon", "2 days", "25 h", "5 min 3 h", "1h30", "2 min 5", "1e3", "9" * 400]
+)
+def test_what_is_no_duration_is_refused_with_how_to_write_one(text: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        read_duration("within", text)
+    assert (caught.value.problem.field, "2 min" in caught.value.problem.remedy) == ("within", True)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.results.contact_sheet import BatchSummary, ResultRow, duration, file_url, render
+from cluster.results.contact_sheet import BatchSummary, ResultRow, file_url, render
 from pipeline.notes import Note
 from pipeline.problems import Problem
+from pipeline.units import format_duration
 
 VOID = {"meta", "link", "input", "br", "img", "path", "source"}
 HOSTILE = "\"'><script>alert(1)</script></script><!--</title>&amp; {{ 7*7 }} \u2028"
@@ -249,4 +250,4 @@ def test_a_thousand_rows_stay_a_small_page():
     ],
 )
 def test_durations_read_well(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text

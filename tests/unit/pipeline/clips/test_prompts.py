@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clips.prompts import CameraMove, Motion, Speed, read_motion
+from pipeline.lint.reading import read_parts
 
 CATALOG = Path(__file__).parents[5] / "shared/catalog/catalog.csv"
 M = CameraMove
@@ -79,10 +80,24 @@ def test_contradictions_cancel_and_are_told() -> None:
     assert not mixed.assumed
 
 
-def test_a_static_camera_is_not_given_a_move() -> None:
-    motion = read_motion("static shot, no zoom")
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "static shot, no zoom",
+        "motionless view of a bag",
+        "locked-off camera",
+        "locked-down shot of a shoe",
+        "camera remains perfectly still",
+        "the camera doesn't move, steam rises",
+        "no camera movement",
+        "a fixed frame, leaves falling",
+    ],
+)
+def test_a_static_camera_is_not_given_a_move_and_lint_knows_it_as_one(prompt: str) -> None:
+    motion = read_motion(prompt)
     assert motion.moves == ()
     assert not motion.assumed
+    assert read_parts(prompt).static
 
 
 @pytest.mark.parametrize(

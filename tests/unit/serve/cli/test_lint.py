@@ -88,9 +88,9 @@ def test_a_template_of_the_home_fills_the_prompts(tmp_path: Path) -> None:
     assert [row["prompt"] for row in told["rows"]] == [
         "the red mug rotating slowly",
         "the plain vase rotating slowly",
-        "the plain rotating slowly",
+        "",
     ]
-    assert [[one["code"] for one in row["findings"]] for row in told["rows"]] == [[], [], ["prompt_column_empty"]]
+    assert [[one["field"] for one in row["problems"]] for row in told["rows"]] == [[], [], ["prompt"]]
     assert run(tmp_path, str(path), "--template", "other").exit_code == 2
     other = tmp_path / "mine.yaml"
     other.write_text("turn: 'tilt up'")

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.access.scopes import Scope
 from cluster.store import Database
-from serve.gateway.access.gate import OWNER_HEADER
+from serve.gateway.access.gate import OWNER_COOKIE, OWNER_HEADER
 from serve.gateway.access.scopes import ROUTE_SCOPES
 from tests.building import Truth
 from tests.unit.serve.gateway.access.conftest import Gated, Work, hand_in, opened
@@ -165,3 +165,34 @@ def test_cards_and_models_are_everybody_s_and_orders_are_an_operator_s(gate):
         assert gate.ask("GET", path, gate.key("bob")).status_code == 200
     gate.refused(gate.ask("POST", "/v1/cards/gpu0/lock", gate.key("bob")), 403, "missing_scope")
     assert gate.ask("POST", "/v1/cards/gpu0/lock", gate.key("op", Scope.OPERATE)).status_code == 404
+
+
+def test_the_page_of_an_administrator_shows_the_owners_and_the_work_of_the_chosen_one(gate, works):
+    """Also what scripts of the page ask; a named batch goes before, and a cookie opens nothing to anybody else."""
+    key = gate.key("root", Scope.ADMIN)
+    page = gate.ask("GET", "/", key).text
+    assert all(f'<option value="{owner}"' in page for owner in (*works, "root"))
+    for owner, work in works.items():
+        cookie = {"Cookie": f"{OWNER_COOKIE}={owner}"}
+        assert work.batch in gate.ask("GET", "/", key, headers=cookie).text
+        assert {one["owner"] for one in gate.ask("GET", "/v1/batches", key, headers=cookie).json()["data"]} == {owner}
+        other = next(found for name, found in works.items() if name != owner)
+        assert gate.ask("GET", f"/v1/batches/{other.batch}", key, headers=cookie).status_code == 200
+        header = cookie | {OWNER_HEADER: "root"}
+        assert gate.ask("GET", "/v1/batches", key, headers=header).json()["data"] == []
+
+
+@pytest.mark.parametrize("scopes", [(Scope.SUBMIT, Scope.READ), (Scope.READ, Scope.OPERATE)])
+def test_a_cookie_that_names_an_owner_is_nothing_to_others(gate, works, scopes):
+    key = gate.key("bob", *scopes)
+    answer = gate.ask("GET", "/", key, headers={"Cookie": f"{OWNER_COOKIE}=ann"})
+    assert answer.status_code == 200
+    assert works["ann"].batch not in answer.text
+    assert 'id="owner"' not in answer.text
+
+
+@pytest.mark.parametrize("value", ["%22%3Cscript%3E", "a" * 5000, "", "ann;bob"])
+def test_a_cookie_that_names_no_owner_is_left_out(gate, works, value):
+    answer = gate.ask("GET", "/", gate.key("root", Scope.ADMIN), headers={"Cookie": f"{OWNER_COOKIE}={value}"})
+    assert answer.status_code == 200
+    assert "<script>" not in answer.text

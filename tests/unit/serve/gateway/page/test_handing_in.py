@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from cluster.catalog.manifest import BadRow, Manifest, Row
+from pipeline.clips.clip import Tier
+from pipeline.families import family_named
 from pipeline.units import GIB
-from serve.gateway.page.prompt_columns import fill_prompts
 from tests.building import beat, still_png
 from tests.page_store import HOSTILE
 from tests.unit.serve.gateway.page.conftest import client_of
@@ -122,37 +119,108 @@ def test_pictures_in_another_form_are_refused(empty: Any, stills: bytes) -> None
     assert answer.json()["error"]["clipmill"]["field"] == "stills"
 
 
-# -- one prompt for all --------------------------------------------------------------------------------------------
+def test_a_hole_in_the_prompt_for_all_is_a_problem_of_its_row_and_a_fault_where_no_row_has_the_column(
+    empty: Any,
+) -> None:
+    http = client_of(empty)
+    table = "id,image,prompt,brand\nA,bag-1.png,,Tonwerk\nB,bag-1.png,,\nC,bag-1.png,tilt up,\n"
+    found = check(http, table, sent(http), prompt="{brand} turning around").json()
+    assert [row["row"]["prompt"] if row["row"] else None for row in found["rows"]] == [
+        "Tonwerk turning around",
+        None,
+        "tilt up",
+    ]
+    assert "{brand}" in Markup(found["html"]).text
+    answer = check(http, "id,image\nA,bag-1.png\n", sent(http), prompt="{colour} bag")
+    assert answer.status_code == 400
+    assert "colour" in answer.json()["error"]["message"]
+    typed = check(http, table, sent(http), prompt="{brand} turning {aro")
+    assert (typed.status_code, typed.json()["error"]["clipmill"]["field"]) == (400, "prompt")
 
 
-def made(extra: dict[str, Any], prompt: str, name: str = "SKU-1") -> Row | BadRow:
-    row = Row(number=1, id=name, image="a.png", prompt=prompt, extra=extra)
-    [found] = fill_prompts(Manifest(root=Path("/"), rows=[row]), prompt).rows
-    return found
+# -- fixes and times ----------------------------------------------------------------------------------------------
+
+TRAPS = """\
+id,image,prompt,guidance,steps
+A,bag-1.png,pan left,25,50
+B,bag-1.png,pan left,,400
+C,bag-1.png,pan left,,
+"""
 
 
-_WORDS = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=12)
+def test_a_fix_is_applied_by_its_row_and_what_is_handed_in_then_is_what_was_shown(empty: Any) -> None:
+    http = client_of(empty)
+    stills, model = sent(http), {"model": "i2vgen-xl"}
+    before = check(http, TRAPS, stills, **model).json()
+    noted = {name: {one["code"]: one.get("fix") for one in notes} for name, notes in before["noted"].items()}
+    assert noted["A"]["guidance_high"] == {"guidance": 9.0}
+    buttons = [
+        (attributes["data-fix"], attributes.get("data-row"))
+        for tag, attributes in Markup(before["html"]).elements
+        if tag == "button" and "data-fix" in attributes
+    ]
+    assert {("guidance_high", "A"), ("many_steps", "B")} <= set(buttons)
+    fixes = {"A": noted["A"]["guidance_high"], "B": noted["B"]["many_steps"]}
+    after = check(http, TRAPS, stills, fixes=json.dumps(fixes), **model).json()
+    codes = {one["code"] for notes in after["noted"].values() for one in notes}
+    assert not codes & {"guidance_high", "many_steps"}
+    body = {"name": "bags", "rows": after["rows"], "defaults": model}
+    made = {job.name: job.spec for job in empty.jobs(http.post("/v1/batches", json=body).json()["id"])}
+    assert (made["A"].guidance, made["B"].steps) == (9.0, fixes["B"]["steps"])
+    assert made["C"].steps == family_named("i2vgen-xl").tiers[Tier.STANDARD].steps
 
 
-@given(st.dictionaries(_WORDS.filter(lambda word: word.casefold() == word), _WORDS, min_size=1, max_size=4), st.data())
-def test_columns_are_filled_in_as_format_does(extra: dict[str, str], data: Any) -> None:
-    names = data.draw(st.lists(st.sampled_from(sorted(extra)), min_size=1, max_size=4))
-    prompt = "a {{brace}} of " + " and ".join(f"{{{name}}}" for name in names)
-    found = made(extra, prompt)
-    assert isinstance(found, Row)
-    expected = "a {brace} of " + " and ".join(extra[name] for name in names)
-    assert found.prompt == expected
+@pytest.mark.parametrize(
+    "fixes",
+    ['{"A": {"id": "Z"}}', '{"A": {"image": "other.png"}}', '{"A": {"nothing": 1}}', '{"A": {"steps": "many"}}'],
+)
+def test_a_fix_that_no_note_proposes_is_a_problem_of_its_row(empty: Any, fixes: str) -> None:
+    http = client_of(empty)
+    found = check(http, TRAPS, sent(http), fixes=fixes, model="i2vgen-xl").json()
+    assert [row["name"] for row in found["rows"] if row["problems"]] == ["A"]
+    assert (found["good"], found["total"]) == (2, 3)
 
 
-@pytest.mark.parametrize("extra", [{}, {"colour": ""}, {"colour": None}, {"colour": "  "}, {"color": "red"}])
-def test_a_prompt_with_a_hole_in_it_is_a_problem_of_its_row(extra: dict[str, Any]) -> None:
-    found = made(extra, "a {colour} bag")
-    assert isinstance(found, BadRow)
-    assert "{colour}" in found.problems[0].message
-    assert "{id}" in found.problems[0].remedy
+@pytest.mark.parametrize("fixes", ["[1]", "x", '{"A": 7}'])
+def test_fixes_in_another_form_are_refused(empty: Any, fixes: str) -> None:
+    answer = check(client_of(empty), TRAPS, {}, fixes=fixes)
+    assert (answer.status_code, answer.json()["error"]["clipmill"]["field"]) == (400, "fixes")
 
 
-def test_a_prompt_without_columns_and_a_rows_own_prompt_are_left_alone() -> None:
-    assert made({}, "a bag }{{ of }} things").prompt == "a bag }{{ of }} things"  # type: ignore[union-attr]
-    own = Row(number=1, id="A", image="a.png", prompt="my {own} words")
-    assert fill_prompts(Manifest(root=Path("/"), rows=[own]), "all {id}").rows == [own]
+def test_all_is_done_by_the_time_that_is_asked_for_or_that_is_said(empty: Any) -> None:
+    empty.dispatch.record_cards([beat("gpu0", kind="NVIDIA L4", usable_bytes=21 * GIB, total_bytes=24 * GIB)])
+    http = client_of(empty)
+    stills = sent(http)
+    table = "id,image,prompt\n" + "".join(f"R{number},bag-1.png,pan left\n" for number in range(6))
+
+    def specs(done_in: int) -> tuple[float, Any, list[Any]]:
+        found = check(http, table, stills, model="i2vgen-xl", done_in=str(done_in)).json()
+        defaults = {"model": "i2vgen-xl", "within": found["within"]}
+        forecast = {
+            "rows": [{"row": one["row"], "still_size": [64, 48]} for one in found["rows"]],
+            "defaults": defaults,
+        }
+        finish = http.post("/v1/forecast", json=forecast).json()["finish_seconds"]
+        made = http.post("/v1/batches", json={"name": "x", "rows": found["rows"], "defaults": defaults}).json()["id"]
+        return finish, found, [job.spec for job in empty.jobs(made)]
+
+    hours, _, long = specs(8 * 3600)
+    assert hours <= 8 * 3600
+    tight, found, short = specs(int(hours * 0.6))
+    assert tight <= hours * 0.6
+    assert sum(spec.steps for spec in short) < sum(spec.steps for spec in long)
+    assert "A clip may take" in found["html"]
+    _, late, _ = specs(1)
+    assert "Not all of it can be done by then" in late["html"]
+
+
+def test_a_time_for_each_clip_is_taken_as_people_write_it(empty: Any) -> None:
+    empty.dispatch.record_cards([beat("gpu0", kind="NVIDIA L4", usable_bytes=21 * GIB, total_bytes=24 * GIB)])
+    http = client_of(empty)
+    table = "id,image,prompt,within\nA,bag-1.png,pan left,2 min\nB,bag-1.png,pan left,\n"
+    found = check(http, table, sent(http), model="i2vgen-xl", within="1 h").json()
+    told = {name: [one["message"] for one in notes] for name, notes in found["noted"].items()}
+    assert any("within 2 min" in text for text in told["A"])
+    assert any("within 1 h" in text for text in told["B"])
+    answer = check(http, table, {}, within="soon")
+    assert answer.status_code in (400, 422)
