@@ -213,9 +213,9 @@ def read_manifest(
     `prompt` serves every row that has none of its own, or `template`, filled from the row's columns: a row that leaves
     a place of it empty is a `BadRow`. A folder needs one of them, unless `model` (the one of rows that name none, where
     it is known) does not read prompts. A row asking for several candidates becomes that many rows, with ids `<id>-c1`,
-    `<id>-c2` and so on; one with several prompts (a list of them, or one without a prompt of its own where `prompts` are
-    given) has `<id>-p1`, `<id>-p2` of them. Rows without an id are called as their images; of several with one image
-    the second is `<name>-2`.
+    `<id>-c2` and so on; one with several prompts (a list of them, or one without a prompt of its own where `prompts`
+    are given) has `<id>-p1`, `<id>-p2` of them. Rows without an id are called as their images; of several with one
+    image the second is `<name>-2`.
 
     Raises `ManifestError` where the manifest as a whole cannot be read.
     """
