@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cluster.catalog.defaults import Defaults
+from cluster.catalog.delivering import DeliveryPreflight
 from cluster.catalog.ingest import CHUNK_ROWS, FIRST_ROWS, CutTexts, IncomingRow, draft
 from cluster.chunks import chunks
 from cluster.jobs.commands import CardOrder, CardVerb
 from cluster.jobs.model import Batch, Clip, Draft, Job, Limits
 from cluster.jobs.still_notes import StillNotes
+from cluster.jobs.still_products import StillProducts
 from cluster.jobs.transitions import Verb
 from cluster.maintenance import deletion
 from cluster.maintenance.deletion import Deletion
@@ -23,6 +25,7 @@ from cluster.store.batches import Terms
 from cluster.store.commands import CommandStore
 from cluster.store.lookup import AmbiguousIdError, NoSuchCardError, NoSuchJobError
 from pipeline.clips.still_check import check_still
+from pipeline.delivery.profiles import DeliveryProfiles, built_in
 from pipeline.notes import Note
 from pipeline.problems import Problem
 
@@ -51,6 +54,8 @@ class Farm:
     accepted: Callable[[], Collection[str]] = frozenset
     #: What of strict rows' texts will be cut; None: renderers find out.
     cut_texts: CutTexts | None = None
+    #: What rows may be delivered for: those that come with clipmill, and the farm's own.
+    profiles: DeliveryProfiles = field(default_factory=built_in)
 
     def of(self, owner: str) -> Farm:
         """Make the view that another owner has of this farm."""
@@ -248,6 +253,11 @@ class Farm:
         return StillNotes.shared(self.storage.url)
 
     @property
+    def delivery_preflight(self) -> DeliveryPreflight:
+        """What looks at rows that ask to be delivered."""
+        return DeliveryPreflight(profiles=self.profiles, product_of=StillProducts.shared(self.storage.url).of)
+
+    @property
     def commands(self) -> CommandStore:
         """Commands on batches, jobs and cards, in the store."""
         return CommandStore(self.batch_store.database)
@@ -256,12 +266,12 @@ class Farm:
         # One look for all of them: at a look a row, most of a large batch's time went there.
         sizes, noted = self.known_of_stills(rows)
         accepted, strictly = self.accepted(), defaults.model_copy(update={"strict": True})
-        drafts = []
+        drafts, deliveries = [], self.delivery_preflight
         for row in rows:
             asked = strictly if row.name in strict else defaults
             # A tokenizer takes seconds to load: for a note alone renderers count soon enough.
             cut_texts = self.cut_texts if asked.strict else None
-            drafts.append(draft(row, asked, sizes.get, accepted, cut_texts, noted.__getitem__))
+            drafts.append(draft(row, asked, sizes.get, accepted, cut_texts, noted.__getitem__, deliveries))
         return drafts
 
     def _forget_lost_clips(self, content_keys: list[str]) -> None:

@@ -20,14 +20,14 @@ QUIET = frozenset(
     {
         *("note", "unused", "prompt_unused", "negative_prompt_unused", "candidates_equal", "fps_of_draft"),
         *("size_rounded", "seconds_rounded", "column_cut", "encoding_guessed"),
-        *("number_read", "time_read", "id_made", "id_not_portable"),
+        *("number_read", "time_read", "id_made", "id_not_portable", "delivery_repeated"),
         *("alpha_flattened", "cmyk_converted", "colours_converted", "move_shortened", "still_fixed"),
     }
 )
 ADJUSTED = "_adjusted"
 #: Codes of notes, beside those of adjusted values, on what a row asks for and does not get: refused where it is strict.
 #: Not among them: what a model has no use for, roundings to whole frames and pixels, and what is judged.
-REDUCED = frozenset({"prompt_cut", "negative_prompt_cut", "prompt_column_empty", "column_unknown"})
+REDUCED = frozenset({"prompt_cut", "negative_prompt_cut", "prompt_column_empty", "column_unknown", "delivery_refused"})
 #: Titles that are not the code's own words.
 _TITLES = {"enlarged": "still enlarged", "cut": "prompt cut"}
 

@@ -52,6 +52,8 @@ class LocalResults:
     def __init__(self, farm: Farm) -> None:
         self._farm = farm
         self.objects: ClipObjects = farm.storage
+        #: The farm's storage, where finished deliveries are kept too.
+        self.storage = farm.storage
 
     def batch(self, batch_id: str) -> BatchFacts:
         """The batch. Raises `NoSuchBatchError`."""

@@ -16,6 +16,7 @@ from cluster.fleet.quotas import OwnerShare
 from cluster.maintenance.keep import Keep
 from cluster.remote.policy import FetchPolicy
 from cluster.scheduling.interactive import InteractiveTerms
+from pipeline.delivery.profiles import DeliveryProfiles, read_profiles
 from pipeline.devices.emulation_scale import emulated_bytes
 from pipeline.families import FAMILIES
 from pipeline.families.licences import remembered_acceptances
@@ -23,6 +24,8 @@ from pipeline.kernels.kernels import KernelChoice
 from pipeline.memory.footprint import context_share
 from pipeline.units import GIB
 
+#: The file of a home in which delivery profiles of one's own are.
+PROFILES_FILE = "profiles.yaml"
 #: Share of an emulated card's memory that a clip may use; the rest stands for drivers and contexts.
 EMULATED_USABLE_SHARE = 0.95
 #: How long dispatcher and gateway wait for a database that starts beside them: Serve gives a deployment up after three
@@ -69,6 +72,14 @@ class Settings(BaseSettings):
     def accepted(self) -> frozenset[str]:
         """Families whose licence is accepted: by these settings, or on the command line of this home earlier."""
         return frozenset(self.accept_licenses) | remembered_acceptances(FAMILIES.values(), self.home)
+
+    def delivery_profiles(self, file: Path | None = None) -> DeliveryProfiles:
+        """What rows may be delivered for: what comes with clipmill, and `file`, else the home's own, over it.
+
+        Raises `BadInputError` where the file cannot be read.
+        """
+        own = self.home / PROFILES_FILE
+        return read_profiles(file or (own if own.exists() else None))
 
 
 class CardClassArgs(BaseModel):

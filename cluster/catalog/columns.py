@@ -36,6 +36,10 @@ _ELSEWHERE = {
     "startafter": "not_before",
     "embargo": "not_before",
     "notuntil": "not_before",
+    "deliverto": "deliver",
+    "delivery": "deliver",
+    "deliveries": "deliver",
+    "channels": "deliver",
 }
 #: Likeness (of 1) from which a misspelling is taken for likely; `price` and `prompt` have 0.36.
 _LIKE = 0.75

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.defaults import Defaults, RowDefaults
+from cluster.catalog.delivering import WITHOUT_STILLS, DeliveryPreflight
 from cluster.catalog.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
 from cluster.catalog.resolve import RowProblems, resolve
 from cluster.jobs.model import Draft, stored_priority
@@ -117,12 +118,14 @@ def draft(
     accepted: Collection[str] = (),
     cut_texts: CutTexts | None = None,
     still_notes: Callable[[str], Iterable[Note]] = lambda _sha256: (),
+    deliveries: DeliveryPreflight = WITHOUT_STILLS,
 ) -> Draft:
     """The job a row becomes. `still_size` gives the upright size of a still handed in before, by its SHA-256.
 
     `accepted`: families whose licence is accepted, of those that ask for it. `cut_texts`: notes are made of what it
     says; without it they are made when the clip is rendered. `still_notes`: what is noted of a still, by its SHA-256.
-    Where `defaults.strict`, a row of which something is noted that `Note.reduces` fails.
+    `deliveries` looks at rows that ask to be delivered. Where `defaults.strict`, a row of which something is noted that
+    `Note.reduces` fails.
     """
     if incoming.problems or incoming.row is None or incoming.still is None:
         return _failed(incoming, incoming.problems)
@@ -147,10 +150,14 @@ def draft(
     spec = resolved.spec
     if problem := licence_problem(family_named(spec.family), accepted):
         return _failed(incoming, (problem,))
+    wanted = defaults.deliver if incoming.row.deliver is None else incoming.row.deliver
+    foreseen = deliveries.look(wanted, spec, incoming.still, size)
+    if foreseen.problems:
+        return _failed(incoming, foreseen.problems)
     texts = {"prompt": spec.prompt, "negative_prompt": spec.negative_prompt}
     cut = reading_notes(cut_texts(spec), texts) if cut_texts is not None else []
     amiss = still_amiss(still_notes(incoming.still), spec.autofix)
-    noted = distinct([*incoming.row.notes, *resolved.noted, *amiss, *cut])
+    noted = distinct([*incoming.row.notes, *resolved.noted, *amiss, *cut, *foreseen.notes])
     if defaults.strict and (problems := refusals(noted)):
         return _failed(incoming, problems)
     # The typed ones, and their sentences apart as renderers and readers of before know them.
@@ -159,11 +166,14 @@ def draft(
         "notes": [note.message for note in noted if not note.adjusted],
         "noted": as_json(noted),
     }
+    # Of the row, not of the clip: another list of profiles is the same clip.
+    asked = {"strict": True} if defaults.strict else {}
+    asked |= {"deliver": list(wanted)} if wanted or incoming.row.deliver is not None else {}
     return Draft(
         number=incoming.position,
         name=incoming.name,
         # Texts that could not be counted here are, before the first step, where they are read.
-        row=_facts(incoming) | ({"strict": True} if defaults.strict else {}) | {k: v for k, v in changes.items() if v},
+        row=_facts(incoming) | asked | {k: v for k, v in changes.items() if v},
         still=incoming.still,
         spec=spec,
         content_key=content_key(incoming.still, spec),

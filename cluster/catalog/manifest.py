@@ -27,6 +27,7 @@ from cluster.catalog.files import read_beside
 from cluster.catalog.names import Ids, elsewhere, id_fault, stem_of
 from cluster.catalog.tables import MAX_JSON_DEPTH, ManifestError, RawRecord, read_records, unreadable
 from pipeline.clips.clip import Autofixes, Fit, ResolutionClass, Sampler, Tier, Upscale
+from pipeline.delivery.profiles import ProfileNames
 from pipeline.families import FAMILIES
 from pipeline.notes import Note, distinct
 from pipeline.problems import BadInputError, Problem
@@ -134,6 +135,9 @@ class Row(JsonNumbers):
     """With `motion_class` or `from_draft`: share of the steps done on the enlarged clip."""
     upscale: Upscale | None = None
     """With `motion_class` or `from_draft`: what is enlarged."""
+    # Left out where it is not said, as versions without it refuse it.
+    deliver: ProfileNames | None = Field(default=None, exclude_if=_is_none)
+    """Delivery profiles that files are made for, as a list or a text with commas, or `none`; None: the batch's."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
     """Columns the farm does not know, for the provenance."""
     notes: tuple[Note, ...] = Field(default=(), exclude_if=_is_unset)

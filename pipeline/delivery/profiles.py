@@ -10,10 +10,10 @@ from datetime import date
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.problems import BadInputError
 
@@ -107,7 +107,7 @@ class DeliveryProfile(BaseModel):
     audio_rate: int = 48_000
     audio_channels: int = 2
     audio_bit_rate: int = 192_000
-    #: What may fill the frame beside the clip, the preferred one first; () means that the clip has to fill it by a crop.
+    #: What may fill the frame beside the clip, the preferred one first; (): nothing may.
     backgrounds: tuple[Background, ...] = (Background.PLAIN, Background.BLURRED)
     #: Largest share of the frame that such a background may take.
     most_continued: float = Field(default=0.7, ge=0, lt=1)
@@ -136,7 +136,9 @@ class DeliveryProfile(BaseModel):
         if self.min_seconds > self.max_seconds:
             raise ValueError(f"min_seconds {self.min_seconds:g} is more than max_seconds {self.max_seconds:g}")
         if self.min_fps > self.max_fps or not all(self.min_fps <= rate <= self.max_fps for rate in self.rates):
-            raise ValueError(f"rates {self.rates} are not all from {self.min_fps:g} to {self.max_fps:g} frames a second")
+            raise ValueError(
+                f"rates {self.rates} are not all from {self.min_fps:g} to {self.max_fps:g} frames a second"
+            )
         if self.max_bit_rate is not None and self.min_bit_rate * 1.1 > self.max_bit_rate:
             raise ValueError("max_bit_rate has to be a tenth above min_bit_rate at least")
         if self.min_bit_rate / 8 * self.min_seconds > self.max_bytes:
@@ -181,6 +183,10 @@ def profile_names_of(value: object) -> tuple[str, ...]:
     return found
 
 
+#: A field of a model for what `profile_names_of` reads.
+ProfileNames = Annotated[tuple[str, ...], BeforeValidator(profile_names_of)]
+
+
 @cache
 def built_in() -> DeliveryProfiles:
     """The profiles that come with clipmill."""
@@ -201,7 +207,9 @@ def read_profiles(path: Path | None) -> DeliveryProfiles:
         remedy = "Name the file with --profiles, or write profiles.yaml into the farm's home."
         raise BadInputError(_FIELD, f"{path} cannot be read: {error.strerror or error}", remedy) from error
     if len(data) > MAX_FILE_BYTES:
-        raise BadInputError(_FIELD, f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB", "Leave out what is no profile.")
+        raise BadInputError(
+            _FIELD, f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB", "Leave out what is no profile."
+        )
     known = built_in()
     own = profiles_of(data, str(path), known)
     return DeliveryProfiles([*(known.named(name) for name in known.names), *own])
@@ -222,9 +230,7 @@ def profiles_of(data: bytes, source: str, known: DeliveryProfiles | None = None)
     return [_profile(str(name), rules, source, form, known) for name, rules in found.items()]
 
 
-def _profile(
-    name: str, rules: object, source: str, form: str, known: DeliveryProfiles | None
-) -> DeliveryProfile:
+def _profile(name: str, rules: object, source: str, form: str, known: DeliveryProfiles | None) -> DeliveryProfile:
     if not isinstance(rules, Mapping):
         raise BadInputError(_FIELD, f"{source}: {name[:40]}: no table of rules", form)
     said = {str(key): value for key, value in rules.items()}

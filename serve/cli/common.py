@@ -133,7 +133,13 @@ def local_farm(settings: Settings) -> Farm:
     open_home(settings)
     database = open_store(settings.database_url)
     lengths = PromptLengths(settings.home)
-    return Farm(BatchStore(database), Storage(settings.storage_url), accepted=settings.accepted, cut_texts=lengths.cut)
+    return Farm(
+        BatchStore(database),
+        Storage(settings.storage_url),
+        accepted=settings.accepted,
+        cut_texts=lengths.cut,
+        profiles=settings.delivery_profiles(),
+    )
 
 
 def connect(settings: Settings, url: str | None) -> FarmClient:

@@ -22,6 +22,7 @@ from cluster.results.ownership import twins, with_refusals
 from cluster.storage import Storage
 from pipeline.clips.clip import Autofix, Fit, ResolutionClass, Tier, Upscale, autofixes_of
 from pipeline.clips.clip import Sampler as Samplers
+from pipeline.delivery.profiles import profile_names_of
 from pipeline.problems import BadInputError
 from serve.cli.common import farm_facts
 from serve.few_step import read_few_step
@@ -101,6 +102,15 @@ MendStills = Annotated[
         help=f"Mend stills where they are at fault, of rows that do not say: {', '.join(Autofix)}, or all.",
     ),
 ]
+Deliver = Annotated[
+    str,
+    typer.Option(
+        "--deliver",
+        metavar="PROFILE,…",
+        help="Files for marketplaces, of rows that do not say: google, amazon-sb, amazon-olv, tiktok, reels, shop, "
+        "your own (docs/deliveries.md).",
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse rows that their model cannot take, instead of adjusting them.")
 ]
@@ -136,6 +146,7 @@ class RowOptions(OptionGroup):
     tier: Annotated[Tier, typer.Option(help="Tier of rows that name none.")] = Tier.STANDARD
     fit: Annotated[Fit, typer.Option(help="How stills of another aspect are fitted.")] = Fit.CONTAIN
     autofix: MendStills = ""
+    deliver: Deliver = ""
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows that name none.")] = None
     sampler: Sampler = None
     window: Window = 0
@@ -169,6 +180,11 @@ class RowOptions(OptionGroup):
             values["autofix"] = autofixes_of(self.autofix)
         except ValueError as error:
             raise BadInputError("--autofix", str(error), f"Name some of {', '.join(Autofix)}.") from None
+        try:
+            values["deliver"] = profile_names_of(self.deliver)
+        except ValueError as error:
+            remedy = "Name delivery profiles such as google, reels (docs/deliveries.md)."
+            raise BadInputError("--deliver", str(error), remedy) from None
         return RowDefaults(**values)
 
     def read(self, catalog: Path, model: str | None, home: Path) -> Manifest:

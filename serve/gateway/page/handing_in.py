@@ -147,8 +147,8 @@ def _checked(
     manifest = fill_prompts(read.manifest, prompt) if prompt else read.manifest
     rows = list(incoming(replace(read, manifest=manifest), farm, settings.remote, arrived.files, stills))
     sizes, noted = farm.known_of_stills(rows)
-    accepted = farm.accepted()
-    made = [draft(row, defaults, sizes.get, accepted, farm.cut_texts, noted.__getitem__) for row in rows]
+    accepted, looks = farm.accepted(), farm.delivery_preflight
+    made = [draft(row, defaults, sizes.get, accepted, farm.cut_texts, noted.__getitem__, looks) for row in rows]
     drafts = judged(made, farm.has_job)
     return Preflight(
         rows=rows,

@@ -1,0 +1,305 @@
+"""Which part of a clip a delivered frame shows, and what lies beside it: the product is never cut.
+
+A crop of the wanted aspect round the product where one holds it in every frame; else the whole product with the clip's
+background continued. Both are one rectangle in the clip's pixels, which may reach beyond the clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from pipeline.clips.frames import Frames
+from pipeline.clips.inspection.product import Box, product_area
+from pipeline.clips.stills import Margins, extend
+from pipeline.delivery.profiles import Background, DeliveryProfile
+from pipeline.problems import BadInputError
+
+#: Air that is kept around a product, as a share of its own sides, where there is room; and the least of it, in pixels.
+_AIR, _LEAST_AIR_PX = 0.06, 2.0
+#: Longest side of what is blurred, in pixels: it has no detail, and blurring is what takes time.
+_BLUR_SIDE = 160
+_BLUR_SHARE = 0.06
+#: Brightness of the blurred background: what is sharp stands out from it.
+_DIMMED = 0.85
+#: Pixels over which the clip's edge fades into a blurred background.
+_FEATHER_PX = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductTrack:
+    """Where a clip shows its product, over all of its frames."""
+
+    #: Box around the product in every frame together, as shares of the frame's sides; all of it where nobody can tell.
+    box: Box
+    #: Whether the product was found; else `box` is the whole frame, so that nothing is cut.
+    found: bool
+    #: Whether the left, top, right and bottom side show nothing but smooth background, in every frame.
+    plain: tuple[bool, bool, bool, bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePlan:
+    """How frames of a clip become frames of another aspect."""
+
+    #: Left, top, right, bottom of what is shown, in the clip's pixels; beyond the clip it is continued.
+    left: float
+    top: float
+    right: float
+    bottom: float
+    #: What continues the clip; None where the rectangle lies within it.
+    background: Background | None
+    #: Share of the frame that is continued.
+    continued: float
+    #: Least distance between the product and the edge of the frame, as a share of the frame's shorter side.
+    air: float
+    #: Where the product is, as shares of the new frame's sides.
+    product: Box
+
+    @property
+    def width(self) -> float:
+        """Width of what is shown, in the clip's pixels."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> float:
+        """Height of what is shown, in the clip's pixels."""
+        return self.bottom - self.top
+
+    @property
+    def words(self) -> str:
+        """The plan for people."""
+        if self.background is None:
+            return "crop round the product"
+        kind = "its own" if self.background is Background.PLAIN else "a blurred"
+        return f"{kind} background over {self.continued:.0%} of the frame"
+
+
+def track_product(frames: Frames) -> ProductTrack:
+    """Where the product is in `frames` (frames, height, width, 3), every one of which is looked at."""
+    boxes: list[Box] = []
+    plain = np.ones(4, bool)
+    known = len(frames) > 0
+    last: NDArray[np.uint8] | None = None
+    for frame in frames:
+        if last is not None and np.array_equal(frame, last):
+            continue
+        last = frame
+        area = product_area(Image.fromarray(frame))
+        sides = area.background.plain
+        plain &= sides
+        # A product that stands on the border hides the background there; three sides tell enough of it.
+        known = known and sum(sides) >= 3
+        if (box := area.box) is not None:
+            boxes.append(box)
+    if not known:
+        return ProductTrack(box=(0.0, 0.0, 1.0, 1.0), found=False, plain=_four(plain))
+    return ProductTrack(box=union(boxes) if boxes else (0.5, 0.5, 0.5, 0.5), found=True, plain=_four(plain))
+
+
+def union(boxes: Iterable[Box]) -> Box:
+    """The smallest box around all of `boxes`, of which there is one at least."""
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)
+
+
+def plan_frame(track: ProductTrack, size: tuple[int, int], profile: DeliveryProfile) -> FramePlan:
+    """What of frames of `size` (width, height) pixels a frame of the profile's aspect shows.
+
+    Raises `BadInputError`, with the shares, where no crop holds the product and the profile takes no such background,
+    or not so much of it.
+    """
+    width, height = size
+    aspect = profile.width / profile.height
+    # The largest rectangle of that aspect within the clip.
+    crop_w, crop_h = (width, width / aspect) if width / height <= aspect else (height * aspect, height)
+    left, top, right, bottom = (share * side for share, side in zip(track.box, (width, height) * 2, strict=True))
+    if right - left <= crop_w + 1e-6 and bottom - top <= crop_h + 1e-6 and _fits(track.box, crop_w, crop_h, size):
+        x, y = _placed(left, right, crop_w, width), _placed(top, bottom, crop_h, height)
+        return _plan(track.box, size, (x, y, x + crop_w, y + crop_h), None)
+    box = _with_air((left, top, right, bottom), size)
+    rectangle = _around(box, aspect, size)
+    reaches = (rectangle[0] < 0, rectangle[1] < 0, rectangle[2] > width, rectangle[3] > height)
+    background = _background(track, profile, reaches, size)
+    plan = _plan(track.box, size, rectangle, background)
+    if plan.continued > profile.most_continued + 1e-9:
+        raise BadInputError(
+            "deliver",
+            f"{profile.name}: {_ratio(*profile.size)} from a clip of {_ratio(*size)} without cutting the product "
+            f"leaves {plan.continued:.0%} of the frame to its background, more than {profile.most_continued:.0%}: the "
+            f"product takes {track.box[2] - track.box[0]:.0%} of the clip's width and {track.box[3] - track.box[1]:.0%} of its "
+            "height",
+            f"Render it in an aspect nearer to {_ratio(*profile.size)} (column `aspect`), or leave {profile.name} out.",
+        )
+    return plan
+
+
+def reframe(frame: NDArray[np.uint8], plan: FramePlan) -> NDArray[np.uint8]:
+    """The frame (height, width, 3) as `plan` shows it, still in the clip's own pixels, with even sides."""
+    height, width = frame.shape[:2]
+    x0, y0 = round(plan.left), round(plan.top)
+    x1, y1 = x0 + _even(plan.width), y0 + _even(plan.height)
+    if plan.background is None:
+        x0, x1 = _within(x0, x1, width)
+        y0, y1 = _within(y0, y1, height)
+        return np.ascontiguousarray(frame[y0:y1, x0:x1])
+    inner = frame[max(0, y0) : min(height, y1), max(0, x0) : min(width, x1)]
+    margins = Margins(left=max(0, -x0), top=max(0, -y0), right=max(0, x1 - width), bottom=max(0, y1 - height))
+    picture = Image.fromarray(np.ascontiguousarray(inner))
+    if plan.background is Background.PLAIN:
+        return np.asarray(extend(picture, margins))
+    return _over_blurred(picture, margins)
+
+
+def reframed_size(plan: FramePlan) -> tuple[int, int]:
+    """(width, height) in pixels of what `reframe` gives."""
+    return _even(plan.width), _even(plan.height)
+
+
+def _background(
+    track: ProductTrack, profile: DeliveryProfile, reaches: tuple[bool, bool, bool, bool], size: tuple[int, int]
+) -> Background:
+    smooth = all(plain for plain, reached in zip(track.plain, reaches, strict=True) if reached)
+    for one in profile.backgrounds:
+        if one is not Background.PLAIN or smooth:
+            return one
+    sides = ", ".join(
+        name
+        for name, plain, reached in zip(("left", "top", "right", "bottom"), track.plain, reaches, strict=True)
+        if reached and not plain
+    )
+    taken = " or ".join(profile.backgrounds) or "no"
+    what = f"a crop to {_ratio(*profile.size)} of a clip of {_ratio(*size)} would cut the product"
+    if not track.found:
+        what = f"nobody can tell the product from what is behind it, and a crop to {_ratio(*profile.size)} might cut it"
+    more = f", and what is at its {sides} is no smooth background" if sides else ""
+    raise BadInputError(
+        "deliver",
+        f"{profile.name}: {what}, and it takes {taken} background beside it{more}",
+        f"Render it in {_ratio(*profile.size)} (column `aspect`), or take a still with a plain background.",
+    )
+
+
+def _plan(
+    box: Box, size: tuple[int, int], rectangle: tuple[float, float, float, float], background: Background | None
+) -> FramePlan:
+    left, top, right, bottom = rectangle
+    wide, high = right - left, bottom - top
+    inside = max(0.0, min(right, size[0]) - max(left, 0)) * max(0.0, min(bottom, size[1]) - max(top, 0))
+    product = (
+        (box[0] * size[0] - left) / wide,
+        (box[1] * size[1] - top) / high,
+        (box[2] * size[0] - left) / wide,
+        (box[3] * size[1] - top) / high,
+    )
+    shorter = min(wide, high)
+    air = min(product[0] * wide, product[1] * high, (1 - product[2]) * wide, (1 - product[3]) * high) / shorter
+    return FramePlan(
+        left=left,
+        top=top,
+        right=right,
+        bottom=bottom,
+        background=background,
+        continued=max(0.0, 1 - inside / (wide * high)),
+        air=air,
+        product=product,
+    )
+
+
+def _fits(box: Box, crop_w: float, crop_h: float, size: tuple[int, int]) -> bool:
+    """Whether a crop leaves the product a little air, on those sides on which the clip itself has some."""
+    for low, high, crop, side in ((box[0], box[2], crop_w, size[0]), (box[1], box[3], crop_h, size[1])):
+        if crop >= side - 1e-6:
+            continue  # that side is not cropped
+        extent = (high - low) * side
+        if extent + 2 * max(_LEAST_AIR_PX, _AIR * extent / 2) > crop:
+            return False
+    return True
+
+
+def _with_air(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """`box` with air around it, as far as the clip reaches."""
+    left, top, right, bottom = box
+    x, y = (max(_LEAST_AIR_PX, _AIR * extent) for extent in (right - left, bottom - top))
+    return max(0.0, left - x), max(0.0, top - y), min(float(size[0]), right + x), min(float(size[1]), bottom + y)
+
+
+def _around(
+    box: tuple[float, float, float, float], aspect: float, size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The rectangle of that aspect round the box that needs least of what is not in the clip."""
+    left, top, right, bottom = box
+    wide, high = right - left, bottom - top
+    if wide / high < aspect:
+        wide = high * aspect
+    else:
+        high = wide / aspect
+    x, y = (left + right) / 2 - wide / 2, (top + bottom) / 2 - high / 2
+    # Where the clip is as large as the rectangle, that lies within it; else the clip lies within the rectangle.
+    x = min(max(x, 0.0), size[0] - wide) if wide <= size[0] else min(max(x, size[0] - wide), 0.0)
+    y = min(max(y, 0.0), size[1] - high) if high <= size[1] else min(max(y, size[1] - high), 0.0)
+    return x, y, x + wide, y + high
+
+
+def _placed(low: float, high: float, crop: float, side: float) -> float:
+    """Where a crop begins that has low to high in its middle, as far as the side reaches."""
+    return min(max((low + high) / 2 - crop / 2, 0.0), side - crop)
+
+
+def _over_blurred(picture: Image.Image, margins: Margins) -> NDArray[np.uint8]:
+    width = picture.width + margins.left + margins.right
+    height = picture.height + margins.top + margins.bottom
+    scale = _BLUR_SIDE / max(width, height)
+    small = max(2, round(width * scale)), max(2, round(height * scale))
+    # The middle of the picture that has the frame's aspect, so that nothing is distorted.
+    cover = max(small[0] / picture.width, small[1] / picture.height)
+    crop = small[0] / cover, small[1] / cover
+    x, y = (picture.width - crop[0]) / 2, (picture.height - crop[1]) / 2
+    behind = picture.resize(small, Image.Resampling.BOX, box=(x, y, x + crop[0], y + crop[1]))
+    behind = behind.filter(ImageFilter.GaussianBlur(_BLUR_SHARE * _BLUR_SIDE))
+    behind = behind.point(lambda level: level * _DIMMED).resize((width, height), Image.Resampling.BICUBIC)
+    behind.paste(picture, (margins.left, margins.top), _feathered(picture.size, margins))
+    return np.asarray(behind)
+
+
+def _feathered(size: tuple[int, int], margins: Margins) -> Image.Image:
+    """A mask that fades over the last pixels of those sides beyond which something follows."""
+    width, height = size
+    across, down = np.ones(width, np.float32), np.ones(height, np.float32)
+    ramp = (np.arange(_FEATHER_PX, dtype=np.float32) + 1) / (_FEATHER_PX + 1)
+    for line, first, last in ((across, margins.left, margins.right), (down, margins.top, margins.bottom)):
+        depth = min(_FEATHER_PX, len(line) // 2)
+        if first:
+            line[:depth] = ramp[:depth]
+        if last:
+            line[len(line) - depth :] = ramp[:depth][::-1]
+    return Image.fromarray(np.rint(np.outer(down, across) * 255).astype(np.uint8))
+
+
+def _even(length: float) -> int:
+    return max(2, round(length / 2) * 2)
+
+
+def _within(low: int, high: int, side: int) -> tuple[int, int]:
+    """The stretch moved, and cut where it is longer, to lie within the side."""
+    length = min(high - low, side - side % 2)
+    low = min(max(0, low), side - length)
+    return low, low + length
+
+
+def _four(values: NDArray[np.bool_]) -> tuple[bool, bool, bool, bool]:
+    left, top, right, bottom = (bool(value) for value in values)
+    return left, top, right, bottom
+
+
+def _ratio(width: int, height: int) -> str:
+    """An aspect for people: 16:9, 1:1, else as a number."""
+    divisor = math.gcd(width, height)
+    if max(width, height) // divisor <= 21:
+        return f"{width // divisor}:{height // divisor}"
+    return f"{width / height:.2f}:1" if width >= height else f"1:{height / width:.2f}"
