@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.delivering import DeliveryPreflight
@@ -18,6 +18,7 @@ from cluster.jobs.still_products import StillProducts
 from cluster.jobs.transitions import Verb
 from cluster.maintenance import deletion
 from cluster.maintenance.deletion import Deletion
+from cluster.results.deliveries import PLAIN_TERMS, DeliveryTerms
 from cluster.storage import Storage
 from cluster.store import BatchStore
 from cluster.store.access.quotas import QuotaStore
@@ -25,7 +26,6 @@ from cluster.store.batches import Terms
 from cluster.store.commands import CommandStore
 from cluster.store.lookup import AmbiguousIdError, NoSuchCardError, NoSuchJobError
 from pipeline.clips.still_check import check_still
-from pipeline.delivery.profiles import DeliveryProfiles, built_in
 from pipeline.notes import Note
 from pipeline.problems import Problem
 
@@ -54,8 +54,8 @@ class Farm:
     accepted: Callable[[], Collection[str]] = frozenset
     #: What of strict rows' texts will be cut; None: renderers find out.
     cut_texts: CutTexts | None = None
-    #: What rows may be delivered for: those that come with clipmill, and the farm's own.
-    profiles: DeliveryProfiles = field(default_factory=built_in)
+    #: What rows may be delivered for, and what is laid over them.
+    deliveries: DeliveryTerms = PLAIN_TERMS
 
     def of(self, owner: str) -> Farm:
         """Make the view that another owner has of this farm."""
@@ -255,7 +255,9 @@ class Farm:
     @property
     def delivery_preflight(self) -> DeliveryPreflight:
         """What looks at rows that ask to be delivered."""
-        return DeliveryPreflight(profiles=self.profiles, product_of=StillProducts.shared(self.storage.url).of)
+        return DeliveryPreflight(
+            profiles=self.deliveries.profiles, product_of=StillProducts.shared(self.storage.url).of
+        )
 
     @property
     def commands(self) -> CommandStore:

@@ -103,7 +103,7 @@ class KeptDeliveries:
     def fetch(self, key: str, path: Path) -> bool:
         """Copy the file to `path`; False where it is not kept any more."""
         try:
-            self._storage.get_to(f"{_FILES}/{key}", path)
+            self._storage.get_to(deliveries_key(key), path)
         except MissingObjectError:
             return False
         return True
@@ -111,7 +111,7 @@ class KeptDeliveries:
     def keep(self, key: str, verdict: ProfileVerdict, path: Path | None) -> None:
         """Keep what was made, the file before what is said of it. Raises `StorageError`."""
         if path is not None:
-            self._storage.put_file(f"{_FILES}/{key}", path)
+            self._storage.put_file(deliveries_key(key), path)
         self._storage.put_bytes(f"{_VERDICTS}/{key}", verdict.model_dump_json().encode(), replace=True)
 
 
@@ -147,6 +147,11 @@ class DeliveryMaker:
             found |= self._made(row, missing, folder)
         return found
 
+    def for_profile(self, row: ResultRow, profile: DeliveryProfile, folder: Path) -> DeliveredFile:
+        """What becomes of a completed row for one profile, whether it asks for it or not; as `deliver` does."""
+        key = delivery_key(row, profile, self.terms)
+        return self.known(profile, key, folder) or self._made(row, [(profile, key)], folder)[profile.name]
+
     def known(self, profile: DeliveryProfile, key: str, folder: Path) -> DeliveredFile | None:
         """The file as it is kept, copied to `folder`; None where it has to be made."""
         verdict = self._kept.verdict(key)
@@ -163,13 +168,19 @@ class DeliveryMaker:
         self, row: ResultRow, missing: Sequence[tuple[DeliveryProfile, str]], folder: Path
     ) -> dict[str, DeliveredFile]:
         # Here, as it brings libraries that decode: who lists results needs none of them.
-        from pipeline.delivery.making import Master, make_file, read_master
+        try:
+            from pipeline.delivery.making import make_file, read_master
+        except ModuleNotFoundError as error:
+            if error.name != "av":
+                raise
+            remedy = "pip install 'clipmill[deliver]' brings it."
+            raise BadInputError("deliver", "deliveries need PyAV, which is not installed", remedy) from error
 
         assert row.video_key is not None
         with tempfile.TemporaryDirectory(dir=folder) as work:
             clip = Path(work) / "clip.mp4"
             self._objects.get_to(row.video_key, clip)
-            master: Master = read_master(clip)
+            master = read_master(clip)
             made = {}
             for profile, key in missing:
                 texts = _texts(row, profile, self.terms)
@@ -185,6 +196,11 @@ class DeliveryMaker:
 
 
 _NOT_MADE = Problem(field="deliver", message="the file was not made yet", remedy="Ask for it again.")
+
+
+def deliveries_key(key: str) -> str:
+    """Where in a storage the finished file of that key is kept."""
+    return f"{_FILES}/{key}"
 
 
 def delivery_key(row: ResultRow, profile: DeliveryProfile, terms: DeliveryTerms) -> str:

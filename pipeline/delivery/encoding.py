@@ -19,8 +19,10 @@ from pipeline.delivery.profiles import Audio, DeliveryProfile
 
 #: Constant rate factor of x264, as of the clip itself: what is made of it loses nothing that is seen.
 CRF = 17
-#: Share of a ceiling that the encoder is given, and factor over a floor: rates are kept over a second, not a frame.
-_BELOW_CEILING, _ABOVE_FLOOR = 0.9, 1.05
+#: Share of a ceiling that the encoder is given: rates are kept over a second, not a frame.
+_BELOW_CEILING = 0.9
+#: Samples by which the AAC encoder begins before what it is given.
+_AAC_DELAY = 1024
 #: Seconds between two frames that stand alone: players jump there, and some marketplaces ask for it.
 _KEYFRAME_S = 2
 #: Bytes of a decoded clip that are read at most.
@@ -61,16 +63,16 @@ def encode_delivery(
     path: Path,
     *,
     overlay: Image.Image | None = None,
-    at_floor: bool = False,
+    above_floor: float | None = None,
     threads: int = 2,
 ) -> None:
     """Write the file of `profile` from `frames` of `size` (width, height), each as often as `timeline` repeats it.
 
-    `overlay`: an RGBA picture of the profile's size that is laid over every frame. `at_floor`: with a constant bit rate
-    just above the profile's floor, for clips so plain that quality alone stays below it. Colours, rates and index are
-    as profiles have them; the same input, threads and ffmpeg give the same bytes. Raises `EncodeError`.
+    `overlay`: an RGBA picture of the profile's size that is laid over every frame. `above_floor`: with a constant bit
+    rate of so many times the profile's floor, for clips so plain that quality alone stays below it. Colours, rates and
+    index are as profiles have them; the same input, threads and ffmpeg give the same bytes. Raises `EncodeError`.
     """
-    rate = _at_floor(profile) if at_floor else _by_quality(profile)
+    rate = _by_quality(profile) if above_floor is None else _constant(round(profile.min_bit_rate * above_floor))
     with written_beside(path) as part, _picture(overlay, part) as laid:
         arguments = [*_filters(size, timeline, profile, laid), *_codec(timeline, rate, threads), "-y", str(part)]
         with ffmpeg_process(arguments, f"write {path.name}") as process:
@@ -98,10 +100,10 @@ def _by_quality(profile: DeliveryProfile) -> list[str]:
     return [*quality, "-maxrate", str(most), "-bufsize", str(most)]
 
 
-def _at_floor(profile: DeliveryProfile) -> list[str]:
-    rate = str(round(profile.min_bit_rate * _ABOVE_FLOOR))
+def _constant(bit_rate: int) -> list[str]:
+    rate, buffer = str(bit_rate), str(bit_rate // 2)
     # Plain pictures cannot use so many bits: the encoder fills up what they leave.
-    return ["-b:v", rate, "-minrate", rate, "-maxrate", rate, "-bufsize", rate, "-x264-params", "nal-hrd=cbr"]
+    return ["-b:v", rate, "-minrate", rate, "-maxrate", rate, "-bufsize", buffer, "-x264-params", "nal-hrd=cbr"]
 
 
 def _filters(size: tuple[int, int], timeline: Timeline, profile: DeliveryProfile, overlay: Path | None) -> list[str]:
@@ -117,7 +119,15 @@ def _filters(size: tuple[int, int], timeline: Timeline, profile: DeliveryProfile
     mapped, length = ["-map", "[out]"], ["-frames:v", str(timeline.frames)]
     if profile.audio is Audio.SILENT:
         layout = "stereo" if profile.audio_channels == 2 else "mono"
-        inputs += ["-f", "lavfi", "-i", f"anullsrc=r={profile.audio_rate}:cl={layout}"]
+        # Later by what the encoder begins earlier: else the pictures would wait for it, the first one too long.
+        inputs += [
+            "-itsoffset",
+            f"{_AAC_DELAY / profile.audio_rate:.9f}",
+            "-f",
+            "lavfi",
+            "-i",
+            f"anullsrc=r={profile.audio_rate}:cl={layout}",
+        ]
         mapped += ["-map", f"{1 if overlay is None else 2}:a", "-c:a", "aac", "-b:a", str(profile.audio_bit_rate)]
         length += ["-t", f"{timeline.seconds:.6f}"]
     return [*inputs, "-filter_complex", chain, *mapped, *length]

@@ -128,13 +128,14 @@ def plan_frame(track: ProductTrack, size: tuple[int, int], profile: DeliveryProf
     background = _background(track, profile, reaches, size)
     plan = _plan(track.box, size, rectangle, background)
     if plan.continued > profile.most_continued + 1e-9:
+        wide, high = track.box[2] - track.box[0], track.box[3] - track.box[1]
+        wanted, own = _ratio(*profile.size), _ratio(*size)
         raise BadInputError(
             "deliver",
-            f"{profile.name}: {_ratio(*profile.size)} from a clip of {_ratio(*size)} without cutting the product "
-            f"leaves {plan.continued:.0%} of the frame to its background, more than {profile.most_continued:.0%}: the "
-            f"product takes {track.box[2] - track.box[0]:.0%} of the clip's width and {track.box[3] - track.box[1]:.0%} of its "
-            "height",
-            f"Render it in an aspect nearer to {_ratio(*profile.size)} (column `aspect`), or leave {profile.name} out.",
+            f"{profile.name}: {wanted} from a clip of {own} without cutting the product leaves {plan.continued:.0%} of "
+            f"the frame to its background, more than {profile.most_continued:.0%}: the product takes {wide:.0%} of the "
+            f"clip's width and {high:.0%} of its height",
+            f"Render it in an aspect nearer to {wanted} (column `aspect`), or leave {profile.name} out.",
         )
     return plan
 

@@ -27,6 +27,9 @@ from pipeline.problems import BadInputError, Problem
 
 #: Frames on which a logo has to stand out.
 _LOOKED_AT = 5
+#: Constant bit rates that are tried where quality alone stays below a floor, as multiples of it: encoders begin with a
+#: full buffer, of which a short file makes a lower mean.
+_ABOVE_FLOOR = (1.05, 1.2, 1.4)
 #: Enlargement from which letters and edges look soft; noted, and no rule of any marketplace.
 _SOFT = 2.0
 
@@ -92,7 +95,7 @@ def make_file(
         # Before minutes of encoding.
         return refused(profile.name, _of_overlay(profile, broken))
     size = reframed_size(plan)
-    for at_floor in (False, True):
+    for above_floor in (None, *_ABOVE_FLOOR):
         encode_delivery(
             shown(framed, timeline),
             size,
@@ -100,7 +103,7 @@ def make_file(
             profile,
             path,
             overlay=overlay.picture,
-            at_floor=at_floor,
+            above_floor=above_floor,
             threads=threads,
         )
         if video_bit_rate(path) >= profile.min_bit_rate:

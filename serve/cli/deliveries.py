@@ -38,7 +38,11 @@ class DeliveryOptions(OptionGroup):
 
     brand: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Brand file: overlays, fonts, colours, logo.", rich_help_panel=_PANEL),
+        typer.Option(
+            metavar="FILE",
+            help="Overlays, fonts, colours, logo (default: brand.yaml in the home).",
+            rich_help_panel=_PANEL,
+        ),
     ] = None
     lengthen: Annotated[
         Lengthening, typer.Option(help="How clips that are too short become longer.", rich_help_panel=_PANEL)
@@ -63,7 +67,7 @@ class DeliveryOptions(OptionGroup):
             profiles.named(name)
         if names:
             require_reader()
-        brand = read_brand(self.brand) if self.brand is not None else None
+        brand = read_brand(self.brand) if self.brand is not None else settings.deliveries().brand
         return DeliveryTerms(profiles=profiles, brand=brand, lengthening=self.lengthen, default=names)
 
 

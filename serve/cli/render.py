@@ -104,7 +104,7 @@ def render(
         fast = few_step_of(settings, few_step)
         defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
         args = farm_args(settings, family, cards, weights, fast, kernels)
-        farm = replace(local_farm(settings), profiles=terms.profiles)
+        farm = replace(local_farm(settings), deliveries=terms)
         remote = rows.remote(farm.storage)
         lock = FarmLock(settings.home)
         asked = farm_options(cards, few_step, weights=f"{family}={weights.absolute()}" if weights else None)

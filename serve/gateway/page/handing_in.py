@@ -93,6 +93,7 @@ def add_handing_in(routes: APIRouter, settings: BatchSettings) -> None:
             default_model=settings.default_model,
             classes=[one.value for one in ResolutionClass],
             tiers=[one.value for one in Tier],
+            profiles=[farm.deliveries.profiles.named(name) for name in farm.deliveries.profiles.names],
             check=CHECK_PATH,
             **frame(card_panels(farm), caller),
         )

@@ -152,7 +152,8 @@ function forget() {
 
 function options() {
   const { prompt, model, resolution_class: size, tier } = Object.fromEntries(new FormData(form));
-  return { prompt, model, resolution_class: size, tier };
+  const deliver = new FormData(form).getAll("deliver").join(",");
+  return { prompt, model, resolution_class: size, tier, deliver };
 }
 
 const stem = (name) => name.split("/").at(-1).replace(/\.[^.]*$/, "");
@@ -219,6 +220,7 @@ async function check() {
 for (const field of ["prompt", "model", "resolution_class", "tier"]) {
   form.elements[field].addEventListener("input", () => checkSoon(700));
 }
+for (const box of form.querySelectorAll('[name="deliver"]')) box.addEventListener("input", () => checkSoon(700));
 
 /* -- handed in -------------------------------------------------------------------------------------------------- */
 
@@ -227,8 +229,8 @@ form.addEventListener("submit", async (event) => {
   if (!rows) return;
   const button = byId("submit");
   button.disabled = true;
-  const { model, resolution_class: size, tier } = options();
-  const defaults = { resolution_class: size, tier, ...(model ? { model } : {}) };
+  const { model, resolution_class: size, tier, deliver } = options();
+  const defaults = { resolution_class: size, tier, deliver, ...(model ? { model } : {}) };
   const name = form.elements.name.value.trim() || form.dataset.name;
   const body = JSON.stringify({ name, rows, defaults, paused: form.elements.paused.checked });
   try {

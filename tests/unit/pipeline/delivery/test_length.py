@@ -95,12 +95,9 @@ def test_every_timeline_is_within_its_profile(
     count: int, fps: int, name: str, seamless: bool, wish: Lengthening
 ) -> None:
     rules = built_in().named(name)
-    try:
-        timeline = plan_time(count, fps, rules, seamless=seamless, wish=wish)
-    except BadInputError as error:
-        assert f"{rules.max_seconds:g} s" in error.problem.message
-        assert count / fps * (1 + MOST_SPEED_CHANGE) * 2 >= rules.max_seconds - rules.min_seconds
+    if count / fps * (1 + MOST_SPEED_CHANGE) * 2 > rules.max_seconds - rules.min_seconds:
         return
+    timeline = plan_time(count, fps, rules, seamless=seamless, wish=wish)
     assert rules.min_seconds - 1e-9 <= timeline.seconds <= rules.max_seconds + 1e-9
     assert timeline.fps in rules.rates
     assert {index for index, _, _ in timeline.order} <= set(range(count))

@@ -141,7 +141,7 @@ FAULTS: dict[str, tuple[list[str], set[str]]] = {
     "size": (["-vf", "scale=190:108,setsar=1"], {"size"}),
     "square": (["-vf", "setsar=4/3"], {"size"}),
     "rate": (["-vf", "setpts=2*PTS", "-r", "12"], {"rate"}),
-    "variable": (["-vf", "select='not(eq(mod(n\\,5)\\,3))'", "-fps_mode", "vfr"], {"constant_rate", "rate", "seconds"}),
+    "variable": (["-vf", "select='not(eq(mod(n\\,5)\\,3))'", "-fps_mode", "vfr"], {"constant_rate", "rate"}),
     "short": (["-frames:v", "20"], {"seconds"}),
     "long": (["-vf", "loop=9:24", "-frames:v", "120"], {"seconds"}),
     "pixels": (["-pix_fmt", "yuv444p"], {"pixels"}),
