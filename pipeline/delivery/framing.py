@@ -23,12 +23,9 @@ from pipeline.problems import BadInputError
 #: Air that is kept around a product, as a share of its own sides, where there is room; and the least of it, in pixels.
 _AIR, _LEAST_AIR_PX = 0.06, 2.0
 #: Longest side of what is blurred, in pixels: it has no detail, and blurring is what takes time.
-_BLUR_SIDE = 160
-_BLUR_SHARE = 0.06
-#: Brightness of the blurred background: what is sharp stands out from it.
-_DIMMED = 0.85
-#: Pixels over which the clip's edge fades into a blurred background.
-_FEATHER_PX = 3
+_BLUR_SIDE = 192
+#: Radius of each blur, and over which distance from the clip it comes up, as shares of the frame's longer side.
+_BLURS = ((0.012, 0.03), (0.07, 0.16))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +117,12 @@ def plan_frame(track: ProductTrack, size: tuple[int, int], profile: DeliveryProf
     crop_w, crop_h = (width, width / aspect) if width / height <= aspect else (height * aspect, height)
     left, top, right, bottom = (share * side for share, side in zip(track.box, (width, height) * 2, strict=True))
     if right - left <= crop_w + 1e-6 and bottom - top <= crop_h + 1e-6 and _fits(track.box, crop_w, crop_h, size):
-        x, y = _placed(left, right, crop_w, width), _placed(top, bottom, crop_h, height)
+        middle = safe_middle(profile)
+        x = _placed(left, right, crop_w, width, middle[0])
+        y = _placed(top, bottom, crop_h, height, middle[1])
         return _plan(track.box, size, (x, y, x + crop_w, y + crop_h), None)
     box = _with_air((left, top, right, bottom), size)
-    rectangle = _around(box, aspect, size)
+    rectangle = _around(box, aspect, size, safe_middle(profile))
     reaches = (rectangle[0] < 0, rectangle[1] < 0, rectangle[2] > width, rectangle[3] > height)
     background = _background(track, profile, reaches, size)
     plan = _plan(track.box, size, rectangle, background)
@@ -231,55 +230,72 @@ def _with_air(box: tuple[float, float, float, float], size: tuple[int, int]) -> 
 
 
 def _around(
-    box: tuple[float, float, float, float], aspect: float, size: tuple[int, int]
+    box: tuple[float, float, float, float], aspect: float, size: tuple[int, int], middle: tuple[float, float]
 ) -> tuple[float, float, float, float]:
-    """The rectangle of that aspect round the box that needs least of what is not in the clip."""
+    """The rectangle of that aspect round the box that needs least of what is not in the clip.
+
+    The box's middle comes to `middle`, as shares of the rectangle's sides, as far as that costs no background.
+    """
     left, top, right, bottom = box
     wide, high = right - left, bottom - top
     if wide / high < aspect:
         wide = high * aspect
     else:
         high = wide / aspect
-    x, y = (left + right) / 2 - wide / 2, (top + bottom) / 2 - high / 2
+    x = _held((left + right) / 2 - wide * middle[0], left, right, wide)
+    y = _held((top + bottom) / 2 - high * middle[1], top, bottom, high)
     # Where the clip is as large as the rectangle, that lies within it; else the clip lies within the rectangle.
     x = min(max(x, 0.0), size[0] - wide) if wide <= size[0] else min(max(x, size[0] - wide), 0.0)
     y = min(max(y, 0.0), size[1] - high) if high <= size[1] else min(max(y, size[1] - high), 0.0)
     return x, y, x + wide, y + high
 
 
-def _placed(low: float, high: float, crop: float, side: float) -> float:
-    """Where a crop begins that has low to high in its middle, as far as the side reaches."""
-    return min(max((low + high) / 2 - crop / 2, 0.0), side - crop)
+def safe_middle(profile: DeliveryProfile) -> tuple[float, float]:
+    """The middle of what the marketplace's own signs leave free, as shares of the frame's sides."""
+    area = profile.safe_area
+    return (1 + area.left - area.right) / 2, (1 + area.top - area.bottom) / 2
+
+
+def _placed(low: float, high: float, crop: float, side: float, middle: float) -> float:
+    """Where a crop begins that has low to high around its `middle`, as far as the side reaches."""
+    begin = _held((low + high) / 2 - crop * middle, low, high, crop)
+    return min(max(begin, 0.0), side - crop)
+
+
+def _held(begin: float, low: float, high: float, length: float) -> float:
+    """Where a stretch of `length` begins, moved to hold low to high with what air there is on the nearer side."""
+    air = min((length - (high - low)) / 2, _AIR * (high - low))
+    return min(max(begin, high + air - length), low - air)
 
 
 def _over_blurred(picture: Image.Image, margins: Margins) -> NDArray[np.uint8]:
-    width = picture.width + margins.left + margins.right
-    height = picture.height + margins.top + margins.bottom
-    scale = _BLUR_SIDE / max(width, height)
+    """The picture mirrored outward, and the more blurred the further from it: there is no line where it ends."""
+    padding = ((margins.top, margins.bottom), (margins.left, margins.right), (0, 0))
+    mirrored = np.pad(np.asarray(picture), padding, mode="symmetric")
+    height, width = mirrored.shape[:2]
+    scale = min(1.0, _BLUR_SIDE / max(width, height))
     small = max(2, round(width * scale)), max(2, round(height * scale))
-    # The middle of the picture that has the frame's aspect, so that nothing is distorted.
-    cover = max(small[0] / picture.width, small[1] / picture.height)
-    crop = small[0] / cover, small[1] / cover
-    x, y = (picture.width - crop[0]) / 2, (picture.height - crop[1]) / 2
-    behind = picture.resize(small, Image.Resampling.BOX, box=(x, y, x + crop[0], y + crop[1]))
-    behind = behind.filter(ImageFilter.GaussianBlur(_BLUR_SHARE * _BLUR_SIDE))
-    behind = behind.point(lambda level: level * _DIMMED).resize((width, height), Image.Resampling.BICUBIC)
-    behind.paste(picture, (margins.left, margins.top), _feathered(picture.size, margins))
-    return np.asarray(behind)
+    reduced = Image.fromarray(mirrored).resize(small, Image.Resampling.BOX)
+    distance = _distance(picture.size, margins) / max(width, height)
+    made = mirrored.astype(np.float32)
+    for radius, reach in _BLURS:
+        blurred = reduced.filter(ImageFilter.GaussianBlur(radius * _BLUR_SIDE))
+        share = np.clip(distance / reach, 0, 1)
+        # Smooth at both ends (smoothstep), so that the eye finds no beginning.
+        share = (share * share * (3 - 2 * share))[..., None]
+        enlarged = np.asarray(blurred.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        made += share * (enlarged - made)
+    return np.rint(np.clip(made, 0, 255)).astype(np.uint8)
 
 
-def _feathered(size: tuple[int, int], margins: Margins) -> Image.Image:
-    """A mask that fades over the last pixels of those sides beyond which something follows."""
-    width, height = size
-    across, down = np.ones(width, np.float32), np.ones(height, np.float32)
-    ramp = (np.arange(_FEATHER_PX, dtype=np.float32) + 1) / (_FEATHER_PX + 1)
-    for line, first, last in ((across, margins.left, margins.right), (down, margins.top, margins.bottom)):
-        depth = min(_FEATHER_PX, len(line) // 2)
-        if first:
-            line[:depth] = ramp[:depth]
-        if last:
-            line[len(line) - depth :] = ramp[:depth][::-1]
-    return Image.fromarray(np.rint(np.outer(down, across) * 255).astype(np.uint8))
+def _distance(size: tuple[int, int], margins: Margins) -> NDArray[np.float32]:
+    """(height, width): how many pixels lie between a pixel and the picture within its margins; 0 in it."""
+    across, down = (
+        np.concatenate([np.arange(before, 0, -1), np.zeros(side), np.arange(1, after + 1)]).astype(np.float32)
+        for before, side, after in ((margins.left, size[0], margins.right), (margins.top, size[1], margins.bottom))
+    )
+    found: NDArray[np.float32] = np.maximum(across[None, :], down[:, None])
+    return found
 
 
 def _even(length: float) -> int:

@@ -67,30 +67,24 @@ def draw_overlays(
     taken: list[_Area] = []
     checks: list[RuleCheck] = []
     drawn: list[str] = []
-    for style, text in zip(brand.overlays, texts, strict=True):
-        if style.kind is not OverlayKind.LOGO and not text:
-            continue
-        sign = (
-            _logo(brand, style, profile)
-            if style.kind is OverlayKind.LOGO
-            else _plate(brand, style, text, safe, profile)
-        )
-        at = _place(sign.size, style.place, safe, product, profile, taken)
-        if at is None:
-            raise BadInputError(
-                "brand",
-                f"{profile.name}: no room for a {style.kind} of {sign.width}×{sign.height} pixels in the safe area of "
-                f"{safe[2] - safe[0]}×{safe[3] - safe[1]} beside {len(taken)} others",
-                "Make it smaller, or leave an overlay out.",
-            )
-        area = (at[0], at[1], at[0] + sign.width, at[1] + sign.height)
+    pairs = zip(brand.overlays, texts, strict=True)
+    wanted = [(style, text) for style, text in pairs if text or style.kind is OverlayKind.LOGO]
+    # Those with a place of their own first: the others find another corner.
+    for style, text in sorted(wanted, key=lambda one: one[0].place is OverlayPlace.AUTO):
+        logo = style.kind is OverlayKind.LOGO
+        sign = _logo(brand, style, profile) if logo else _plate(brand, style, text, safe, profile)
+        area = _area(sign, style, safe, product, profile, taken)
+        if logo and frames:
+            check = _stands_out(sign, area, frames, profile)
+            if not check.passed and (on_plate := _on_plate(sign, brand, style)) is not None:
+                sign = on_plate
+                area = _area(sign, style, safe, product, profile, taken)
+                check = check.model_copy(update={"passed": True, "found": f"{check.found}, so on a plate"})
+            checks.append(check)
         taken.append(area)
-        canvas.alpha_composite(sign, at)
-        covered = _covered(area, product, profile)
-        drawn.append(text or style.kind.value)
-        checks.append(_within_safe(style, area, safe, covered))
-        if style.kind is OverlayKind.LOGO and frames:
-            checks.append(_stands_out(sign, area, frames, profile))
+        canvas.alpha_composite(sign, area[:2])
+        drawn.append(style.kind.value if logo else text)
+        checks.append(_within_safe(style, area, safe, _covered(area, product, profile)))
     if not taken:
         return NO_OVERLAY
     return DrawnOverlay(picture=canvas, checks=tuple(checks), texts=tuple(drawn))
@@ -163,6 +157,39 @@ def _require_letters(text: str, font: ImageFont.FreeTypeFont, name: str) -> None
         raise BadInputError("brand", message, "Name a font in the brand file that has them.")
 
 
+def _on_plate(logo: Image.Image, brand: Brand, style: OverlayStyle) -> Image.Image | None:
+    """The logo on the overlay's background colour; None where it does not stand out from that either."""
+    colour = brand.colour(style.background)
+    if ratio_of(_own_luminance(logo), float(luminance(colour))) < LEAST_SIGN_CONTRAST:
+        return None
+    pad = round(_PAD_Y * min(logo.size) / 2) + 2
+    sign = Image.new("RGBA", (logo.width + 2 * pad, logo.height + 2 * pad))
+    corner = round(brand.rounding * min(sign.size) / 2)
+    ImageDraw.Draw(sign).rounded_rectangle((0, 0, sign.width - 1, sign.height - 1), corner, fill=(*colour, 255))
+    sign.alpha_composite(logo, (pad, pad))
+    return sign
+
+
+def _area(
+    sign: Image.Image,
+    style: OverlayStyle,
+    safe: _Area,
+    product: Box,
+    profile: DeliveryProfile,
+    taken: Sequence[_Area],
+) -> _Area:
+    """Where the sign stands. Raises `BadInputError` where there is no room for it."""
+    at = _place(sign.size, style.place, safe, product, profile, taken)
+    if at is None:
+        raise BadInputError(
+            "brand",
+            f"{profile.name}: no room for a {style.kind} of {sign.width}×{sign.height} pixels in the safe area of "
+            f"{safe[2] - safe[0]}×{safe[3] - safe[1]} beside {len(taken)} others",
+            "Make it smaller, or leave an overlay out.",
+        )
+    return at[0], at[1], at[0] + sign.width, at[1] + sign.height
+
+
 def _place(
     size: tuple[int, int],
     place: OverlayPlace,
@@ -227,9 +254,7 @@ def _stands_out(
     sign: Image.Image, area: _Area, frames: Sequence[NDArray[np.uint8]], profile: DeliveryProfile
 ) -> RuleCheck:
     """The least contrast between what is seen of a logo and what is behind it, over the frames."""
-    pixels = np.asarray(sign)
-    seen = pixels[..., 3] >= _SEEN
-    own = float(np.median(luminance(pixels[..., :3][seen]))) if seen.any() else 0.0
+    own = _own_luminance(sign)
     found = []
     for frame in frames:
         height, width = frame.shape[:2]
@@ -244,3 +269,10 @@ def _stands_out(
     return RuleCheck(
         rule="logo_contrast", passed=least >= LEAST_SIGN_CONTRAST, found=f"contrast {least:.1f}", wanted=wanted
     )
+
+
+def _own_luminance(sign: Image.Image) -> float:
+    """The luminance of most of what is seen of a sign."""
+    pixels = np.asarray(sign)
+    seen = pixels[..., 3] >= _SEEN
+    return float(np.median(luminance(pixels[..., :3][seen]))) if seen.any() else 0.0

@@ -38,7 +38,7 @@ class Background(StrEnum):
 
     #: The smooth background at the clip's own border, continued outward.
     PLAIN = "plain"
-    #: The clip itself, enlarged until it fills the frame, and blurred.
+    #: The clip itself, mirrored outward and the more blurred the further from it.
     BLURRED = "blurred"
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.clips.inspection.framing import bars
 from pipeline.delivery.framing import ProductTrack, plan_frame, reframe, reframed_size, track_product
-from pipeline.delivery.profiles import Background
+from pipeline.delivery.profiles import Background, SafeArea
 from pipeline.problems import BadInputError
 from tests.unit.pipeline.delivery.clips import busy_clip, product_clip, profile
 
@@ -79,6 +79,18 @@ def test_every_plan_holds_the_product_and_touches_the_clip(
         assert plan.width <= size[0] + 1e-6 or plan.height <= size[1] + 1e-6
 
 
+def test_a_product_stands_where_the_marketplaces_signs_leave_it_free() -> None:
+    signs = SafeArea(bottom=0.4)
+    clip = product_clip(box=(60, 70, 100, 120))
+    track = track_product(clip)
+    tall = profile(width=108, height=192, safe_area=signs)
+    shown, plain = plan_frame(track, (160, 160), tall), plan_frame(track, (160, 160), profile(width=108, height=192))
+    assert (shown.product[1] + shown.product[3]) / 2 < (plain.product[1] + plain.product[3]) / 2 + 1e-9
+    wide = plan_frame(track, (160, 160), profile(safe_area=signs))
+    assert (wide.product[1] + wide.product[3]) / 2 < 0.45
+    assert wide.air > 0
+
+
 def test_a_small_product_is_cropped_round_and_a_large_one_is_not() -> None:
     small = plan_frame(track_product(product_clip(box=(70, 70, 90, 100))), (160, 160), profile())
     large = plan_frame(track_product(product_clip(box=(70, 20, 90, 140))), (160, 160), profile())
@@ -100,9 +112,10 @@ def test_behind_a_busy_clip_lies_the_clip_itself_blurred() -> None:
     shown = reframe(clip[0], plan)
     side = (shown.shape[1] - 160) // 2
     assert side > 40
-    assert np.array_equal(shown[:, side + 4 : side + 156], clip[0][:, 4:156])
-    steps = np.abs(np.diff(shown[:, : side - 4].astype(int), axis=1)).max()
-    assert steps <= 6
+    assert np.array_equal(shown[:, side : side + 160], clip[0])
+    # Where the clip ends nothing is seen of it: the next pixel is its own, mirrored.
+    assert np.abs(shown[:, side - 1].astype(int) - clip[0][:, 0]).max() <= 4
+    assert np.abs(np.diff(shown[:, : side - 40].astype(int), axis=1)).max() <= 6
     assert not bars(Image.fromarray(shown))
 
 

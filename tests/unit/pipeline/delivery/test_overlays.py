@@ -87,12 +87,24 @@ def test_nothing_is_laid_over_where_a_row_has_no_price() -> None:
 
 def test_a_logo_that_does_not_stand_out_is_told_with_its_contrast(tmp_path: Path) -> None:
     logo_png(tmp_path, (205, 205, 205))
-    brand = read_brand(brand_file(tmp_path, "logo: logo.png\noverlays: [{kind: logo, size: 0.3}]"))
+    brand = read_brand(brand_file(tmp_path, "logo: logo.png\noverlays: [{kind: logo, size: 0.3, background: '#ccc'}]"))
     light, dark = (np.full((90, 160, 3), level, np.uint8) for level in (214, 20))
     [check] = [c for c in draw_overlays(brand, ("",), profile(), MIDDLE, [light]).checks if c.rule == "logo_contrast"]
     assert not check.passed
     assert re.search(r"contrast 1\.\d", check.found)
     assert all(check.passed for check in draw_overlays(brand, ("",), profile(), MIDDLE, [dark]).checks)
+
+
+def test_a_logo_that_does_not_stand_out_is_put_on_a_plate_that_it_stands_out_from(tmp_path: Path) -> None:
+    logo_png(tmp_path, (20, 20, 60))
+    brand = read_brand(brand_file(tmp_path, "logo: logo.png\noverlays: [{kind: logo, size: 0.3, background: '#fff'}]"))
+    dark, light = (np.full((90, 160, 3), level, np.uint8) for level in (20, 230))
+    areas = []
+    for frame in (dark, light):
+        drawn = draw_overlays(brand, ("",), profile(), MIDDLE, [frame])
+        assert all(check.passed for check in drawn.checks)
+        areas.append(int((np.asarray(drawn.picture)[..., 3] > 0).sum()))
+    assert areas[0] > areas[1] * 1.2
 
 
 BAD = {
@@ -103,7 +115,7 @@ BAD = {
     "overlays: [{kind: logo}]": "names no logo",
     "overlays: [{kind: badge}]": "has no text",
     "overlays: [{kind: badge, text: x, font: bold}]": "no font 'bold'",
-    "overlays: [{kind: badge, text: x, colour: '#777777', background: '#888888'}]": r"contrast of 1\.\d, less than 4\.5",
+    "overlays: [{kind: badge, text: x, colour: '#777', background: '#888'}]": r"contrast of 1\.\d, less than 4\.5",
     "colours: {ink: blurple}": "blurple",
     "margin: 3": "margin",
     "- a list": "no table",
