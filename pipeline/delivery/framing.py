@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from pipeline.clips.frames import Frames
+from pipeline.clips.inspection.background import follows
 from pipeline.clips.inspection.product import Box, product_area
 from pipeline.clips.stills import Margins, extend
 from pipeline.delivery.profiles import Background, DeliveryProfile
@@ -22,6 +23,12 @@ from pipeline.problems import BadInputError
 
 #: Air that is kept around a product, as a share of its own sides, where there is room; and the least of it, in pixels.
 _AIR, _LEAST_AIR_PX = 0.06, 2.0
+#: Pixels that rounding may take.
+_SLACK_PX = 1e-6
+#: Levels (of 255) within which a border follows its curve, and the share of it that has to for it to be continued.
+_SMOOTH_LEVELS, _SMOOTH_SHARE = 14, 0.5
+#: The share of it that a soft shadow leaves, and the least gap between it and a product that is not touched by it.
+_SHADOWED_SHARE, _LEAST_GAP = 0.85, 0.01
 #: Longest side of what is blurred, in pixels: it has no detail, and blurring is what takes time.
 _BLUR_SIDE = 192
 #: Radius of each blur, and over which distance from the clip it comes up, as shares of the frame's longer side.
@@ -38,6 +45,21 @@ class ProductTrack:
     found: bool
     #: Whether the left, top, right and bottom side show nothing but smooth background, in every frame.
     plain: tuple[bool, bool, bool, bool]
+    #: Share of each side that is smooth background at least, as a product that touches it leaves it.
+    smooth: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+
+    @property
+    def continuable(self) -> tuple[bool, bool, bool, bool]:
+        """At which of the left, top, right and bottom side the background goes on unseen.
+
+        Where it is smooth; and where the product is known to end before it, also beneath a soft shadow.
+        """
+        gaps = (self.box[0], self.box[1], 1 - self.box[2], 1 - self.box[3])
+        left, top, right, bottom = (
+            plain or (self.found and gap >= _LEAST_GAP and share >= _SHADOWED_SHARE)
+            for plain, gap, share in zip(self.plain, gaps, self.smooth, strict=True)
+        )
+        return left, top, right, bottom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +73,8 @@ class FramePlan:
     bottom: float
     #: What continues the clip; None where the rectangle lies within it.
     background: Background | None
+    #: Whether a blurred background is the clip mirrored, as nothing smooth goes on beyond it.
+    mirrored: bool
     #: Share of the frame that is continued.
     continued: float
     #: Least distance between the product and the edge of the frame, as a share of the frame's shorter side.
@@ -80,7 +104,7 @@ class FramePlan:
 def track_product(frames: Frames) -> ProductTrack:
     """Where the product is in `frames` (frames, height, width, 3), every one of which is looked at."""
     boxes: list[Box] = []
-    plain = np.ones(4, bool)
+    plain, smooth = np.ones(4, bool), np.ones(4)
     known = len(frames) > 0
     last: NDArray[np.uint8] | None = None
     for frame in frames:
@@ -88,15 +112,18 @@ def track_product(frames: Frames) -> ProductTrack:
             continue
         last = frame
         area = product_area(Image.fromarray(frame))
-        sides = area.background.plain
+        sides, background = area.background.plain, area.background
         plain &= sides
+        lines = zip(background.edges, background.curves, strict=True)
+        smooth = np.minimum(smooth, [follows(edge, curve, _SMOOTH_LEVELS) for edge, curve in lines])
         # A product that stands on the border hides the background there; three sides tell enough of it.
         known = known and sum(sides) >= 3
         if (box := area.box) is not None:
             boxes.append(box)
     if not known:
-        return ProductTrack(box=(0.0, 0.0, 1.0, 1.0), found=False, plain=_four(plain))
-    return ProductTrack(box=union(boxes) if boxes else (0.5, 0.5, 0.5, 0.5), found=True, plain=_four(plain))
+        return ProductTrack(box=(0.0, 0.0, 1.0, 1.0), found=False, plain=_four(plain), smooth=_shares(smooth))
+    box = union(boxes) if boxes else (0.5, 0.5, 0.5, 0.5)
+    return ProductTrack(box=box, found=True, plain=_four(plain), smooth=_shares(smooth))
 
 
 def union(boxes: Iterable[Box]) -> Box:
@@ -120,12 +147,18 @@ def plan_frame(track: ProductTrack, size: tuple[int, int], profile: DeliveryProf
         middle = safe_middle(profile)
         x = _placed(left, right, crop_w, width, middle[0])
         y = _placed(top, bottom, crop_h, height, middle[1])
-        return _plan(track.box, size, (x, y, x + crop_w, y + crop_h), None)
+        return _plan(track.box, size, (x, y, x + crop_w, y + crop_h), None, mirrored=False)
     box = _with_air((left, top, right, bottom), size)
-    rectangle = _around(box, aspect, size, safe_middle(profile))
-    reaches = (rectangle[0] < 0, rectangle[1] < 0, rectangle[2] > width, rectangle[3] > height)
+    rectangle = _around(box, aspect, size, safe_middle(profile), track.continuable)
+    reaches = (
+        rectangle[0] < -_SLACK_PX,
+        rectangle[1] < -_SLACK_PX,
+        rectangle[2] > width + _SLACK_PX,
+        rectangle[3] > height + _SLACK_PX,
+    )
     background = _background(track, profile, reaches, size)
-    plan = _plan(track.box, size, rectangle, background)
+    mirrored = any(share < _SMOOTH_SHARE for share, reached in zip(track.smooth, reaches, strict=True) if reached)
+    plan = _plan(track.box, size, rectangle, background, mirrored=mirrored)
     if plan.continued > profile.most_continued + 1e-9:
         wide, high = track.box[2] - track.box[0], track.box[3] - track.box[1]
         wanted, own = _ratio(*profile.size), _ratio(*size)
@@ -153,7 +186,7 @@ def reframe(frame: NDArray[np.uint8], plan: FramePlan) -> NDArray[np.uint8]:
     picture = Image.fromarray(np.ascontiguousarray(inner))
     if plan.background is Background.PLAIN:
         return np.asarray(extend(picture, margins))
-    return _over_blurred(picture, margins)
+    return _over_blurred(picture, margins, mirrored=plan.mirrored)
 
 
 def reframed_size(plan: FramePlan) -> tuple[int, int]:
@@ -164,14 +197,14 @@ def reframed_size(plan: FramePlan) -> tuple[int, int]:
 def _background(
     track: ProductTrack, profile: DeliveryProfile, reaches: tuple[bool, bool, bool, bool], size: tuple[int, int]
 ) -> Background:
-    smooth = all(plain for plain, reached in zip(track.plain, reaches, strict=True) if reached)
+    smooth = all(goes_on for goes_on, reached in zip(track.continuable, reaches, strict=True) if reached)
     for one in profile.backgrounds:
         if one is not Background.PLAIN or smooth:
             return one
     sides = ", ".join(
         name
-        for name, plain, reached in zip(("left", "top", "right", "bottom"), track.plain, reaches, strict=True)
-        if reached and not plain
+        for name, goes_on, reached in zip(("left", "top", "right", "bottom"), track.continuable, reaches, strict=True)
+        if reached and not goes_on
     )
     taken = " or ".join(profile.backgrounds) or "no"
     what = f"a crop to {_ratio(*profile.size)} of a clip of {_ratio(*size)} would cut the product"
@@ -186,7 +219,12 @@ def _background(
 
 
 def _plan(
-    box: Box, size: tuple[int, int], rectangle: tuple[float, float, float, float], background: Background | None
+    box: Box,
+    size: tuple[int, int],
+    rectangle: tuple[float, float, float, float],
+    background: Background | None,
+    *,
+    mirrored: bool,
 ) -> FramePlan:
     left, top, right, bottom = rectangle
     wide, high = right - left, bottom - top
@@ -205,6 +243,7 @@ def _plan(
         right=right,
         bottom=bottom,
         background=background,
+        mirrored=mirrored,
         continued=max(0.0, 1 - inside / (wide * high)),
         air=air,
         product=product,
@@ -230,11 +269,16 @@ def _with_air(box: tuple[float, float, float, float], size: tuple[int, int]) -> 
 
 
 def _around(
-    box: tuple[float, float, float, float], aspect: float, size: tuple[int, int], middle: tuple[float, float]
+    box: tuple[float, float, float, float],
+    aspect: float,
+    size: tuple[int, int],
+    middle: tuple[float, float],
+    continuable: tuple[bool, bool, bool, bool],
 ) -> tuple[float, float, float, float]:
     """The rectangle of that aspect round the box that needs least of what is not in the clip.
 
-    The box's middle comes to `middle`, as shares of the rectangle's sides, as far as that costs no background.
+    The box's middle comes to `middle`, as shares of the rectangle's sides, as far as that costs no background. Where
+    the background goes on at one of two sides alone, that is where it is continued.
     """
     left, top, right, bottom = box
     wide, high = right - left, bottom - top
@@ -244,9 +288,8 @@ def _around(
         high = wide / aspect
     x = _held((left + right) / 2 - wide * middle[0], left, right, wide)
     y = _held((top + bottom) / 2 - high * middle[1], top, bottom, high)
-    # Where the clip is as large as the rectangle, that lies within it; else the clip lies within the rectangle.
-    x = min(max(x, 0.0), size[0] - wide) if wide <= size[0] else min(max(x, size[0] - wide), 0.0)
-    y = min(max(y, 0.0), size[1] - high) if high <= size[1] else min(max(y, size[1] - high), 0.0)
+    x = _ended(x, wide, size[0], continuable[0], continuable[2])
+    y = _ended(y, high, size[1], continuable[1], continuable[3])
     return x, y, x + wide, y + high
 
 
@@ -268,16 +311,33 @@ def _held(begin: float, low: float, high: float, length: float) -> float:
     return min(max(begin, high + air - length), low - air)
 
 
-def _over_blurred(picture: Image.Image, margins: Margins) -> NDArray[np.uint8]:
-    """The picture mirrored outward, and the more blurred the further from it: there is no line where it ends."""
+def _ended(begin: float, length: float, side: float, before: bool, after: bool) -> float:
+    """Where a stretch begins that lies within the side where it can, else the side within it.
+
+    `before` and `after`: whether there may be something beyond either end of the side; a stretch that is longer than it
+    ends where it does, if there may be at one of them alone.
+    """
+    if length <= side:
+        return min(max(begin, 0.0), side - length)
+    if before != after:
+        return side - length if before else 0.0
+    return min(max(begin, side - length), 0.0)
+
+
+def _over_blurred(picture: Image.Image, margins: Margins, *, mirrored: bool) -> NDArray[np.uint8]:
+    """The picture continued outward, and the more blurred the further from it: there is no line where it ends.
+
+    `mirrored`: by itself; else by what is smooth of its border, so that a product which touches that is not repeated.
+    """
     padding = ((margins.top, margins.bottom), (margins.left, margins.right), (0, 0))
-    mirrored = np.pad(np.asarray(picture), padding, mode="symmetric")
-    height, width = mirrored.shape[:2]
+    pixels = np.asarray(picture)
+    continued = np.pad(pixels, padding, mode="symmetric") if mirrored else np.asarray(extend(picture, margins))
+    height, width = continued.shape[:2]
     scale = min(1.0, _BLUR_SIDE / max(width, height))
     small = max(2, round(width * scale)), max(2, round(height * scale))
-    reduced = Image.fromarray(mirrored).resize(small, Image.Resampling.BOX)
+    reduced = Image.fromarray(continued).resize(small, Image.Resampling.BOX)
     distance = _distance(picture.size, margins) / max(width, height)
-    made = mirrored.astype(np.float32)
+    made = continued.astype(np.float32)
     for radius, reach in _BLURS:
         blurred = reduced.filter(ImageFilter.GaussianBlur(radius * _BLUR_SIDE))
         share = np.clip(distance / reach, 0, 1)
@@ -311,6 +371,11 @@ def _within(low: int, high: int, side: int) -> tuple[int, int]:
 
 def _four(values: NDArray[np.bool_]) -> tuple[bool, bool, bool, bool]:
     left, top, right, bottom = (bool(value) for value in values)
+    return left, top, right, bottom
+
+
+def _shares(values: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    left, top, right, bottom = (float(value) for value in values)
     return left, top, right, bottom
 
 

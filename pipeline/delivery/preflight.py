@@ -28,6 +28,8 @@ class StillProduct(BaseModel):
     found: bool
     #: Whether the left, top, right and bottom side show nothing but smooth background.
     plain: tuple[bool, bool, bool, bool]
+    #: Share of each side that is smooth background at least.
+    smooth: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
 
 
 def still_product(data: bytes, size: tuple[int, int]) -> StillProduct | None:
@@ -52,7 +54,7 @@ def product_of(data: bytes) -> dict[str, object]:
     from pipeline.delivery.framing import track_product
 
     track = track_product(np.asarray(open_still(data).convert("RGB"))[None])
-    return {"box": track.box, "found": track.found, "plain": track.plain}
+    return {"box": track.box, "found": track.found, "plain": track.plain, "smooth": track.smooth}
 
 
 def product_in_clip(product: StillProduct, still_size: tuple[int, int], spec: ClipSpec) -> StillProduct:
@@ -70,9 +72,6 @@ def product_in_clip(product: StillProduct, still_size: tuple[int, int], spec: Cl
         x + right * scale / across,
         y + bottom * scale / down,
     )
-    if not product.found:
-        # Padding shows nothing that could be cut.
-        return product.model_copy(update={"box": _clipped(placed)})
     return product.model_copy(update={"box": _clipped(placed)})
 
 
@@ -93,7 +92,7 @@ def refusals(
     track = None
     if product is not None:
         there = product_in_clip(product, still_size, spec)
-        track = ProductTrack(box=there.box, found=there.found, plain=there.plain)
+        track = ProductTrack(box=there.box, found=there.found, plain=there.plain, smooth=there.smooth)
     found: dict[str, Problem] = {}
     for name in names:
         try:

@@ -38,7 +38,7 @@ class Background(StrEnum):
 
     #: The smooth background at the clip's own border, continued outward.
     PLAIN = "plain"
-    #: The clip itself, mirrored outward and the more blurred the further from it.
+    #: What is smooth of the clip's border, else the clip mirrored, the more blurred the further from it.
     BLURRED = "blurred"
 
 

@@ -105,6 +105,23 @@ def test_a_continued_background_goes_on_without_a_seam() -> None:
     assert np.abs(beside.astype(int) - (214, 216, 220)).max() <= 2
 
 
+def test_a_product_that_leaves_the_clip_leaves_the_frame_there_and_the_other_side_goes_on() -> None:
+    clip = product_clip(box=(60, 30, 160, 130))
+    track = track_product(clip)
+    assert track.continuable == (True, True, False, True)
+    plan = plan_frame(track, (160, 160), profile(backgrounds=["plain"]))
+    assert plan.right == pytest.approx(160)
+    assert plan.left < 0
+    shown = reframe(clip[0], plan)
+    assert red_pixels(shown[:, -4:]) > 0
+
+
+def test_a_soft_shadow_at_a_border_is_continued_where_the_product_ends_before_it() -> None:
+    sides = {"found": True, "plain": (True, True, False, True), "smooth": (1.0, 1.0, 0.9, 1.0)}
+    assert ProductTrack(box=(0.2, 0.1, 0.9, 0.9), **sides).continuable == ALL_PLAIN
+    assert ProductTrack(box=(0.2, 0.1, 1.0, 0.9), **sides).continuable == (True, True, False, True)
+
+
 def test_behind_a_busy_clip_lies_the_clip_itself_blurred() -> None:
     clip = busy_clip()
     plan = plan_frame(track_product(clip), (160, 160), profile())

@@ -35,6 +35,7 @@ def shop(tmp_path: Path, home: Path) -> Path:
     """A catalog of three pictures: a plain row, one for another profile, and a banner that nothing makes a tower of."""
     folder = tmp_path / "shop"
     folder.mkdir()
+    home.mkdir(exist_ok=True)
     (home / "profiles.yaml").write_text(PROFILES)
     Image.fromarray(product_clip()[0]).save(folder / "a.png")
     Image.fromarray(product_clip(background=(200, 210, 205))[0]).save(folder / "b.png")

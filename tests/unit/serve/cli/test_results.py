@@ -49,7 +49,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def farm(home: Path) -> Iterable[Farm]:
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     settings = Settings(home=home)
     database = Database(settings.database_url)
     database.migrate()
