@@ -7,8 +7,8 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from cluster.catalog.advice.deliveries import DeliveryPreflight
 from cluster.catalog.defaults import Defaults
-from cluster.catalog.delivering import DeliveryPreflight
 from cluster.catalog.ingest import CHUNK_ROWS, FIRST_ROWS, CutTexts, IncomingRow, draft
 from cluster.chunks import chunks
 from cluster.jobs.commands import CardOrder, CardVerb

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from cluster.catalog.advice.deliveries import WITHOUT_STILLS, DeliveryPreflight
 from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.defaults import Defaults, RowDefaults
-from cluster.catalog.delivering import WITHOUT_STILLS, DeliveryPreflight
 from cluster.catalog.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
 from cluster.catalog.resolve import RowProblems, resolve
 from cluster.jobs.model import Draft, stored_priority
@@ -167,7 +167,7 @@ def draft(
         "noted": as_json(noted),
     }
     # Of the row, not of the clip: another list of profiles is the same clip.
-    asked = {"strict": True} if defaults.strict else {}
+    asked: dict[str, Any] = {"strict": True} if defaults.strict else {}
     asked |= {"deliver": list(wanted)} if wanted or incoming.row.deliver is not None else {}
     return Draft(
         number=incoming.position,

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import av
-import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -157,13 +156,7 @@ def _picture(overlay: Image.Image | None, part: Path) -> Iterator[Path | None]:
 
 def _rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:
     # Files of clips say BT.709 with limited range; a decoder that is not told assumes BT.601 for small pictures.
-    made: NDArray[np.uint8] = frame.reformat(
+    made = frame.reformat(
         format="rgb24", src_colorspace="ITU709", dst_colorspace="ITU709", src_color_range="MPEG", dst_color_range="JPEG"
     ).to_ndarray()
-    return made
-
-
-def ffmpeg_version() -> str:
-    """Version of the ffmpeg that encodes: another one may give other bytes."""
-    version: str = imageio_ffmpeg.get_ffmpeg_version()
-    return version
+    return made.astype(np.uint8, copy=False)

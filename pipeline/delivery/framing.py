@@ -18,7 +18,7 @@ from pipeline.clips.frames import Frames
 from pipeline.clips.inspection.background import follows
 from pipeline.clips.inspection.product import Box, product_area
 from pipeline.clips.stills import Margins, extend
-from pipeline.delivery.profiles import Background, DeliveryProfile
+from pipeline.delivery.profiles import BackgroundFill, DeliveryProfile
 from pipeline.problems import BadInputError
 
 #: Air that is kept around a product, as a share of its own sides, where there is room; and the least of it, in pixels.
@@ -72,7 +72,7 @@ class FramePlan:
     right: float
     bottom: float
     #: What continues the clip; None where the rectangle lies within it.
-    background: Background | None
+    background: BackgroundFill | None
     #: Whether a blurred background is the clip mirrored, as nothing smooth goes on beyond it.
     mirrored: bool
     #: Share of the frame that is continued.
@@ -97,7 +97,7 @@ class FramePlan:
         """The plan for people."""
         if self.background is None:
             return "crop round the product"
-        kind = "its own" if self.background is Background.PLAIN else "a blurred"
+        kind = "its own" if self.background is BackgroundFill.PLAIN else "a blurred"
         return f"{kind} background over {self.continued:.0%} of the frame"
 
 
@@ -184,7 +184,7 @@ def reframe(frame: NDArray[np.uint8], plan: FramePlan) -> NDArray[np.uint8]:
     inner = frame[max(0, y0) : min(height, y1), max(0, x0) : min(width, x1)]
     margins = Margins(left=max(0, -x0), top=max(0, -y0), right=max(0, x1 - width), bottom=max(0, y1 - height))
     picture = Image.fromarray(np.ascontiguousarray(inner))
-    if plan.background is Background.PLAIN:
+    if plan.background is BackgroundFill.PLAIN:
         return np.asarray(extend(picture, margins))
     return _over_blurred(picture, margins, mirrored=plan.mirrored)
 
@@ -196,10 +196,10 @@ def reframed_size(plan: FramePlan) -> tuple[int, int]:
 
 def _background(
     track: ProductTrack, profile: DeliveryProfile, reaches: tuple[bool, bool, bool, bool], size: tuple[int, int]
-) -> Background:
+) -> BackgroundFill:
     smooth = all(goes_on for goes_on, reached in zip(track.continuable, reaches, strict=True) if reached)
     for one in profile.backgrounds:
-        if one is not Background.PLAIN or smooth:
+        if one is not BackgroundFill.PLAIN or smooth:
             return one
     sides = ", ".join(
         name
@@ -222,7 +222,7 @@ def _plan(
     box: Box,
     size: tuple[int, int],
     rectangle: tuple[float, float, float, float],
-    background: Background | None,
+    background: BackgroundFill | None,
     *,
     mirrored: bool,
 ) -> FramePlan:

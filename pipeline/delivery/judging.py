@@ -171,7 +171,8 @@ def _packets(
             if seen.decoded in wanted:
                 scale = min(1.0, _LOOK_SIDE / max(frame.width, frame.height))
                 width, height = max(2, round(frame.width * scale)), max(2, round(frame.height * scale))
-                seen.looks.append(frame.reformat(width=width, height=height, format="rgb24").to_ndarray())
+                look = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+                seen.looks.append(look.astype(np.uint8, copy=False))
             seen.decoded += 1
 
 

@@ -87,7 +87,7 @@ def make_file(
         framed = np.stack([reframe(frame, plan) for frame in master.frames])
         overlay = NO_OVERLAY
         if brand is not None and texts is not None:
-            some = framed[:: max(1, len(framed) // _LOOKED_AT)]
+            some = list(framed[:: max(1, len(framed) // _LOOKED_AT)])
             overlay = draw_overlays(brand, texts, profile, plan.product, some)
     except BadInputError as error:
         return refused(profile.name, error.problem)

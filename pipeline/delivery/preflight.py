@@ -82,7 +82,7 @@ def refusals(
     product: StillProduct | None,
     profiles: DeliveryProfiles,
 ) -> dict[str, Problem]:
-    """Those profiles of `names` that the clip of `spec` cannot be delivered for, each with why, in numbers.
+    """Profiles of `names` that the clip of `spec` cannot be delivered for, each with why, in numbers.
 
     `product`: where the still shows it; None: nobody has looked, and only names and lengths are checked.
     """

@@ -33,7 +33,7 @@ _FIELD = "deliver"
 _WORDS = {"title", "source", "checked", "note"}
 
 
-class Background(StrEnum):
+class BackgroundFill(StrEnum):
     """What fills a frame beside the clip where a crop would cut the product."""
 
     #: The smooth background at the clip's own border, continued outward.
@@ -45,11 +45,11 @@ class Background(StrEnum):
 class Lengthening(StrEnum):
     """How a clip becomes longer."""
 
-    #: As the profile and the clip suggest: repeated where it ends as it begins, else there and back.
+    #: Repeated where it ends as it begins, else played to its end and back.
     AUTO = "auto"
     #: Repeated from its first frame.
     LOOP = "loop"
-    #: Played to its end and back.
+    #: Forward to the end and backward to the beginning.
     PING_PONG = "ping-pong"
     #: Repeated, its end faded into its beginning.
     CROSS_FADE = "cross-fade"
@@ -108,7 +108,7 @@ class DeliveryProfile(BaseModel):
     audio_channels: int = 2
     audio_bit_rate: int = 192_000
     #: What may fill the frame beside the clip, the preferred one first; (): nothing may.
-    backgrounds: tuple[Background, ...] = (Background.PLAIN, Background.BLURRED)
+    backgrounds: tuple[BackgroundFill, ...] = (BackgroundFill.PLAIN, BackgroundFill.BLURRED)
     #: Largest share of the frame that such a background may take.
     most_continued: float = Field(default=0.7, ge=0, lt=1)
     #: Whether players repeat the file, so that its end should lead to its beginning.

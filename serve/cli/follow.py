@@ -27,7 +27,7 @@ from serve.cli.common import (
     require_farm,
     settings_for,
 )
-from serve.cli.deliveries import DeliveryOptions, delivery_writer
+from serve.cli.delivery.writer import DeliveryOptions, delivery_writer
 from serve.cli.options import Deliver, with_option_groups
 from serve.cli.results import ResultsWriter, inputs_of, out_folder
 from serve.cli.show import (

@@ -20,6 +20,7 @@ from rich.markup import escape
 from cluster.catalog.defaults import Defaults, FewStep
 from cluster.farm import Farm
 from cluster.jobs.model import Batch, JobState, Outcome
+from cluster.results.deliveries import DeliveryTerms
 from cluster.results.ownership import Inputs, with_refusals
 from pipeline.families import family_named
 from pipeline.kernels.kernels import KernelChoice
@@ -42,7 +43,7 @@ from serve.cli.common import (
     print_json,
     settings_for,
 )
-from serve.cli.deliveries import DeliveryOptions, delivery_writer
+from serve.cli.delivery.writer import DeliveryOptions, delivery_writer
 from serve.cli.options import Catalog, FewStepFile, RowOptions, few_step_of, with_option_groups
 from serve.cli.results import ResultsWriter, out_folder
 from serve.cli.session import FarmLostError, FarmStartError, NoUsableCardError, RenderSession, source_of
@@ -115,8 +116,7 @@ def render(
         folder = out_folder(out, catalog, inputs)
         manifest = with_refusals(manifest, folder.refusals([row.id for row in manifest.good]))
         facts = {"model_choice": choice, "catalog": catalog.name}
-        source = LocalResults(farm)
-        writer = ResultsWriter(source, out, facts, inputs, delivery_writer(source, settings, out, terms, inputs=inputs))
+        writer = _writer(farm, out, facts, inputs, settings, terms)
         if not as_json:
             words = f"[bold]clipmill[/] · {format_rows(len(manifest.rows))} · {family} ({choice}) · cards {where}"
             console.print(words, soft_wrap=True, markup=True)
@@ -156,6 +156,13 @@ def render(
             _summary(batch, rendered, failed, sheet, writer)
     whole = batch.status == "completed" and not writer.refused and not writer.undelivered
     raise typer.Exit(Exit.DONE if whole else Exit.SOME_FAILED)
+
+
+def _writer(
+    farm: Farm, out: Path, facts: Mapping[str, Any], inputs: Inputs, settings: Settings, terms: DeliveryTerms
+) -> ResultsWriter:
+    source = LocalResults(farm)
+    return ResultsWriter(source, out, facts, inputs, delivery_writer(source, settings, out, terms, inputs=inputs))
 
 
 class _Notes:

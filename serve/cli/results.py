@@ -13,7 +13,7 @@ from cluster.results.export import PAGE, RowRefusedError, write_clip, write_deli
 from cluster.results.ownership import NO_INPUTS, Inputs, OutFolder, catalog_key, twins
 from cluster.storage import CorruptObjectError, MissingObjectError
 from pipeline.problems import Problem
-from serve.cli.deliveries import DeliveryWriter
+from serve.cli.delivery.writer import DeliveryWriter
 from serve.results_source import BatchFacts, ResultsSource
 
 #: Notes on files that a terminal shows.

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.clips.inspection.framing import bars
 from pipeline.delivery.framing import ProductTrack, plan_frame, reframe, reframed_size, track_product
-from pipeline.delivery.profiles import Background, SafeArea
+from pipeline.delivery.profiles import BackgroundFill, SafeArea
 from pipeline.problems import BadInputError
 from tests.unit.pipeline.delivery.clips import busy_clip, product_clip, profile
 
@@ -95,7 +95,7 @@ def test_a_small_product_is_cropped_round_and_a_large_one_is_not() -> None:
     small = plan_frame(track_product(product_clip(box=(70, 70, 90, 100))), (160, 160), profile())
     large = plan_frame(track_product(product_clip(box=(70, 20, 90, 140))), (160, 160), profile())
     assert small.background is None
-    assert large.background is Background.PLAIN
+    assert large.background is BackgroundFill.PLAIN
 
 
 def test_a_continued_background_goes_on_without_a_seam() -> None:
@@ -125,7 +125,7 @@ def test_a_soft_shadow_at_a_border_is_continued_where_the_product_ends_before_it
 def test_behind_a_busy_clip_lies_the_clip_itself_blurred() -> None:
     clip = busy_clip()
     plan = plan_frame(track_product(clip), (160, 160), profile())
-    assert plan.background is Background.BLURRED
+    assert plan.background is BackgroundFill.BLURRED
     shown = reframe(clip[0], plan)
     side = (shown.shape[1] - 160) // 2
     assert side > 40

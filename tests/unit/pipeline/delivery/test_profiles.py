@@ -11,7 +11,7 @@ from pipeline.clips.clip import ClipSpec, Fit, ResolutionClass
 from pipeline.delivery.preflight import StillProduct, length_notes, product_in_clip, refusals
 from pipeline.delivery.profiles import (
     Audio,
-    Background,
+    BackgroundFill,
     DeliveryProfiles,
     built_in,
     profile_names_of,
@@ -23,7 +23,7 @@ from pipeline.problems import BadInputError
 #: What marketplaces publish, written down a second time.
 PUBLISHED = {
     "google": {"min_seconds": 6, "max_seconds": 240, "max_bytes": 500_000_000},
-    "amazon-sb": {"width": 1920, "height": 1080, "backgrounds": (Background.PLAIN,)},
+    "amazon-sb": {"width": 1920, "height": 1080, "backgrounds": (BackgroundFill.PLAIN,)},
     "amazon-olv": {"min_seconds": 6, "max_seconds": 120, "min_bit_rate": 4_000_000, "min_fps": 23.976, "max_fps": 30},
     "tiktok": {"min_seconds": 5, "max_seconds": 60, "min_bit_rate": 516_000, "max_bytes": 500_000_000},
     "reels": {"min_seconds": 3, "min_fps": 23, "max_fps": 60, "max_bit_rate": 25_000_000},
