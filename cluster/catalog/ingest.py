@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from cluster.catalog.advice.deliveries import WITHOUT_STILLS, DeliveryPreflight
+from cluster.catalog.advice.deliveries import NOTHING_FORESEEN, DeliveryPreflight
 from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.defaults import Defaults, RowDefaults
 from cluster.catalog.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
@@ -118,14 +118,14 @@ def draft(
     accepted: Collection[str] = (),
     cut_texts: CutTexts | None = None,
     still_notes: Callable[[str], Iterable[Note]] = lambda _sha256: (),
-    deliveries: DeliveryPreflight = WITHOUT_STILLS,
+    deliveries: DeliveryPreflight | None = None,
 ) -> Draft:
     """The job a row becomes. `still_size` gives the upright size of a still handed in before, by its SHA-256.
 
     `accepted`: families whose licence is accepted, of those that ask for it. `cut_texts`: notes are made of what it
     says; without it they are made when the clip is rendered. `still_notes`: what is noted of a still, by its SHA-256.
-    `deliveries` looks at rows that ask to be delivered. Where `defaults.strict`, a row of which something is noted that
-    `Note.reduces` fails.
+    `deliveries` looks at rows that ask to be delivered; without it nothing is said of that. Where `defaults.strict`, a
+    row of which something is noted that `Note.reduces` fails.
     """
     if incoming.problems or incoming.row is None or incoming.still is None:
         return _failed(incoming, incoming.problems)
@@ -151,7 +151,7 @@ def draft(
     if problem := licence_problem(family_named(spec.family), accepted):
         return _failed(incoming, (problem,))
     wanted = defaults.deliver if incoming.row.deliver is None else incoming.row.deliver
-    foreseen = deliveries.look(wanted, spec, incoming.still, size)
+    foreseen = deliveries.look(wanted, spec, incoming.still, size) if deliveries is not None else NOTHING_FORESEEN
     if foreseen.problems:
         return _failed(incoming, foreseen.problems)
     texts = {"prompt": spec.prompt, "negative_prompt": spec.negative_prompt}

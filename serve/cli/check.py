@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.catalog.advice.deliveries import DeliveryPreflight
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import draft, gather
 from cluster.jobs.after import judged
@@ -37,12 +38,14 @@ def check(
         manifest = rows.read(catalog, family, settings.home)
         fast = few_step_of(settings, few_step)
         defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
-        sizes = Sizes(notes=True)
+        asks = bool(defaults.deliver) or any(row.deliver for row in manifest.good)
+        sizes = Sizes(notes=True, products=asks)
+        looks = DeliveryPreflight(profiles=settings.delivery_profiles(), product_of=sizes.product)
         lengths = PromptLengths(settings.home)
         drafts = judged(
             [
                 # Whether a licence is accepted is no matter of the rows.
-                draft(one, defaults, sizes.get, accepted=FAMILIES, cut_texts=lengths.cut, still_notes=sizes.notes)
+                draft(one, defaults, sizes.get, FAMILIES, lengths.cut, sizes.notes, looks)
                 for one in gather(manifest, sizes.put, rows.remote())
             ],
             knows_job(settings),

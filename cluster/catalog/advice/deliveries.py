@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.clips.clip import ClipSpec
 from pipeline.delivery.preflight import StillProduct, length_notes, refusals
-from pipeline.delivery.profiles import DeliveryProfiles, built_in
+from pipeline.delivery.profiles import DeliveryProfiles
 from pipeline.families import family_named
 from pipeline.notes import Note
 from pipeline.problems import Problem
@@ -34,7 +34,7 @@ class DeliveryPreflight:
     def look(self, names: Sequence[str], spec: ClipSpec, still: str, size: tuple[int, int]) -> DeliveryForecast:
         """What of the profiles `names` the clip of `spec`, made of `still` of `size`, can be delivered for."""
         if not names:
-            return DeliveryForecast()
+            return NOTHING_FORESEEN
         refused = refusals(names, spec, size, self.product_of(still, size), self.profiles)
         unknown = tuple(problem for name, problem in refused.items() if name not in self.profiles.names)
         if unknown or len(refused) == len(names):
@@ -52,5 +52,4 @@ class DeliveryPreflight:
         return DeliveryForecast(notes=(*notes, *length_notes(met, spec, self.profiles, longer)))
 
 
-#: Names and lengths alone are looked at, by the built-in profiles.
-WITHOUT_STILLS = DeliveryPreflight(profiles=built_in())
+NOTHING_FORESEEN = DeliveryForecast()

@@ -38,7 +38,7 @@ def shop(tmp_path: Path, home: Path) -> Path:
     home.mkdir(exist_ok=True)
     (home / "profiles.yaml").write_text(PROFILES)
     Image.fromarray(product_clip()[0]).save(folder / "a.png")
-    Image.fromarray(product_clip(background=(200, 210, 205))[0]).save(folder / "b.png")
+    Image.fromarray(product_clip(box=(60, 20, 100, 140), background=(200, 210, 205))[0]).save(folder / "b.png")
     Image.fromarray(product_clip((300, 100), (6, 10, 294, 90))[0]).save(folder / "banner.png")
     (folder / "catalog.csv").write_text(
         "id,image,prompt,aspect,deliver,price\n"
@@ -123,3 +123,11 @@ def test_a_cell_that_names_no_profile_is_that_rows_problem(tmp_path: Path) -> No
     assert bad.problems[0].field == "deliver"
     assert not isinstance(good, BadRow)
     assert good.deliver == ("google", "reels")
+
+
+def test_check_says_it_before_anything_is_handed_in(shop: Path) -> None:
+    answer = clipmill("check", str(shop), "--model", "camera", "--deliver", "small", "--json")
+    rows = {row["name"]: row for row in json.loads(answer.stdout)["rows"]}
+    assert "1:2 from a clip of 3:1" in rows["C"]["problems"][0]["message"]
+    assert rows["A"]["problems"] == []
+    assert [note["code"] for note in rows["B"]["noted"] if note.get("field") == "deliver"] == ["delivery_refused"]
