@@ -75,7 +75,7 @@ class Sizes:
     """Sizes in pixels of stills that are looked at and not kept, by a name for each."""
 
     def __init__(self, *, notes: bool = False, products: bool = False) -> None:
-        """`notes`: what renderers will note of the stills is found out as well; `products`: where they show products."""
+        """`notes`: what renderers will note of the stills is found as well; `products`: where they show products."""
         self._products: dict[str, StillProduct | None] = {}
         self._finding = products
         self._sizes: dict[str, tuple[int, int]] = {}
