@@ -138,7 +138,7 @@ def local_farm(settings: Settings) -> Farm:
         Storage(settings.storage_url),
         accepted=settings.accepted,
         cut_texts=lengths.cut,
-        deliveries=settings.deliveries(),
+        deliveries=settings.deliveries_or_plain(),
     )
 
 

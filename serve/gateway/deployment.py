@@ -43,7 +43,7 @@ class Gateway:
             Storage(settings.storage_url),
             accepted=settings.accepted,
             cut_texts=PromptLengths(settings.home, {k: Path(v) for k, v in self._args.weights.items()}).cut,
-            deliveries=settings.deliveries(),
+            deliveries=settings.deliveries_or_plain(),
         )
         self._registry = store_registry(Figures(database, self._args.fleet()))
         self._dispatcher = dispatcher

@@ -116,6 +116,17 @@ def test_profiles_and_brands_that_are_none_end_the_command_before_anything(shop:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_of_the_home_that_is_at_fault_stops_nothing_but_what_goes_by_it(
+    farm: Farm, shop: Path, home: Path
+) -> None:
+    submitted(farm, shop)
+    (home / "brand.yaml").write_text("logo: gone.png")
+    assert clipmill("status").exit_code == Exit.DONE
+    answer = clipmill("submit", str(shop), "--model", "camera")
+    assert answer.exit_code == Exit.USAGE
+    assert "gone.png is missing" in " ".join(answer.output.split())
+
+
 def test_a_cell_that_names_no_profile_is_that_rows_problem(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('image,prompt,deliver\na.png,zoom,../up\nb.png,zoom,"Google; Reels"\n')
     bad, good = read_manifest(tmp_path / "a.csv").rows
