@@ -12,6 +12,8 @@ from pipeline.delivery.preflight import PRODUCT_VERSION, StillProduct, still_pro
 
 #: Storages of one process.
 _STORAGES = 64
+#: Stills whose products are kept in memory, beside storage.
+_KEPT = 10_000
 _KIND = f"still-products-{STILLS_VERSION}.{PRODUCT_VERSION}"
 
 
@@ -21,6 +23,8 @@ class StillProducts:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._shelf = StorageShelf(storage)
+        #: The stills of a batch's rows are asked for one by one, many of them again and again.
+        self._remembered = functools.lru_cache(_KEPT)(self._found)
 
     @staticmethod
     @functools.lru_cache(maxsize=_STORAGES)
@@ -30,6 +34,9 @@ class StillProducts:
 
     def of(self, sha256: str, size: tuple[int, int]) -> StillProduct | None:
         """Where the still with this SHA-256, of `size` (width, height), shows its product; None: nobody can look."""
+        return self._remembered(sha256, size)
+
+    def _found(self, sha256: str, size: tuple[int, int]) -> StillProduct | None:
         if (data := self._shelf.get(f"{_KIND}/{sha256}")) is not None:
             try:
                 return StillProduct.model_validate_json(data)

@@ -115,6 +115,11 @@ class KeptDeliveries:
         self._storage.put_bytes(f"{_VERDICTS}/{key}", verdict.model_dump_json().encode(), replace=True)
 
 
+def refused_all(names: Sequence[str], problem: Problem) -> dict[str, DeliveredFile]:
+    """What became of a row of which no file could be made, for the same reason."""
+    return {name: DeliveredFile(profile=name, verdict=refused(name, problem)) for name in names}
+
+
 class DeliveryMaker:
     """Makes the files of rows, each once. Not safe to use from several threads; several of them are."""
 
@@ -228,11 +233,8 @@ def deliver_rows(rows: Sequence[ResultRow], maker: DeliveryMaker, folder: Path) 
         own.mkdir(parents=True, exist_ok=True)
         try:
             found[row.id] = maker.deliver(row, own)
-        except StorageError as error:
-            found[row.id] = {
-                name: DeliveredFile(profile=name, verdict=refused(name, error.problem))
-                for name in maker.terms.wanted(row)
-            }
+        except (StorageError, BadInputError) as error:
+            found[row.id] = refused_all(maker.terms.wanted(row), error.problem)
     return found
 
 

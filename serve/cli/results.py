@@ -93,7 +93,7 @@ class ResultsWriter:
         self._next_page_at = now + max(PAGE_S, PAGE_SHARE * (now - began))
 
     def finish_deliveries(self) -> None:
-        """Wait until every file of a completed row is there. Raises `ResultsError`, `EncodeError`."""
+        """Wait until every file of a completed row is there. Raises `ResultsError`."""
         if self.deliveries is not None:
             self.deliveries.collect(wait=True)
 

@@ -13,14 +13,15 @@ from typing import Annotated, Any
 import typer
 
 from cluster.catalog.names import file_stem
-from cluster.results.deliveries import DeliveredFile, DeliveryMaker, DeliveryTerms, Finish, KeptDeliveries
+from cluster.results.deliveries import DeliveredFile, DeliveryMaker, DeliveryTerms, Finish, KeptDeliveries, refused_all
 from cluster.results.export import ResultRow, write_delivery
 from cluster.results.ownership import NO_INPUTS, Inputs, RowRefusedError
 from cluster.storage import Storage, StorageError
+from pipeline.clips.encode import EncodeError
 from pipeline.delivery.brands import read_brand
 from pipeline.delivery.profiles import Lengthening, profile_names_of
 from pipeline.delivery.verdicts import refused
-from pipeline.problems import BadInputError
+from pipeline.problems import BadInputError, Problem
 from serve.cli.options import OptionGroup
 from serve.results_source import LocalResults, ResultsSource
 from serve.settings import Settings
@@ -118,7 +119,7 @@ class DeliveryWriter:
     def collect(self, *, wait: bool = False) -> bool:
         """Note what is done, all of it with `wait`; returns whether there was anything new.
 
-        Raises `ResultsError` where nothing can be written any more, and `EncodeError`.
+        Raises `ResultsError` where nothing can be written any more.
         """
         left, new = [], False
         for row, future in self._waiting:
@@ -164,8 +165,11 @@ class DeliveryWriter:
             try:
                 delivered = self._maker.deliver(row, Path(folder))
             except (StorageError, BadInputError) as error:
-                names = self._maker.terms.wanted(row)
-                return {name: DeliveredFile(profile=name, verdict=refused(name, error.problem)) for name in names}
+                return refused_all(self._maker.terms.wanted(row), error.problem)
+            except EncodeError as error:
+                # Of this row: a disk that is full for all of them is met where they are written.
+                problem = Problem(field="deliver", message=str(error), remedy="Run the command again.")
+                return refused_all(self._maker.terms.wanted(row), problem)
             return {name: self._write(row, one, catalog) for name, one in delivered.items()}
 
     def _write(self, row: ResultRow, one: DeliveredFile, catalog: str) -> DeliveredFile:
