@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
-from fastapi import Path as InPath
 
 from cluster.farm import Farm
 from cluster.results.contact_sheet import ResultRow
 from cluster.results.deliveries import DeliveryMaker, KeptDeliveries, deliveries_key, delivery_key
 from cluster.results.rows import result_row
 from cluster.storage import MissingObjectError
-from pipeline.delivery.profiles import PROFILE_NAME
 from pipeline.problems import BadInputError
 from serve.gateway.access.gate import OwnersFarm
 from serve.gateway.openai.content import ClipFile, answer_with
 
 #: Files that are made at once; others wait. One takes two cores for seconds.
 _AT_ONCE = 1
-
-ProfileName = Annotated[str, InPath(pattern=rf"^{PROFILE_NAME.pattern}$")]
 
 
 def add_deliveries(routes: APIRouter) -> None:
@@ -43,7 +39,7 @@ def add_deliveries(routes: APIRouter) -> None:
         return {"object": "list", "data": deliveries_of(farm, job_id, row, base)}
 
     @routes.get("/jobs/{job_id}/deliveries/{profile}", response_class=Response)
-    async def get_delivery(job_id: str, profile: ProfileName, request: Request, farm: OwnersFarm) -> Response:
+    async def get_delivery(job_id: str, profile: str, request: Request, farm: OwnersFarm) -> Response:
         """The file of a row's clip for a profile, whether the row asked for it or not; ranges are answered.
 
         Made when it is first asked for, which takes some seconds. A file that would break a rule is a 400 that says

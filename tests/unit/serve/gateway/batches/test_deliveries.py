@@ -83,7 +83,7 @@ def test_what_cannot_be_delivered_is_a_400_that_says_why(url: str, jobs: list[st
     assert "would cut the product" in answer.json()["error"]["message"]
     nobody = httpx.get(f"{url}/v1/jobs/{jobs[1]}/deliveries/nobody").json()["error"]
     assert "no delivery profile" in nobody["message"]
-    assert httpx.get(f"{url}/v1/jobs/{jobs[1]}/deliveries/UP").status_code == 422
+    assert httpx.get(f"{url}/v1/jobs/{jobs[1]}/deliveries/UP").status_code == 400
     assert httpx.get(f"{url}/v1/jobs/job_none/deliveries").status_code == 404
 
 
