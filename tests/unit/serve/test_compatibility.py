@@ -60,9 +60,9 @@ def shape_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 #: Fields of a row that came later. Nobody has to send one, and nobody is sent one that says nothing.
-ADDED = {"seconds", "notes", "interactive", "autofix"}
+ADDED = {"seconds", "notes", "interactive", "autofix", "deliver"}
 #: … of what rows get that say nothing themselves, and of batches.
-ADDED_DEFAULTS, ADDED_TO_BATCHES = {"interactive", "autofix"}, {"webhook_url"}
+ADDED_DEFAULTS, ADDED_TO_BATCHES = {"interactive", "autofix", "deliver"}, {"webhook_url"}
 #: Query parameters that came later, all of them optional.
 ADDED_PARAMETERS = {"everything"}
 
