@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
+from cluster.catalog.advice.deliveries import DeliveryPreflight
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import CHUNK_ROWS, FIRST_ROWS, Choose, CutTexts, IncomingRow, draft
 from cluster.chunks import chunks
@@ -17,9 +18,11 @@ from cluster.jobs.commands import CardOrder, CardVerb
 from cluster.jobs.model import Batch, Clip, Draft, HoldReason, Job, JobState, Limits
 from cluster.jobs.review import ReviewChange
 from cluster.jobs.still_notes import StillNotes
+from cluster.jobs.still_products import StillProducts
 from cluster.jobs.transitions import RefusedError, Verb
 from cluster.maintenance import deletion
 from cluster.maintenance.deletion import Deletion
+from cluster.results.deliveries import PLAIN_TERMS, DeliveryTerms
 from cluster.results.marked import MarkedObjects
 from cluster.storage import Storage
 from cluster.store import BatchStore
@@ -57,6 +60,8 @@ class Farm:
     accepted: Callable[[], Collection[str]] = frozenset
     #: What of strict rows' texts will be cut; None: renderers find out.
     cut_texts: CutTexts | None = None
+    #: What rows may be delivered for, and what is laid over them.
+    deliveries: DeliveryTerms = PLAIN_TERMS
     #: Cards that will be there, where none is heard of yet: times are counted with them.
     planned_cards: Callable[[], Sequence[Cards]] = tuple
     #: Files of clips as they leave the farm, with their marks; None: they leave as they are in storage.
@@ -281,6 +286,13 @@ class Farm:
         return StillNotes.shared(self.storage.url)
 
     @property
+    def delivery_preflight(self) -> DeliveryPreflight:
+        """What looks at rows that ask to be delivered."""
+        return DeliveryPreflight(
+            profiles=self.deliveries.profiles, product_of=StillProducts.shared(self.storage.url).of
+        )
+
+    @property
     def commands(self) -> CommandStore:
         """Commands on batches, jobs and cards, in the store."""
         return CommandStore(self.batch_store.database)
@@ -304,12 +316,13 @@ class Farm:
         # One look for all of them: at a look a row, most of a large batch's time went there.
         sizes, noted = self.known_of_stills(rows)
         accepted, strictly = self.accepted(), defaults.model_copy(update={"strict": True})
-        drafts = []
+        drafts, deliveries = [], self.delivery_preflight
         for row in rows:
             asked = strictly if row.name in strict else defaults
             # A tokenizer takes seconds to load: for a note alone renderers count soon enough.
             cut_texts = self.cut_texts if asked.strict else None
-            drafts.append(draft(row, asked, sizes.get, accepted, cut_texts, noted.__getitem__, choose))
+            noticed = noted.__getitem__
+            drafts.append(draft(row, asked, sizes.get, accepted, cut_texts, noticed, choose, deliveries))
         return drafts
 
     def _forget_lost_clips(self, content_keys: list[str]) -> None:

@@ -20,7 +20,7 @@ QUIET = frozenset(
     {
         *("note", "unused", "prompt_unused", "negative_prompt_unused", "candidates_equal", "fps_of_draft"),
         *("size_rounded", "seconds_rounded", "column_cut", "encoding_guessed", "within_chosen"),
-        *("number_read", "time_read", "id_made", "id_not_portable"),
+        *("number_read", "time_read", "id_made", "id_not_portable", "delivery_repeated"),
         *("alpha_flattened", "cmyk_converted", "colours_converted", "move_shortened", "still_fixed"),
     }
 )
@@ -30,7 +30,7 @@ ADJUSTED = "_adjusted"
 REDUCED = frozenset(
     {
         *("prompt_cut", "negative_prompt_cut", "prompt_column_empty", "column_unknown"),
-        *("within_missed", "within_unknown"),
+        *("within_missed", "within_unknown", "delivery_refused"),
     }
 )
 #: Titles that are not the code's own words.

@@ -57,6 +57,8 @@ class LocalResults:
     def __init__(self, farm: Farm) -> None:
         self._farm = farm
         self.objects: ClipObjects = farm.outgoing
+        #: The farm's storage, where finished deliveries are kept too.
+        self.storage = farm.storage
 
     @property
     def marks(self) -> str:

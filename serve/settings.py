@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,14 +16,24 @@ from cluster.fleet.cards import NOMINAL_BYTES, Fleet, promised_bytes, promised_o
 from cluster.fleet.quotas import OwnerShare
 from cluster.maintenance.keep import Keep
 from cluster.remote.policy import FetchPolicy
+from cluster.results.deliveries import PLAIN_TERMS, DeliveryTerms
 from cluster.scheduling.interactive import InteractiveTerms
+from pipeline.delivery.brands import read_brand
+from pipeline.delivery.profiles import DeliveryProfiles, read_profiles
 from pipeline.devices.emulation_scale import emulated_bytes
 from pipeline.families import FAMILIES
 from pipeline.families.licences import remembered_acceptances
 from pipeline.kernels.kernels import KernelChoice
 from pipeline.memory.footprint import context_share
+from pipeline.problems import BadInputError
 from pipeline.units import GIB
 
+log = logging.getLogger("clipmill.settings")
+
+#: The file of a home in which delivery profiles of one's own are.
+PROFILES_FILE = "profiles.yaml"
+#: The file of a home in which its brand is, for deliveries where none is named.
+BRAND_FILE = "brand.yaml"
 #: Share of an emulated card's memory that a clip may use; the rest stands for drivers and contexts.
 EMULATED_USABLE_SHARE = 0.95
 #: How long dispatcher and gateway wait for a database that starts beside them: Serve gives a deployment up after three
@@ -72,6 +83,31 @@ class Settings(BaseSettings):
     def accepted(self) -> frozenset[str]:
         """Families whose licence is accepted: by these settings, or on the command line of this home earlier."""
         return frozenset(self.accept_licenses) | remembered_acceptances(FAMILIES.values(), self.home)
+
+    def deliveries(self) -> DeliveryTerms:
+        """What rows of this home may be delivered for, and its brand. Raises `BadInputError`."""
+        brand = self.home / BRAND_FILE
+        return DeliveryTerms(profiles=self.delivery_profiles(), brand=read_brand(brand) if brand.exists() else None)
+
+    def deliveries_or_plain(self) -> DeliveryTerms:
+        """What `deliveries` says, or the built-in profiles where its files are at fault.
+
+        For what has to work anyway, such as a farm that starts and a list of batches; whoever hands in, or asks for
+        files, is told by `deliveries`.
+        """
+        try:
+            return self.deliveries()
+        except BadInputError as error:
+            log.error("deliveries go by the built-in profiles alone: %s", error)
+            return PLAIN_TERMS
+
+    def delivery_profiles(self, file: Path | None = None) -> DeliveryProfiles:
+        """What rows may be delivered for: what comes with clipmill, and `file`, else the home's own, over it.
+
+        Raises `BadInputError` where the file cannot be read.
+        """
+        own = self.home / PROFILES_FILE
+        return read_profiles(file or (own if own.exists() else None))
 
 
 class CardClassArgs(BaseModel):

@@ -18,6 +18,7 @@ from pydantic import BaseModel, model_validator
 
 from cluster.catalog.times import read_duration, read_time
 from pipeline.clips.clip import MAX_GUIDANCE, Autofix, Fit, ResolutionClass, Sampler, Tier, Upscale, autofixes_of
+from pipeline.delivery.profiles import profile_names_of
 from pipeline.families import family_named, parse_aspect
 from pipeline.notes import Note
 from pipeline.problems import BadInputError
@@ -206,6 +207,16 @@ def _autofix(field: str, value: object, notes: list[Note]) -> tuple[Autofix, ...
         raise BadInputError(field, f"{shown(value)} names something else than can be mended", remedy) from None
 
 
+def _deliver(field: str, value: object, notes: list[Note]) -> tuple[str, ...]:
+    try:
+        return profile_names_of(value if isinstance(value, (list, tuple)) else text_of(field, value, notes))
+    except ValueError as error:
+        if isinstance(error, BadInputError):
+            raise
+        remedy = "Name delivery profiles such as google, reels with commas between them, or none."
+        raise BadInputError(field, f"{shown(value)}: {error}", remedy) from None
+
+
 def _yes_no(field: str, value: object, notes: list[Note]) -> bool:
     if isinstance(value, bool):
         return value
@@ -247,6 +258,7 @@ READERS: dict[str, Reader] = {
     "strength": partial(number_of, minimum=0, maximum=1, above=True),
     "upscale": partial(_choice, Upscale),
     "within": _duration,
+    "deliver": _deliver,
 }
 #: The columns this farm knows; every other one is carried along.
 COLUMNS = frozenset(READERS) | {"id"}

@@ -39,6 +39,10 @@ _ELSEWHERE = {
     "maxseconds": "within",
     "timelimit": "within",
     "budget": "within",
+    "deliverto": "deliver",
+    "delivery": "deliver",
+    "deliveries": "deliver",
+    "channels": "deliver",
 }
 #: Likeness (of 1) from which a misspelling is taken for likely; `price` and `prompt` have 0.36.
 _LIKE = 0.75

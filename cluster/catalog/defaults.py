@@ -12,6 +12,7 @@ from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.review.rounds import Rounds
 from cluster.catalog.times import Duration
 from pipeline.clips.clip import Adapter, Autofixes, Fit, ResolutionClass, Sampler, Tier, Upscale
+from pipeline.delivery.profiles import ProfileNames
 from pipeline.families import FAMILIES
 
 #: Share of the steps done on an enlarged clip where nobody says otherwise.
@@ -100,6 +101,9 @@ class RowDefaults(JsonNumbers):
     is then for no row."""
     strict: bool = False
     """Refuse what a family cannot take instead of adjusting it."""
+    # Left out where it is not asked for, as versions without it refuse it.
+    deliver: ProfileNames = Field(default=(), exclude_if=operator.not_)
+    """Delivery profiles that files are made for, where a row does not say: as a list or a text with commas."""
     not_before: int | None = Field(default=None, ge=0, lt=2**40)
     """UTC epoch seconds before which rows do not start."""
     # Left out where it is not asked for, as versions without it refuse it.

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from cluster.catalog.advice.deliveries import NOTHING_FORESEEN, DeliveryPreflight
 from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.defaults import Defaults, RowDefaults
 from cluster.catalog.manifest import BadRow, Manifest, Row, id_fault, read_image_bytes
@@ -133,13 +134,15 @@ def draft(
     cut_texts: CutTexts | None = None,
     still_notes: Callable[[str], Iterable[Note]] = lambda _sha256: (),
     choose: Choose | None = None,
+    deliveries: DeliveryPreflight | None = None,
 ) -> Draft:
     """The job a row becomes. `still_size` gives the upright size of a still handed in before, by its SHA-256.
 
     `accepted`: families whose licence is accepted, of those that ask for it. `cut_texts`: notes are made of what it
     says; without it they are made when the clip is rendered. `still_notes`: what is noted of a still, by its SHA-256.
     `choose`: decides what rows become that have `within`; without it the time is not known, which is noted.
-    Where `defaults.strict`, a row of which something is noted that `Note.reduces` fails.
+    `deliveries` looks at rows that ask to be delivered; without it nothing is said of that. Where `defaults.strict`, a
+    row of which something is noted that `Note.reduces` fails.
     """
     if incoming.problems or incoming.row is None or incoming.still is None:
         return _failed(incoming, incoming.problems)
@@ -165,12 +168,17 @@ def draft(
     spec = planned[0].spec
     if problem := licence_problem(family_named(spec.family), accepted):
         return _failed(incoming, (problem,))
+    wanted = defaults.deliver if incoming.row.deliver is None else incoming.row.deliver
+    # Of what goes out in the end: drafts are delivered to nobody.
+    last = planned[-1].spec
+    foreseen = deliveries.look(wanted, last, incoming.still, size) if deliveries is not None else NOTHING_FORESEEN
+    if foreseen.problems:
+        return _failed(incoming, foreseen.problems)
     texts = {"prompt": spec.prompt, "negative_prompt": spec.negative_prompt}
     cut = reading_notes(cut_texts(spec), texts) if cut_texts is not None else []
     amiss = still_amiss(still_notes(incoming.still), spec.autofix)
-    rounds = tuple(
-        replace(one, noted=distinct([*incoming.row.notes, *chosen, *one.noted, *amiss, *cut])) for one in planned
-    )
+    before, after = (*incoming.row.notes, *chosen), (*amiss, *cut, *foreseen.notes)
+    rounds = tuple(replace(one, noted=distinct([*before, *one.noted, *after])) for one in planned)
     noted = rounds[0].noted
     if defaults.strict and (problems := refusals(noted)):
         return _failed(incoming, problems)
@@ -180,11 +188,14 @@ def draft(
         "notes": [note.message for note in noted if not note.adjusted],
         "noted": as_json(noted),
     }
+    # Of the row, not of the clip: another list of profiles is the same clip.
+    asked: dict[str, Any] = {"strict": True} if defaults.strict else {}
+    asked |= {"deliver": list(wanted)} if wanted or incoming.row.deliver is not None else {}
     return Draft(
         number=incoming.position,
         name=incoming.name,
         # Texts that could not be counted here are, before the first step, where they are read.
-        row=_facts(incoming) | ({"strict": True} if defaults.strict else {}) | {k: v for k, v in changes.items() if v},
+        row=_facts(incoming) | asked | {k: v for k, v in changes.items() if v},
         still=incoming.still,
         spec=spec,
         content_key=content_key(incoming.still, spec),

@@ -30,6 +30,7 @@ from cluster.catalog.names import Ids, elsewhere, id_fault, stem_of
 from cluster.catalog.tables import MAX_JSON_DEPTH, ManifestError, RawRecord, read_records, unreadable
 from cluster.catalog.times import Duration
 from pipeline.clips.clip import Autofixes, Fit, ResolutionClass, Sampler, Tier, Upscale
+from pipeline.delivery.profiles import ProfileNames
 from pipeline.families import FAMILIES
 from pipeline.notes import Note, distinct
 from pipeline.problems import BadInputError, Problem
@@ -150,6 +151,8 @@ class Row(JsonNumbers):
     within: Duration | None = Field(default=None, exclude_if=_is_none)
     """Seconds, or a text such as `2 min`, that the clip may take from its start on a card of the farm: class, tier and
     steps, as far as the row does not say them, are chosen so; None: the batch's."""
+    deliver: ProfileNames | None = Field(default=None, exclude_if=_is_none)
+    """Delivery profiles that files are made for, as a list or a text with commas, or `none`; None: the batch's."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
     """Columns the farm does not know, for the provenance."""
     notes: tuple[Note, ...] = Field(default=(), exclude_if=_is_unset)

@@ -65,6 +65,12 @@ class ResultRow:
     shared_with: str | None = None
     #: When the clip's files were swept or deleted, in UTC epoch seconds; None: they are there, or nothing says.
     expired_at: int | None = None
+    #: What names the clip wherever it lies; empty where nothing is known of it.
+    content_key: str = ""
+    #: Profiles that the row asks to be delivered for; None: it does not say.
+    deliver: tuple[str, ...] | None = None
+    #: What became of each profile, in words; only where deliveries were made.
+    delivered: Mapping[str, str] = field(default_factory=dict)
     #: What was decided of it in review: `picked`, `round`, `rounds`, `candidates_of` and `steps`; empty: nothing was.
     review: Mapping[str, object] = field(default_factory=dict)
 
@@ -211,6 +217,7 @@ def facts_of(row: ResultRow) -> list[tuple[str, str]]:
         ("Lossy", "; ".join(row.lossy)),
         *zip(["Worth a look", *[""] * len(looks)], looks, strict=False),
         ("Adjusted", "; ".join(note.message for note in row.noted if note.adjusted)),
+        *zip(["Delivered", *[""] * len(row.delivered)], (f"{k}: {v}" for k, v in row.delivered.items()), strict=False),
         ("Note", "; ".join(note.message for note in row.noted if not note.worth_a_look and not note.adjusted)),
         ("Attempts", str(row.attempts) if row.attempts > 1 else ""),
         ("Same clip as", row.shared_with or ""),

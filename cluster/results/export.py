@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from cluster.catalog.names import file_stem
 from cluster.results.contact_sheet import STATES, BatchSummary, ResultRow, State, render
+from cluster.results.deliveries import DeliveredFile, Finish
 from cluster.results.ownership import (
     NO_INPUTS,
     RECORDS,
@@ -24,7 +26,7 @@ from cluster.results.ownership import (
     Written,
     describe,
 )
-from cluster.results.table import table_of
+from cluster.results.table import deliveries_table_of, table_of
 from pipeline.notes import as_json
 
 __all__ = [
@@ -38,12 +40,15 @@ __all__ = [
     "State",
     "provenance_of",
     "write_clip",
+    "write_deliveries_table",
+    "write_delivery",
     "write_sheet",
     "write_table",
 ]
 
 PAGE = "index.html"
 TABLE = "results.csv"
+DELIVERIES = "deliveries.csv"
 #: The record of the pages; no row's id begins with a dot.
 _PAGES = ".pages"
 #: What the title of every page ended with before pages were recorded.
@@ -107,20 +112,42 @@ def write_clip(
         return []
     _check_name(row.id)
     folder = OutFolder(out, inputs, told)
-    files = _files_of(row, storage, extra_provenance or {}, folder.path, marks)
-    known = folder.record(row.id)
-    if known and _kept(folder, files, known) == known:
-        return []
-    folder.make()
-    with folder.alone():
-        known = folder.record(row.id)
-        kept = _kept(folder, files, known)
-        missing = [file for file in files if file.name not in kept]
-        if missing:
-            _bring(folder, row.id, known, missing, kept, catalog)
-        elif kept != known:
-            folder.write_record(row.id, kept)
-    return [file.name for file in missing]
+    return _written(folder, row.id, _files_of(row, storage, extra_provenance or {}, folder.path, marks), catalog)
+
+
+def write_delivery(
+    out: Path,
+    row: ResultRow,
+    delivered: DeliveredFile,
+    finish: Finish | None = None,
+    *,
+    inputs: Inputs = NO_INPUTS,
+    catalog: str = "",
+    told: Callable[[str], None] = lambda _text: None,
+) -> list[str]:
+    """Bring a row's file for a profile into `out/<profile>/`, with what was judged of it; give the names written.
+
+    It is `<id>.mp4`, finished by `finish`, and `<id>.json`. Of a row that was not delivered there is the judgement
+    alone, and a file of before is kept under another name: nobody takes it for the one that was asked for. Files are
+    replaced as `write_clip` does, and it raises the same.
+    """
+    _check_name(row.id)
+    folder = OutFolder(out / delivered.profile, inputs, told)
+    stem, marks = file_stem(row.id), finish.name if finish else ""
+    path = delivered.path
+    facts = delivered.verdict.model_dump(mode="json") | {"row": row.id, "key": delivered.key, "marks": marks}
+    judged = _json(facts, indent=2) + b"\n"
+    files = [_File(f"{stem}.json", hashlib.sha256(judged).hexdigest(), lambda target: target.write_bytes(judged))]
+    if delivered.delivered and path is not None:
+
+        def copy(target: Path) -> None:
+            made = finish(path, row, delivered.profile) if finish else path
+            shutil.copyfile(made, target)
+
+        files.append(_File(f"{stem}.mp4", f"{delivered.key} {marks}".strip(), copy))
+    elif (name := f"{stem}.mp4") in folder.record(row.id) and (folder.path / name).exists():
+        folder.keep_aside(name, "before")
+    return _written(folder, row.id, files, catalog)
 
 
 def write_sheet(
@@ -155,6 +182,35 @@ def write_table(
     It is `out/results.csv`, unless that is somebody else's or another catalog's: then it has a name as the page would.
     """
     return _write_page(OutFolder(out, told=told), batch_name, Path(TABLE), table_of(rows), catalog)
+
+
+def write_deliveries_table(
+    out: Path,
+    batch_name: str,
+    rows: Sequence[tuple[ResultRow, Mapping[str, DeliveredFile]]],
+    *,
+    catalog: str = "",
+    told: Callable[[str], None] = lambda _text: None,
+) -> Path:
+    """Write what became of each row for each profile as CSV, as `write_table` does. Raises `ResultsError`."""
+    content = deliveries_table_of(rows)
+    return _write_page(OutFolder(out, told=told), batch_name, Path(DELIVERIES), content, catalog)
+
+
+def _written(folder: OutFolder, row_id: str, files: Sequence[_File], catalog: str) -> list[str]:
+    known = folder.record(row_id)
+    if known and _kept(folder, files, known) == known:
+        return []
+    folder.make()
+    with folder.alone():
+        known = folder.record(row_id)
+        kept = _kept(folder, files, known)
+        missing = [file for file in files if file.name not in kept]
+        if missing:
+            _bring(folder, row_id, known, missing, kept, catalog)
+        elif kept != known:
+            folder.write_record(row_id, kept)
+    return [file.name for file in missing]
 
 
 def _write_page(folder: OutFolder, batch_name: str, wanted: Path, content: bytes, catalog: str) -> Path:

@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -22,7 +23,7 @@ from cluster.storage import CorruptObjectError, MissingObjectError, Storage, Sto
 from pipeline.marks.carriers import carrier_of
 from pipeline.marks.coded import coded_pictures
 from pipeline.marks.facts import ClipFacts, facts_of
-from pipeline.marks.mark import mark
+from pipeline.marks.mark import is_composite, mark
 from pipeline.marks.marker import Marker
 from pipeline.marks.problems import NotMarkableError, SigningError
 from pipeline.marks.source_type import depends_on_still, source_type_of
@@ -40,6 +41,25 @@ _AT_ONCE = 1 << 20
 _LOCKS = 32
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileOrigin:
+    """What a file that leaves was made of: the clip's provenance, and for a delivery its profile and what was done."""
+
+    #: Storage key of the clip's provenance.
+    provenance: str
+    profile: str = ""
+    #: By C2PA's names.
+    actions: tuple[str, ...] = ()
+    #: Where what a signature adds is stored, with a place for who signs; empty: beside the file.
+    place: str = ""
+    #: Whether it is the clip as it was published.
+    is_master: bool = False
+
+    def file_of(self, key: str) -> str:
+        """A file name that tells what kind of file it is."""
+        return f"{self.profile}.mp4" if self.profile else key.rpartition("/")[2]
+
+
 class MarkedObjects:
     """The objects of clips by their storage keys, videos and pictures with their marks. Safe for several threads."""
 
@@ -48,8 +68,17 @@ class MarkedObjects:
         self._storage, self._marker = storage, marker
         self.url = storage.url
         self._kept: OrderedDict[tuple[str, str], Splice | None] = OrderedDict()
+        self._deliveries: OrderedDict[str, FileOrigin] = OrderedDict()
         self._lock = threading.Lock()
         self._turns = [threading.Lock() for _ in range(_LOCKS)]
+
+    def tell(self, key: str, origin: FileOrigin) -> None:
+        """Say what the finished delivery at `key` was made of: from here on it leaves with marks as well."""
+        with self._lock:
+            self._deliveries[key] = origin
+            self._deliveries.move_to_end(key)
+            while len(self._deliveries) > _KEPT:
+                self._deliveries.popitem(last=False)
 
     @property
     def marks(self) -> str:
@@ -91,8 +120,8 @@ class MarkedObjects:
 
     def _splice(self, key: str) -> Splice | None:
         """What a mark adds to an object; None where it carries none."""
-        match = _MEDIA.fullmatch(key)
-        if match is None:
+        origin = self._origin(key)
+        if origin is None:
             return None
         marker = self._marker()
         known = key, marker.fingerprint
@@ -102,7 +131,7 @@ class MarkedObjects:
                     self._kept.move_to_end(known)
                     return self._kept[known]
             try:
-                found = self._signed(match, marker) if marker.identity else self._plain(match)
+                found = self._signed(key, origin, marker) if marker.identity else self._plain(key, origin)
             except NotMarkableError as error:
                 # What is no such file was damaged before: whoever reads it will see.
                 log.warning("%s is handed out without a mark: %s", key, error)
@@ -117,21 +146,30 @@ class MarkedObjects:
                     self._kept.popitem(last=False)
             return found
 
-    def _plain(self, match: re.Match[str]) -> Splice:
-        facts = self._facts(match[1])
+    def _origin(self, key: str) -> FileOrigin | None:
+        """What an object was made of; None for one that carries no mark."""
+        if match := _MEDIA.fullmatch(key):
+            place = f"{match[1]}/marks-{{}}-{match[2]}"
+            return FileOrigin(provenance=f"{match[1]}/provenance.json", place=place, is_master=match[2] == _VIDEO)
+        with self._lock:
+            return self._deliveries.get(key)
+
+    def _plain(self, key: str, origin: FileOrigin) -> Splice:
+        facts = self._facts(origin.provenance)
         still = self._still(facts) if depends_on_still(facts.family) else b""
-        words = packet(facts, source_type_of(facts.family, still=still))
-        with self._storage.open(match[0]) as file:
+        composite = is_composite(origin.actions)
+        words = packet(facts, source_type_of(facts.family, composite=composite, still=still))
+        with self._storage.open(key) as file:
             # Whatever is raised in here counts as the storage's fault.
             try:
-                return with_packet(file, carrier_of(file, match[0]), words, match[0])
+                return with_packet(file, carrier_of(file, origin.file_of(key)), words, key)
             except NotMarkableError as error:
                 fault = error
         raise fault
 
-    def _signed(self, match: re.Match[str], marker: Marker) -> Splice:
-        place = f"{match[1]}/marks-{marker.fingerprint}-{match[2]}"
-        size = self._storage.size(match[0])
+    def _signed(self, key: str, origin: FileOrigin, marker: Marker) -> Splice:
+        place = (origin.place or f"{key}-marks-{{}}").format(marker.fingerprint)
+        size = self._storage.size(key)
         try:
             found = Splice.from_bytes(self._storage.get_bytes(place))
             if found.source_size <= size:
@@ -140,7 +178,7 @@ class MarkedObjects:
             pass
         except ValueError as error:
             log.warning("%s is made anew: %s", place, error)
-        made = self._sign(match, marker)
+        made = self._sign(key, origin, marker)
         self._storage.put_bytes(place, made.to_bytes())
         # Another process may have been first, and hands that one out.
         try:
@@ -149,15 +187,16 @@ class MarkedObjects:
             self._storage.put_bytes(place, made.to_bytes(), replace=True)
             return made
 
-    def _sign(self, match: re.Match[str], marker: Marker) -> Splice:
-        facts = self._facts(match[1])
+    def _sign(self, key: str, origin: FileOrigin, marker: Marker) -> Splice:
+        facts, name = self._facts(origin.provenance), origin.file_of(key)
         with tempfile.TemporaryDirectory(prefix="clipmill-marks-") as folder:
-            master, marked = Path(folder) / match[2], Path(folder) / f"marked-{match[2]}"
-            self._storage.get_to(match[0], master)
-            if match[2] == _VIDEO and facts.stream_sha256:
-                self._require_published(match[0], master, facts)
-            mark(master, facts, marker, still=self._still(facts), target=marked)
-            return spliced(master, marked)
+            plain, marked = Path(folder) / name, Path(folder) / f"marked-{name}"
+            self._storage.get_to(key, plain)
+            if origin.is_master and facts.stream_sha256:
+                self._require_published(key, plain, facts)
+            done, still = origin.actions, self._still(facts)
+            mark(plain, facts, marker, still=still, profile=origin.profile, actions=done, target=marked)
+            return spliced(plain, marked)
 
     def _require_published(self, key: str, master: Path, facts: ClipFacts) -> None:
         """Nobody signs that this is a clip's file where it is not what was published."""
@@ -165,9 +204,9 @@ class MarkedObjects:
             message = f"{key!r} in {self.url} is damaged: its pictures are not those that were published"
             raise CorruptObjectError(key, message, "Delete that object and retry the row: it is rendered again.")
 
-    def _facts(self, folder: str) -> ClipFacts:
+    def _facts(self, provenance: str) -> ClipFacts:
         try:
-            return facts_of(self._storage.get_bytes(f"{folder}/provenance.json"))
+            return facts_of(self._storage.get_bytes(provenance))
         except MissingObjectError:
             # Nothing is known of it, and so it counts as made by a model.
             return ClipFacts()

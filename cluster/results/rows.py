@@ -32,6 +32,7 @@ class JobResult:
         row = asdict(self.row) | {
             "extra": dict(self.row.extra),
             "review": dict(self.row.review),
+            "delivered": dict(self.row.delivered),
             "noted": as_json(self.row.noted),
             "problem": self.row.problem.model_dump() if self.row.problem else None,
         }
@@ -48,6 +49,7 @@ def result_from(value: Mapping[str, Any]) -> JobResult:
     told["noted"] = notes_from(told.get("noted"))
     told["problem"] = Problem.model_validate(told["problem"]) if told.get("problem") else None
     told["lossy"] = tuple(told.get("lossy") or ())
+    told["deliver"] = None if told.get("deliver") is None else tuple(told["deliver"])
     if told["state"] not in STATES:
         raise ValueError(f"{told['state']!r} is no state of a row")
     row = ResultRow(**told)
@@ -116,6 +118,8 @@ def result_row(job: Job, clip: Clip | None, made_by: str | None = None) -> Resul
         shared_with=made_by if made_by != job.name else None,
         expired_at=clip.expired_at if clip else None,
         review=review_facts(job),
+        content_key=job.content_key or "",
+        deliver=tuple(job.row["deliver"]) if job.row.get("deliver") is not None else None,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from cluster.catalog.names import file_stem
 from cluster.results.contact_sheet import ResultRow
+from cluster.results.deliveries import DeliveredFile
 
 #: What a spreadsheet takes for the begin of a formula (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -37,6 +38,31 @@ def table_lines(rows: Iterable[tuple[ResultRow, Mapping[str, object]]], more: Se
         has = {**_cells(row), **cells}
         writer.writerow([_safe(has[column]) for column in columns])
         yield text.getvalue().encode("utf-8", "replace")
+
+
+def deliveries_table_of(rows: Iterable[tuple[ResultRow, Mapping[str, DeliveredFile]]]) -> bytes:
+    """What became of each row for each profile as CSV, one line for each, as `table_of` writes rows."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(
+        ["id", "profile", "state", "file", "broken", "problem", "remedy", "frame", "length", "bytes", "key"]
+    )
+    for row, delivered in rows:
+        for name, one in delivered.items():
+            facts, problem = one.verdict.facts, one.verdict.problem
+            cells: list[object] = [
+                row.id,
+                name,
+                "delivered" if one.delivered else "refused",
+                f"{name}/{file_stem(row.id)}.mp4" if one.delivered else "",
+                " ".join(one.verdict.broken),
+                problem.message if problem else "",
+                problem.remedy if problem else "",
+                *(facts.get(fact, "") for fact in ("frame", "length", "bytes")),
+                one.key,
+            ]
+            writer.writerow([_safe(cell) for cell in cells])
+    return codecs.BOM_UTF8 + text.getvalue().encode("utf-8", "replace")
 
 
 def _cells(row: ResultRow) -> dict[str, object]:

@@ -28,10 +28,11 @@ _PRESET = "medium"
 _SHEET_FRAMES, _SHEET_COLUMNS, _SHEET_SIDE = 12, 4, 160
 _LAST_LINES = 5
 
+#: BT.709 in limited range: for the encoder, and as the end of a chain of filters over frames of full-range RGB.
 # Said three times, because each version of ffmpeg drops another one: from 7.1 on the encoder's options give way to what
 # the frames say, and frames that come in raw say nothing. `write_colr` is the default of some versions only.
-_BT709 = ("-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709", "-color_range", "tv")
-_TO_YUV = (
+BT709 = ("-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709", "-color_range", "tv")
+TO_YUV = (
     "scale=in_range=pc:out_color_matrix=bt709:out_range=tv:flags=lanczos+accurate_rnd+full_chroma_int,format=yuv420p,"
     "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 )
@@ -88,12 +89,12 @@ def mp4_encoder(width: int, height: int, fps: float, path: Path, *, threads: int
     if width % 2 or height % 2:
         raise ValueError(f"H.264 4:2:0 needs even sides, not {width}×{height}")
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "pipe:0"]
-    codec = ["-c:v", "libx264", "-preset", _PRESET, "-crf", str(CRF), "-threads", str(threads), *_BT709]
+    codec = ["-c:v", "libx264", "-preset", _PRESET, "-crf", str(CRF), "-threads", str(threads), *BT709]
     # Nothing of the machine or the moment in the file: equal clips are equal files.
     stable = ["-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]
-    with _beside(path) as part:
+    with written_beside(path) as part:
         target = ["-movflags", "+faststart+write_colr", "-f", "mp4", "-y", str(part)]
-        with _ffmpeg([*source, "-vf", _TO_YUV, *codec, *stable, *target], f"write {path.name}") as process:
+        with ffmpeg_process([*source, "-vf", TO_YUV, *codec, *stable, *target], f"write {path.name}") as process:
             yield Mp4Writer(process)
 
 
@@ -148,7 +149,7 @@ def frames_digest(shape: tuple[int, ...]) -> Any:
 
 
 def _jpeg(image: Image.Image, path: Path, *, quality: int) -> None:
-    with _beside(path) as part:
+    with written_beside(path) as part:
         try:
             profile = profile_of(SRGB)  # stills are converted to sRGB, and so are the frames
             image.save(part, format="JPEG", quality=quality, optimize=True, icc_profile=profile)
@@ -159,7 +160,7 @@ def _jpeg(image: Image.Image, path: Path, *, quality: int) -> None:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def written_beside(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; on leaving it is flushed to disk and takes `path`'s place, or is gone."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
@@ -180,7 +181,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _ffmpeg(arguments: list[str], what: str) -> Iterator[subprocess.Popen[bytes]]:
+def ffmpeg_process(arguments: list[str], what: str) -> Iterator[subprocess.Popen[bytes]]:
     """Inside, ffmpeg runs and reads its `stdin`; on leaving, it comes to its end, or is killed by an error.
 
     Raises `EncodeError`, which begins with "cannot `what`", and `EncoderEndedError` where a signal asked ffmpeg to end.

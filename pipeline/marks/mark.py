@@ -53,7 +53,7 @@ def mark(
     with open_carrier(path) as file:
         carrier = carrier_of(file, path.name)
         signed = is_signed(path)
-        source_type = source_type_of(facts.family, composite=not _COMPOSING.isdisjoint(actions), still=still)
+        source_type = source_type_of(facts.family, composite=is_composite(actions), still=still)
         words = packet(facts, source_type, signed=marker.identity is not None)
         splice = with_packet(file, carrier, words, path.name)
         if signed and marker.identity is None:
@@ -83,6 +83,11 @@ def mark(
             plain.unlink(missing_ok=True)
             done.unlink(missing_ok=True)
     return target
+
+
+def is_composite(actions: Sequence[str]) -> bool:
+    """Whether actions, by C2PA's names, make a clip more than its model's frames."""
+    return not _COMPOSING.isdisjoint(actions)
 
 
 def is_signed(path: Path) -> bool:

@@ -99,6 +99,7 @@ def up(
     """Run a farm on this machine until Ctrl-C: gateway, dispatcher and one renderer per card."""
     with exit_on_error():
         settings = settings_for(home)
+        settings.deliveries()
         open_home(settings)
         accept_licenses(settings, accept_license)
         args, configured_port = _configured(settings, config, cards, few_step)
@@ -297,6 +298,8 @@ def submit(
     """Hand a catalog to a running farm and return; the farm renders it whether anybody waits or not."""
     with exit_on_error():
         settings = settings_for(home)
+        # A file of the home that is at fault is told before anything is handed in.
+        settings.deliveries()
         if model is not None:
             model = family_named(model).name
         # Another machine's farm does not tell which model it takes by default.

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.catalog.advice.deliveries import DeliveryPreflight
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import draft, gather
 from cluster.forecast.card_notes import card_notes
@@ -60,7 +61,10 @@ def check(
         manifest = rows.read(catalog, family, settings.home)
         fast = few_step_of(settings, few_step)
         defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
-        sizes = Sizes(notes=True, more=_text_of) if read_text else Sizes(notes=True)
+        asks = bool(defaults.deliver) or any(row.deliver for row in manifest.good)
+        more = {"more": _text_of} if read_text else {}
+        sizes = Sizes(notes=True, products=asks, **more)
+        looks = DeliveryPreflight(profiles=settings.delivery_profiles(), product_of=sizes.product)
         lengths = PromptLengths(settings.home)
         estimates, cards = known_times(settings)
         choose = TimeChooser(cards, estimates)
@@ -75,6 +79,7 @@ def check(
                     cut_texts=lengths.cut,
                     still_notes=sizes.notes,
                     choose=choose,
+                    deliveries=looks,
                 )
                 for one in gather(manifest, sizes.put, rows.remote())
             ],

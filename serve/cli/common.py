@@ -142,7 +142,14 @@ def local_farm(settings: Settings) -> Farm:
     lengths = PromptLengths(settings.home)
     storage = Storage(settings.storage_url)
     marked = MarkedObjects(storage, WatchedMarker(settings.marks))
-    return Farm(BatchStore(database), storage, accepted=settings.accepted, cut_texts=lengths.cut, marked=marked)
+    return Farm(
+        BatchStore(database),
+        storage,
+        accepted=settings.accepted,
+        cut_texts=lengths.cut,
+        marked=marked,
+        deliveries=settings.deliveries_or_plain(),
+    )
 
 
 def connect(settings: Settings, url: str | None) -> FarmClient:

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from cluster.jobs.model import JobState
+from cluster.results.deliveries import DeliveryTerms
 from serve.cli.common import (
     BatchId,
     Exit,
@@ -26,7 +27,9 @@ from serve.cli.common import (
     require_farm,
     settings_for,
 )
+from serve.cli.delivery.writer import DeliveryOptions, delivery_writer
 from serve.cli.marks.option import NoMarks, source_with_marks
+from serve.cli.options import Deliver, with_option_groups
 from serve.cli.results import ResultsWriter, inputs_of, out_folder
 from serve.cli.show import (
     RowPace,
@@ -115,12 +118,15 @@ class BatchWait:
                 console.print(faults, style="yellow", markup=False, soft_wrap=True)
 
 
+@with_option_groups()
 def wait(
     batch: BatchId = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write clips and contact sheet here, as they come.")
     ] = None,
     no_marks: NoMarks = False,
+    deliver: Deliver = "",
+    deliveries: DeliveryOptions = DeliveryOptions(),  # noqa: B008 - frozen
     url: Url = None,
     home: Home = None,
     as_json: Json = False,
@@ -128,13 +134,14 @@ def wait(
     """Wait until every row of a batch has ended."""
     with exit_on_error():
         settings = settings_for(home)
+        terms = deliveries.terms(settings, deliver)
         client = connect(settings, url)
         found = client.batch(client.find(batch) if batch else newest(client))
         # Before a night of waiting, not after it.
         writer = None
         if out is not None:
             source = source_with_marks(client, settings, no_marks=no_marks, quiet=as_json)
-            writer = writer_of(source, found["id"], out)
+            writer = writer_of(source, found["id"], out, settings, terms)
         if found["status"] not in FINAL:
             require_farm(settings, url)
         try:
@@ -145,13 +152,17 @@ def wait(
                 _print_page(writer)
             raise
         print_batch(client, found, as_json, writer)
-    raise typer.Exit(Exit.SOME_FAILED if writer and writer.refused else exit_code(found, ended=True))
+    lacking = writer is not None and (writer.refused or writer.undelivered)
+    raise typer.Exit(Exit.SOME_FAILED if lacking else exit_code(found, ended=True))
 
 
+@with_option_groups()
 def results(
     batch: BatchId = None,
     out: Out = Path("out"),
     no_marks: NoMarks = False,
+    deliver: Deliver = "",
+    deliveries: DeliveryOptions = DeliveryOptions(),  # noqa: B008 - frozen
     url: Url = None,
     home: Home = None,
     as_json: Json = False,
@@ -162,25 +173,30 @@ def results(
     """
     with exit_on_error():
         settings = settings_for(home)
+        terms = deliveries.terms(settings, deliver)
         client = connect(settings, url)
         found = client.batch(client.find(batch) if batch else newest(client))
         source = source_with_marks(client, settings, no_marks=no_marks, quiet=as_json)
-        writer = writer_of(source, found["id"], out)
+        writer = writer_of(source, found["id"], out, settings, terms)
         writer.update(found["id"])
+        with console.status("making the deliveries"):
+            writer.finish_deliveries()
         writer.sheet(found["id"], "")
         print_batch(client, found, as_json, writer)
         counts = found["counts"]
         if not as_json and found["status"] not in FINAL:
             console.print(f"{counts['completed']} of {counts['total']} clips are done so far")
-    raise typer.Exit(Exit.SOME_FAILED if writer.refused else Exit.DONE)
+    raise typer.Exit(Exit.SOME_FAILED if writer.refused or writer.undelivered else Exit.DONE)
 
 
-def writer_of(source: ResultsSource, batch_id: str, out: Path) -> ResultsWriter:
-    """What writes the results of a batch into `out`. Raises `ResultsError`."""
+def writer_of(
+    source: ResultsSource, batch_id: str, out: Path, settings: Settings, terms: DeliveryTerms
+) -> ResultsWriter:
+    """What writes the results of a batch into `out`, and its deliveries. Raises `ResultsError`."""
     batch = source.batch(batch_id)
     inputs = inputs_of(batch, (one.row for one in source.rows(batch_id)))
     out_folder(out, Path(batch.source) if batch.source else None, inputs)
-    writer = ResultsWriter(source, out, {}, inputs)
+    writer = ResultsWriter(source, out, {}, inputs, delivery_writer(source, settings, out, terms, inputs=inputs))
     writer.refuse_twins(batch_id)
     return writer
 
@@ -205,6 +221,8 @@ def print_batch(client: FarmClient, batch: View, as_json: bool, writer: ResultsW
         console.print(problems_table(failed))
     if writer and writer.refused:
         console.print(refusals_table(writer.refused))
+    for line in writer.undelivered_text() if writer else ():
+        console.print(f"  not delivered: {line}", style="yellow", markup=False, soft_wrap=True)
     if writer:
         _print_page(writer)
 

@@ -24,6 +24,7 @@ from cluster.results.ownership import twins, with_refusals
 from cluster.storage import Storage
 from pipeline.clips.clip import Autofix, Fit, ResolutionClass, Tier, Upscale, autofixes_of
 from pipeline.clips.clip import Sampler as Samplers
+from pipeline.delivery.profiles import profile_names_of
 from pipeline.problems import BadInputError
 from serve.cli.common import farm_facts
 from serve.few_step import read_few_step
@@ -111,6 +112,15 @@ Within = Annotated[
         help="What a clip of rows that do not say may take on a card (60, 2 min): decides class, tier and steps.",
     ),
 ]
+Deliver = Annotated[
+    str,
+    typer.Option(
+        "--deliver",
+        metavar="PROFILE,…",
+        help="Files for marketplaces, of rows that do not say: google, amazon-sb, amazon-olv, tiktok, reels, shop, "
+        "your own (docs/deliveries.md).",
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse rows that their model cannot take, instead of adjusting them.")
 ]
@@ -161,6 +171,7 @@ class RowOptions(OptionGroup):
     rounds: Rounds = ""
     fit: Annotated[Fit, typer.Option(help="How stills of another aspect are fitted.")] = Fit.CONTAIN
     autofix: MendStills = ""
+    deliver: Deliver = ""
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows that name none.")] = None
     sampler: Sampler = None
     window: Window = 0
@@ -201,6 +212,11 @@ class RowOptions(OptionGroup):
             values["rounds"] = rounds_of(self.rounds)
         except ValueError as error:
             raise BadInputError("--rounds", str(error), "Write draft,final, or quick,tune,final.") from None
+        try:
+            values["deliver"] = profile_names_of(self.deliver)
+        except ValueError as error:
+            remedy = "Name delivery profiles such as google, reels (docs/deliveries.md)."
+            raise BadInputError("--deliver", str(error), remedy) from None
         return RowDefaults(**values)
 
     def read(self, catalog: Path, model: str | None, home: Path) -> Manifest:

@@ -23,6 +23,7 @@ from cluster.fleet.cards import card_class_of
 from cluster.fleet.fleet_file import EMULATED, cards_of, parse_fleet
 from cluster.fleet.fleet_file import Cards as FleetCards
 from cluster.jobs.model import Batch, JobState, Outcome
+from cluster.results.deliveries import DeliveryTerms
 from cluster.results.ownership import Inputs, with_refusals
 from pipeline.families import family_named
 from pipeline.kernels.kernels import KernelChoice
@@ -45,6 +46,7 @@ from serve.cli.common import (
     print_json,
     settings_for,
 )
+from serve.cli.delivery.writer import DeliveryOptions, delivery_writer
 from serve.cli.marks.option import NoMarks, tell_of_marks, unmarked
 from serve.cli.options import Catalog, FewStepFile, RowOptions, few_step_of, with_option_groups
 from serve.cli.results import ResultsWriter, out_folder
@@ -84,6 +86,7 @@ def render(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where clips, posters and index.html go.")] = Path("out"),
     model: Annotated[str, typer.Option(help="Model of rows that name none; `clipmill models` lists them.")] = "auto",
     rows: RowOptions = RowOptions(),  # noqa: B008 - frozen
+    deliveries: DeliveryOptions = DeliveryOptions(),  # noqa: B008 - frozen
     few_step: FewStepFile = None,
     cards: Cards = None,
     weights: Annotated[Path | None, typer.Option(help="Local folder of the model's weights.")] = None,
@@ -100,6 +103,7 @@ def render(
     with exit_on_error():
         family, choice = choose_model(model)
         settings = settings_for(home)
+        terms = deliveries.terms(settings, rows.deliver)
         manifest = rows.read(catalog, family, settings.home)
         open_home(settings)
         accept_licenses(settings, accept_license)
@@ -107,16 +111,18 @@ def render(
         defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
         args = farm_args(settings, family, cards, weights, fast, kernels)
         farm = unmarked(local_farm(settings)) if no_marks else local_farm(settings)
-        farm = replace(farm, planned_cards=lambda: planned_cards(args))
+        farm = replace(farm, planned_cards=lambda: planned_cards(args), deliveries=terms)
         remote = rows.remote(farm.storage)
         lock = FarmLock(settings.home)
         asked = farm_options(cards, few_step, weights=f"{family}={weights.absolute()}" if weights else None)
         where = _cards_of_running(lock, asked, farm) or cards_text(args)
-        inputs = Inputs.of(manifest.root, [(row.number, row.image) for row in manifest.good], [catalog, few_step])
+        inputs = Inputs.of(
+            manifest.root, [(row.number, row.image) for row in manifest.good], [catalog, few_step, deliveries.brand]
+        )
         folder = out_folder(out, catalog, inputs)
         manifest = with_refusals(manifest, folder.refusals([row.id for row in manifest.good]))
         facts = {"model_choice": choice, "catalog": catalog.name}
-        writer = ResultsWriter(LocalResults(farm), out, facts, inputs)
+        writer = _writer(farm, out, facts, inputs, settings, terms)
         if not as_json:
             words = f"[bold]clipmill[/] · {format_rows(len(manifest.rows))} · {family} ({choice}) · cards {where}"
             console.print(words, soft_wrap=True, markup=True)
@@ -140,6 +146,8 @@ def render(
                 lambda batch: _leave(writer, batch, where),
                 show,
             )
+        with console.status("making the deliveries"):
+            writer.finish_deliveries()
         sheet = writer.sheet(batch.id, where)
         jobs = [job_view(job) for job in farm.jobs(batch.id)]
         failed = [job for job in jobs if job["state"] == JobState.FAILED]
@@ -153,8 +161,15 @@ def render(
             for note in [*unknown_text(manifest), *notes.new(jobs), *writer.notes_text()]:
                 console.print(f"  note: {note}", style="dim", markup=False, soft_wrap=True)
             _summary(batch, rendered, failed, sheet, writer)
-    whole = batch.status == "completed" and not writer.refused
+    whole = batch.status == "completed" and not writer.refused and not writer.undelivered
     raise typer.Exit(Exit.DONE if whole else Exit.SOME_FAILED)
+
+
+def _writer(
+    farm: Farm, out: Path, facts: Mapping[str, Any], inputs: Inputs, settings: Settings, terms: DeliveryTerms
+) -> ResultsWriter:
+    source = LocalResults(farm)
+    return ResultsWriter(source, out, facts, inputs, delivery_writer(source, settings, out, terms, inputs=inputs))
 
 
 class _Notes:
@@ -274,6 +289,8 @@ def _leave(writer: ResultsWriter, batch_id: str, cards: str) -> None:
     """Write what there is so far: a night's work that was stopped is still worth looking at."""
     with suppress(Exception):
         writer.update(batch_id)
+        if writer.deliveries is not None:
+            writer.deliveries.close()
         writer.sheet(batch_id, cards)
 
 
@@ -328,7 +345,7 @@ def _summary(batch: Batch, rendered: int, failed: list[dict[str, Any]], sheet: P
         console.print(problems_table(failed))
     if writer.refused:
         console.print(refusals_table(writer.refused))
-    whole = batch.status == "completed" and not writer.refused
+    whole = batch.status == "completed" and not writer.refused and not writer.undelivered
     mark = "[bold green]✓[/]" if whole else "[bold yellow]![/]"
     parts = [f"{done} of {counts.total} clips done{wall}"]
     if failed:
@@ -342,5 +359,10 @@ def _summary(batch: Batch, rendered: int, failed: list[dict[str, Any]], sheet: P
         # Crashes, full cards, lost nodes: work that was begun and brought no clip.
         parts.append("1 attempt" if batch.attempts == 1 else f"{batch.attempts} attempts")
     parts.append(f"{writer.written} files written")
+    if writer.deliveries is not None and (made := writer.deliveries.made):
+        count = sum(one.delivered for files in made.values() for one in files.values())
+        parts.append(f"{count} delivered ({writer.deliveries.encoded} encoded now)")
+    for line in writer.undelivered_text():
+        console.print(f"  not delivered: {line}", style="yellow", markup=False, soft_wrap=True)
     console.print(f"{mark} " + " · ".join(parts), soft_wrap=True, markup=True)
     console.print(f"  {sheet}", style="bold", soft_wrap=True)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.results.contact_sheet import BatchSummary, ResultRow
-from cluster.results.export import PAGE, RowRefusedError, write_clip, write_sheet, write_table
+from cluster.results.export import PAGE, RowRefusedError, write_clip, write_deliveries_table, write_sheet, write_table
 from cluster.results.ownership import NO_INPUTS, Inputs, OutFolder, catalog_key, twins
 from cluster.storage import CorruptObjectError, MissingObjectError
 from pipeline.problems import Problem
+from serve.cli.delivery.writer import DeliveryWriter
 from serve.results_source import BatchFacts, ResultsSource
 
 #: Notes on files that a terminal shows.
@@ -27,8 +28,16 @@ class ResultsWriter:
     A row whose files cannot be written is refused alone, and the others are written.
     """
 
-    def __init__(self, source: ResultsSource, out: Path, facts: Mapping[str, Any], inputs: Inputs = NO_INPUTS) -> None:
-        """`inputs`: files that the run reads, none of which is written to."""
+    def __init__(
+        self,
+        source: ResultsSource,
+        out: Path,
+        facts: Mapping[str, Any],
+        inputs: Inputs = NO_INPUTS,
+        deliveries: DeliveryWriter | None = None,
+    ) -> None:
+        """`inputs`: files that the run reads, none of which is written to. `deliveries` makes files."""
+        self.deliveries = deliveries
         self._source = source
         self.out = out
         self._facts = facts
@@ -63,6 +72,8 @@ class ResultsWriter:
             # Whose clip it is shows on the page; beside a clip it would change as other rows do.
             self._write(replace(one.row, shared_with=None), catalog)
             self._seen.add(one.job_id)
+            if self.deliveries is not None and one.row.id not in self.refused:
+                self.deliveries.take(one.row, catalog)
         return len(new)
 
     def follow(self, batch_id: str, cards: str, *, ended: bool = False) -> None:
@@ -71,6 +82,8 @@ class ResultsWriter:
         `cards` in words. Raises `ResultsError` where nothing can be written any more.
         """
         self._page_is_old = self.update(batch_id) > 0 or self._page_is_old
+        if self.deliveries is not None:
+            self._page_is_old = self.deliveries.collect(wait=ended) or self._page_is_old
         began = time.monotonic()
         if not ended and not (self._page_is_old and began >= self._next_page_at):
             return
@@ -78,6 +91,23 @@ class ResultsWriter:
         self._page_is_old = False
         now = time.monotonic()
         self._next_page_at = now + max(PAGE_S, PAGE_SHARE * (now - began))
+
+    def finish_deliveries(self) -> None:
+        """Wait until every file of a completed row is there. Raises `ResultsError`."""
+        if self.deliveries is not None:
+            self.deliveries.collect(wait=True)
+
+    @property
+    def undelivered(self) -> list[str]:
+        """What was not delivered and why, one line each."""
+        return self.deliveries.refusals if self.deliveries is not None else []
+
+    def undelivered_text(self) -> list[str]:
+        """What was not delivered, for a terminal: the first ones, and how many more there are."""
+        more = len(self.undelivered) - MAX_NOTES
+        return (
+            self.undelivered if more <= 0 else [*self.undelivered[:MAX_NOTES], f"{more} more (deliveries.csv has all)"]
+        )
 
     def refuse_twins(self, batch_id: str) -> None:
         """Refuse rows whose ids name one file on some disks; those of the API went through no manifest's reader."""
@@ -91,7 +121,9 @@ class ResultsWriter:
     def to_json(self) -> dict[str, Any]:
         """For `--json`: what could not be written and what lies elsewhere now; empty where all is well."""
         refused = {name: problem.model_dump() for name, problem in self.refused.items()}
-        return {name: value for name, value in (("not_written", refused), ("notes", self.notes)) if value}
+        delivered = self.deliveries.to_json() if self.deliveries is not None else {}
+        told = (("not_written", refused), ("notes", self.notes), ("deliveries", delivered))
+        return {name: value for name, value in told if value}
 
     def _write(self, row: ResultRow, catalog: str) -> None:
         if row.id in self.refused:
@@ -125,6 +157,9 @@ class ResultsWriter:
         path = write_sheet(self.out, batch.name, rows, summary, catalog=_key_of(batch), told=self.notes.append)
         self.page = path
         write_table(self.out, batch.name, rows, catalog=_key_of(batch), told=self.notes.append)
+        if self.deliveries is not None and (made := self.deliveries.made):
+            lines = [(row, made[row.id]) for row in rows if row.id in made]
+            write_deliveries_table(self.out, batch.name, lines, catalog=_key_of(batch), told=self.notes.append)
         if path.name != PAGE:
             note = f"{PAGE} there is not this catalog's: its page is {path.name}"
             self.notes += [] if note in self.notes else [note]
@@ -132,6 +167,8 @@ class ResultsWriter:
 
     def _as_written(self, row: ResultRow) -> ResultRow:
         problem = self.refused.get(row.id)
+        if self.deliveries is not None:
+            row = replace(row, delivered=self.deliveries.words_of(row.id))
         # Its clip is not beside the page.
         return replace(row, state="failed", problem=problem, video_key=None) if problem else row
 

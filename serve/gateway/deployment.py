@@ -46,6 +46,7 @@ class Gateway:
             Storage(settings.storage_url),
             accepted=settings.accepted,
             cut_texts=PromptLengths(settings.home, {k: Path(v) for k, v in self._args.weights.items()}).cut,
+            deliveries=settings.deliveries_or_plain(),
         )
         if self._args.marks == "auto":
             self._farm = replace(self._farm, marked=MarkedObjects(self._farm.storage, WatchedMarker(settings.marks)))

@@ -23,6 +23,7 @@ from cluster.jobs.model import Draft
 from pipeline.clips.clip import Tier
 from pipeline.clips.refusals import MAX_STILL_PIXELS, MIN_STILL_SIDE
 from pipeline.clips.still_check import check_still, still_notes
+from pipeline.delivery.preflight import StillProduct, still_product
 from pipeline.families import FAMILIES
 from pipeline.notes import Note
 from pipeline.problems import BadInputError
@@ -76,8 +77,19 @@ class ForecastBody(JsonNumbers):
 class Sizes:
     """Sizes in pixels of stills that are looked at and not kept, by a name for each."""
 
-    def __init__(self, *, notes: bool = False, more: Callable[[bytes], Iterable[Note]] = lambda _data: ()) -> None:
-        """`notes`: what renderers will note of the stills is found out as well; `more`: what else is noted of one."""
+    def __init__(
+        self,
+        *,
+        notes: bool = False,
+        products: bool = False,
+        more: Callable[[bytes], Iterable[Note]] = lambda _data: (),
+    ) -> None:
+        """`notes`: what renderers will note of the stills is found as well; `products`: where they show products.
+
+        `more`: what else is noted of one.
+        """
+        self._products: dict[str, StillProduct | None] = {}
+        self._finding = products
         self._sizes: dict[str, tuple[int, int]] = {}
         self._notes: dict[str, tuple[Note, ...]] = {}
         self._noting, self._more = notes, more
@@ -87,9 +99,14 @@ class Sizes:
         name = hashlib.sha256(data).hexdigest()
         if name not in self._sizes:
             self._sizes[name] = check_still(data)
+            self._products[name] = still_product(data, self._sizes[name]) if self._finding else None
             noted = still_notes(data, self._sizes[name]) if self._noting else ()
             self._notes[name] = (*noted, *self._more(data))
         return name
+
+    def product(self, sha256: str, size: tuple[int, int]) -> StillProduct | None:
+        """Where the still of that name shows its product; None where nobody has looked."""
+        return self._products.get(sha256)
 
     def name_for(self, size: tuple[int, int]) -> str:
         """A name for a still of which only its size, (width, height) in pixels, is known."""

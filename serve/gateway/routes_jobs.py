@@ -12,6 +12,7 @@ from cluster.explain.context import why
 from cluster.explain.reasons import Rules
 from cluster.jobs.transitions import Verb
 from serve.gateway.access.gate import OwnersFarm
+from serve.gateway.batches.deliveries import add_deliveries
 from serve.gateway.door import CheckedRoute
 from serve.gateway.requests import JobCommand, priority_of
 from serve.gateway.views import job_view, why_view
@@ -35,6 +36,8 @@ def job_routes(nudge_dispatcher: Callable[[], Awaitable[None]], rules: Rules) ->
     def explain_job(job_id: str, farm: OwnersFarm) -> dict[str, Any]:
         """Why a job is where it is, in words, and what would start it."""
         return why_view(why(farm.batch_store.database, farm.owner, job_id, rules))
+
+    add_deliveries(routes)
 
     @routes.post("/jobs/{job_id}/{verb}")
     async def command_job(

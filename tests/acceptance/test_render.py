@@ -57,6 +57,17 @@ def test_a_catalog_becomes_clips_and_every_repetition_is_free(terminal: Terminal
     assert probe_mp4(out / "row-3.mp4").frames == 12
     assert terminal.attempts() == 6
 
+    # Files for a marketplace are made of the same clips: nothing is rendered for them, nor encoded twice.
+    (terminal.home / "profiles.yaml").write_text("small: {like: shop, width: 128, height: 128, min_seconds: 1}\n")
+    for encoded in (True, False):
+        delivered = terminal.run("render", str(catalog), "--out", str(out), "--deliver", "small")
+        assert delivered.code == 0, delivered.err
+        assert "6 delivered" in delivered.err
+        assert ("(0 encoded now)" not in delivered.err) is encoded
+        assert terminal.attempts() == 6
+    facts = probe_mp4(out / "small" / "row-0.mp4")
+    assert (facts.width, facts.height, facts.codec, facts.pix_fmt) == (128, 128, "h264", "yuv420p")
+
     changed = catalog.read_text().replace("pan left", "pan right")
     catalog.write_text(changed)
     result = terminal.run("render", str(catalog), "--out", str(out), "--json")

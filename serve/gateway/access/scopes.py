@@ -44,6 +44,8 @@ ROUTE_SCOPES: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/v1/ids"): Scope.READ,
     ("GET", "/v1/jobs/{job_id}"): Scope.READ,
     ("GET", "/v1/jobs/{job_id}/why"): Scope.READ,
+    ("GET", "/v1/jobs/{job_id}/deliveries"): Scope.READ,
+    ("GET", "/v1/jobs/{job_id}/deliveries/{profile}"): Scope.READ,
     ("POST", "/v1/jobs/{job_id}/{verb}"): Scope.SUBMIT,
     ("POST", "/v1/videos"): Scope.SUBMIT,
     ("POST", "/v1/videos/sync"): Scope.SUBMIT,

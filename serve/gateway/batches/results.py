@@ -19,6 +19,7 @@ from cluster.results.archive import archive
 from cluster.results.rows import JobResult, results_of
 from cluster.results.table import table_lines
 from serve.gateway.access.gate import OwnersFarm
+from serve.gateway.batches.deliveries import deliveries_of
 from serve.gateway.openai.content import Variant
 from serve.gateway.requests import MAX_ROW_NUMBER
 
@@ -76,7 +77,7 @@ def add_results(routes: APIRouter) -> None:
         base = str(request.base_url).rstrip("/")
         if kind is ResultsFormat.JSON:
             rows = _rows(farm, batch_id, since, min(after, MAX_ROW_NUMBER), (limit or _PAGE) + 1)
-            found = [one.to_json() | {"files": files_of(one, base)} for one in rows]
+            found = [one.to_json() | _elsewhere(farm, one, base) for one in rows]
             page = found[: limit or _PAGE]
             told = {"object": "list", "data": page, "has_more": len(found) > len(page), "marks": farm.marks}
             return JSONResponse(told)
@@ -96,7 +97,7 @@ def add_results(routes: APIRouter) -> None:
             lines = table_lines(((one.row, _cells(one, base)) for one in all_rows()), _COLUMNS)
             return _stream(lines, "text/csv; charset=utf-8", f"{name}.csv")
         texts = (
-            json.dumps(one.to_json() | {"files": files_of(one, base)}, ensure_ascii=False).encode() + b"\n"
+            json.dumps(one.to_json() | _elsewhere(farm, one, base), ensure_ascii=False).encode() + b"\n"
             for one in all_rows()
         )
         return _stream(texts, "application/jsonl", f"{name}.jsonl")
@@ -126,6 +127,14 @@ def files_of(result: JobResult, base: str) -> dict[str, str]:
         variant: f"{content}?variant={variant}" for variant in (Variant.THUMBNAIL, Variant.PROVENANCE)
     }
     return {variant.value: url for variant, url in urls.items()}
+
+
+def _elsewhere(farm: Farm, result: JobResult, base: str) -> dict[str, object]:
+    """Where the files of a row are, and what became of its deliveries, if it asks for any."""
+    told: dict[str, object] = {"files": files_of(result, base)}
+    if farm.deliveries.wanted(result.row):
+        told["deliveries"] = deliveries_of(farm, result.job_id, result.row, base)
+    return told
 
 
 def _rows(farm: Farm, batch_id: str, since: int | None, after: int, limit: int | None) -> Iterator[JobResult]:

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from cluster.jobs.model import HoldReason, JobState, Pick
+from pipeline.delivery.verdicts import ProfileVerdict
 from pipeline.notes import Note
 from pipeline.problems import Problem
 
@@ -335,6 +336,32 @@ class ResultAnswer(DescribedAnswer):
     """What the contact sheet shows, and more."""
     files: FileUrls
     """Where its files are."""
+    deliveries: list[DeliveryAnswer] | None = None
+    """What became of each profile that the row asks for; absent where it asks for none."""
+
+
+class DeliveryAnswer(DescribedAnswer):
+    """What became of a row for one delivery profile."""
+
+    object: Literal["delivery"]
+    """Always `delivery`."""
+    profile: str
+    """Name of the profile."""
+    state: Literal["delivered", "refused", "not_made"]
+    """Whether there is a file that keeps every rule; `not_made`: nobody has asked for it yet."""
+    url: str
+    """Where the file is; it is made when it is first asked for."""
+    verdict: ProfileVerdict | None
+    """Every rule, what was found and what is wanted; null: not made yet."""
+
+
+class DeliveryListAnswer(DescribedAnswer):
+    """A row's deliveries."""
+
+    object: Literal["list"]
+    """Always `list`."""
+    data: list[DeliveryAnswer]
+    """One for each profile that the row asks for."""
 
 
 class VideoErrorFacts(DescribedAnswer):

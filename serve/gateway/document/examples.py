@@ -129,6 +129,19 @@ RESULT = {
         "provenance": f"http://127.0.0.1:8500/v1/videos/{VIDEO_ID}/content?variant=provenance",
     },
 }
+DELIVERY = {
+    "object": "delivery",
+    "profile": "google",
+    "state": "delivered",
+    "url": f"http://127.0.0.1:8500/v1/jobs/{VIDEO_ID}/deliveries/google",
+    "verdict": {
+        "profile": "google",
+        "passed": True,
+        "checks": [{"rule": "seconds", "passed": True, "found": "6.000 s", "wanted": "6 to 240 s"}],
+        "problem": None,
+        "facts": {"frame": "crop round the product", "bytes": 1_204_551},
+    },
+}
 VIDEO: dict[str, Any] = {
     "id": VIDEO_ID,
     "object": "video",

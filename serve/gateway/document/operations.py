@@ -134,6 +134,22 @@ OPERATIONS: dict[tuple[str, str], DescribedOperation] = {
         refusals=(404, 422),
         parameters=_JOB,
     ),
+    ("get", "/v1/jobs/{job_id}/deliveries"): DescribedOperation(
+        summary="A row's deliveries",
+        group=_ROWS,
+        answer=answers.DeliveryListAnswer,
+        example={"object": "list", "data": [examples.DELIVERY]},
+        refusals=(404, 422),
+        parameters=_JOB,
+    ),
+    ("get", "/v1/jobs/{job_id}/deliveries/{profile}"): DescribedOperation(
+        summary="A row's file for a marketplace",
+        group=_ROWS,
+        files={"video/mp4": None},
+        refusals=(400, 404, 416, 422),
+        parameters=_JOB | {"profile": "google"},
+        also=(206, 304),
+    ),
     ("post", "/v1/jobs/{job_id}/{verb}"): DescribedOperation(
         summary="Command a row",
         group=_ROWS,

@@ -110,6 +110,7 @@ def add_handing_in(routes: APIRouter, settings: BatchSettings) -> None:
             default_model=settings.default_model,
             classes=[one.value for one in ResolutionClass],
             tiers=[one.value for one in Tier],
+            profiles=[farm.deliveries.profiles.named(name) for name in farm.deliveries.profiles.names],
             check=CHECK_PATH,
             **frame(card_panels(farm), caller, farm),
         )
@@ -201,8 +202,9 @@ def _checked(
         within_s = longest_within(asked.done_s, _Finish(rows, sizes, defaults, fleet, times, chooser))
         too_late = within_s is None
         defaults = defaults.model_copy(update={"within": within_s or 1.0})
-    accepted = farm.accepted()
-    made = [draft(row, defaults, sizes.get, accepted, farm.cut_texts, noted.__getitem__, chooser) for row in rows]
+    accepted, looks = farm.accepted(), farm.delivery_preflight
+    asked_of = (sizes.get, accepted, farm.cut_texts, noted.__getitem__, chooser, looks)
+    made = [draft(row, defaults, *asked_of) for row in rows]
     drafts = judged(made, farm.has_job)
     largest = max((group.usable_bytes for group in fleet), default=0)
     return Preflight(

@@ -14,6 +14,7 @@ from cluster.explain.reasons import Rules
 from cluster.farm import Farm
 from cluster.results.rows import results_of
 from serve.gateway.access.gate import OwnersFarm, WhoAsks
+from serve.gateway.batches.deliveries import deliveries_of
 from serve.gateway.batches.submission import BatchSettings
 from serve.gateway.door import CheckedRoute
 from serve.gateway.errors import ERRORS, answer_of, error_body
@@ -161,6 +162,7 @@ def _add_clips(routes: APIRouter, rules: Rules) -> None:
             batch=batch,
             verbs=job_verbs(story.job, batch, other_picked=story.other_picked) if Scope.SUBMIT in caller.scopes else [],
             outcome_text=outcome_text,
+            deliveries=deliveries_of(farm, job_id, story.row, ""),
             **frame(card_panels(farm), caller, farm),
         )
 

@@ -158,7 +158,8 @@ function forget() {
 
 function options() {
   const { prompt, model, resolution_class: size, tier, rounds, within: most } = Object.fromEntries(new FormData(form));
-  return { prompt, model, resolution_class: size, tier, rounds, within: most.trim() };
+  const deliver = new FormData(form).getAll("deliver").join(",");
+  return { prompt, model, resolution_class: size, tier, rounds, deliver, within: most.trim() };
 }
 
 /** Seconds until the time of day by which all is to be done, the next time that it is; 0: none was chosen. */
@@ -279,6 +280,7 @@ async function check() {
 for (const field of ["prompt", "model", "resolution_class", "tier", "rounds", "done_by", "within"]) {
   form.elements[field].addEventListener("input", () => checkSoon(700));
 }
+for (const box of form.querySelectorAll('[name="deliver"]')) box.addEventListener("input", () => checkSoon(700));
 
 /* -- handed in -------------------------------------------------------------------------------------------------- */
 
@@ -287,8 +289,8 @@ form.addEventListener("submit", async (event) => {
   if (!rows) return;
   const button = byId("submit");
   button.disabled = true;
-  const { model, resolution_class: size, tier, rounds } = options();
-  const chosen = Object.entries({ model, resolution_class: size, rounds, within }).filter(([, value]) => value);
+  const { model, resolution_class: size, tier, rounds, deliver } = options();
+  const chosen = Object.entries({ model, resolution_class: size, rounds, within, deliver }).filter(([, value]) => value);
   const defaults = { tier, ...Object.fromEntries(chosen) };
   const name = form.elements.name.value.trim() || form.dataset.name;
   const body = JSON.stringify({ name, rows, defaults, paused: form.elements.paused.checked });

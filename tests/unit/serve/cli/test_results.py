@@ -52,7 +52,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def farm(home: Path) -> Iterable[Farm]:
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     settings = Settings(home=home)
     database = Database(settings.database_url)
     database.migrate()
@@ -78,20 +78,26 @@ def rendered(farm: Farm, catalog: Path) -> Batch:
         name=catalog.name,
         source=str(catalog.resolve()),
     )
-    office = DispatchStore(farm.batch_store.database)
-    office.take_office("test")
+    office = office_of(farm)
     for job in office.waiting(100):
         complete(farm, office, job)
     return farm.batch(batch.id)
 
 
-def complete(farm: Farm, office: DispatchStore, job: Job) -> None:
+def office_of(farm: Farm) -> DispatchStore:
+    """The dispatcher's side of the farm's store, in office."""
+    office = DispatchStore(farm.batch_store.database)
+    office.take_office("test")
+    return office
+
+
+def complete(farm: Farm, office: DispatchStore, job: Job, video: bytes | None = None) -> None:
     """Render a waiting job, as far as store and storage see of it."""
     # None for a row whose clip an equal row has got meanwhile.
     for claim in office.start([(job, card(job.id))], 10):
         # As renderers name them: by job and attempt.
         made = objects(f"{job.id}/{claim.attempt_id}")
-        farm.storage.put_bytes(made.video, f"video of {job.name}".encode())
+        farm.storage.put_bytes(made.video, video or f"video of {job.name}".encode())
         farm.storage.put_bytes(made.poster, f"poster of {job.name}".encode())
         farm.storage.put_bytes(made.provenance, b"{}")
         ended = Completed(objects=made)

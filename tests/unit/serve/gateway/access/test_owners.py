@@ -38,8 +38,8 @@ def works(gate) -> dict[str, Work]:
 
 
 def paths_of(path: str, work: Work) -> list[str]:
-    """The path with all of the work's ids, and all verbs."""
-    choices = work.ids() | {"verb": list(VERBS)}
+    """The path with all of the work's ids, all verbs, and a delivery profile."""
+    choices = work.ids() | {"verb": list(VERBS), "profile": ["shop"]}
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
     return [
         path.format(**dict(zip(names, values, strict=True)))

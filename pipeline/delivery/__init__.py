@@ -1,0 +1,1 @@
+"""A finished clip as marketplaces take it: framed, lengthened, encoded and judged by a profile, with overlays."""
