@@ -7,6 +7,7 @@ signed follow from the provenance alone and are made when they are asked for.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import re
@@ -34,6 +35,7 @@ log = logging.getLogger("clipmill.marks")
 
 _MEDIA = re.compile(r"(clips/[^/]+/[^/]+)/(video\.mp4|poster\.jpg|spritesheet\.jpg)")
 _VIDEO = "video.mp4"
+_DELIVERY_MARKS = "cache/delivery-marks"
 #: Marks that are kept in memory: browsers ask for a clip in many parts.
 _KEPT = 256
 _AT_ONCE = 1 << 20
@@ -50,14 +52,21 @@ class FileOrigin:
     profile: str = ""
     #: By C2PA's names.
     actions: tuple[str, ...] = ()
-    #: Where what a signature adds is stored, with a place for who signs; empty: beside the file.
-    place: str = ""
+    #: Name of a clip's own file; empty for deliveries.
+    beside: str = ""
     #: Whether it is the clip as it was published.
     is_master: bool = False
 
-    def file_of(self, key: str) -> str:
+    @property
+    def file_name(self) -> str:
         """A file name that tells what kind of file it is."""
-        return f"{self.profile}.mp4" if self.profile else key.rpartition("/")[2]
+        return self.beside or f"{self.profile}.mp4"
+
+    def place_of(self, key: str, fingerprint: str) -> str:
+        """Where what a signature adds is stored: beside a clip's own files, else among what a sweep may remove."""
+        if self.beside:
+            return f"{key.rpartition('/')[0]}/marks-{fingerprint}-{self.beside}"
+        return f"{_DELIVERY_MARKS}/{hashlib.sha256(f'{key} {fingerprint}'.encode()).hexdigest()}"
 
 
 class MarkedObjects:
@@ -149,8 +158,8 @@ class MarkedObjects:
     def _origin(self, key: str) -> FileOrigin | None:
         """What an object was made of; None for one that carries no mark."""
         if match := _MEDIA.fullmatch(key):
-            place = f"{match[1]}/marks-{{}}-{match[2]}"
-            return FileOrigin(provenance=f"{match[1]}/provenance.json", place=place, is_master=match[2] == _VIDEO)
+            folder, name = match[1], match[2]
+            return FileOrigin(provenance=f"{folder}/provenance.json", beside=name, is_master=name == _VIDEO)
         with self._lock:
             return self._deliveries.get(key)
 
@@ -162,13 +171,13 @@ class MarkedObjects:
         with self._storage.open(key) as file:
             # Whatever is raised in here counts as the storage's fault.
             try:
-                return with_packet(file, carrier_of(file, origin.file_of(key)), words, key)
+                return with_packet(file, carrier_of(file, origin.file_name), words, key)
             except NotMarkableError as error:
                 fault = error
         raise fault
 
     def _signed(self, key: str, origin: FileOrigin, marker: Marker) -> Splice:
-        place = (origin.place or f"{key}-marks-{{}}").format(marker.fingerprint)
+        place = origin.place_of(key, marker.fingerprint)
         size = self._storage.size(key)
         try:
             found = Splice.from_bytes(self._storage.get_bytes(place))
@@ -188,7 +197,7 @@ class MarkedObjects:
             return made
 
     def _sign(self, key: str, origin: FileOrigin, marker: Marker) -> Splice:
-        facts, name = self._facts(origin.provenance), origin.file_of(key)
+        facts, name = self._facts(origin.provenance), origin.file_name
         with tempfile.TemporaryDirectory(prefix="clipmill-marks-") as folder:
             plain, marked = Path(folder) / name, Path(folder) / f"marked-{name}"
             self._storage.get_to(key, plain)

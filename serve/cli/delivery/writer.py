@@ -33,6 +33,7 @@ from pipeline.delivery.verdicts import refused
 from pipeline.marks.facts import ClipFacts, facts_of
 from pipeline.marks.mark import mark
 from pipeline.marks.marker import Marker
+from pipeline.marks.problems import MarkError
 from pipeline.problems import BadInputError, Problem
 from serve.cli.options import OptionGroup
 from serve.results_source import LocalResults, ResultsSource
@@ -187,7 +188,7 @@ class DeliveryWriter:
     def _write(self, row: ResultRow, one: DeliveredFile, catalog: str) -> DeliveredFile:
         try:
             write_delivery(self._out, row, one, self._finish, inputs=self._inputs, catalog=catalog, told=self._told)
-        except RowRefusedError as error:
+        except (RowRefusedError, MarkError) as error:
             return replace(one, path=None, verdict=refused(one.profile, error.problem))
         if one.path is None:
             return one

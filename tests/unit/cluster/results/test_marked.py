@@ -13,7 +13,7 @@ from cluster.maintenance.retention import is_ours
 from cluster.results.archive import archive
 from cluster.results.contact_sheet import ResultRow
 from cluster.results.export import write_clip
-from cluster.results.marked import MarkedObjects
+from cluster.results.marked import FileOrigin, MarkedObjects
 from cluster.results.rows import JobResult
 from cluster.storage import CorruptObjectError, MissingObjectError, Storage, StorageError
 from pipeline.marks.coded import coded_pictures
@@ -89,6 +89,35 @@ def test_whoever_asks_gets_the_same_bytes_whole_or_in_parts(storage: Storage, tm
     one.get_to(VIDEO, tmp_path / "a.mp4")
     assert (tmp_path / "a.mp4").read_bytes() == whole
     assert one.get_bytes(PROVENANCE) == storage.get_bytes(PROVENANCE)
+
+
+@pytest.mark.parametrize("signs", [True, False])
+@pytest.mark.parametrize("actions", [("c2pa.resized",), ("c2pa.resized", "c2pa.edited")])
+def test_a_delivery_leaves_with_marks_and_is_kept_without(storage, published, tmp_path, signs, actions) -> None:
+    """Another file than the clip, made of it; over which something is laid, it is a composite."""
+    key = "cache/deliveries/" + "a" * 64
+    storage.put_file(key, published / "video.mp4")
+    plain = storage.get_bytes(key)
+    told = json.loads(storage.get_bytes(PROVENANCE))
+    told["spec"]["family"] = "i2vgen-xl"
+    storage.put_bytes(PROVENANCE, json.dumps(told).encode(), replace=True)
+    objects = MarkedObjects(storage, signing() if signs else lambda: Marker(None, ""))
+    assert objects.get_bytes(key) == plain, "nobody has said what it was made of"
+    objects = MarkedObjects(storage, signing() if signs else lambda: Marker(None, ""))
+    objects.tell(key, FileOrigin(provenance=PROVENANCE, profile="shop", actions=actions))
+    assert storage.get_bytes(key) == plain
+    path = tmp_path / "shop.mp4"
+    objects.get_to(key, path)
+    assert objects.size(key) == path.stat().st_size > len(plain)
+    found = verify(path, TrustLists(own=identity().chain), {})
+    composite = "compositeWithTrainedAlgorithmicMedia" in path.read_bytes().decode("latin-1")
+    assert composite is ("c2pa.edited" in actions)
+    assert (found.state is MarkState.VALID) is signs
+    if signs:
+        assert found.facts.content_key == "c" * 64
+        added = [entry.key for entry in storage.entries("cache") if entry.key != key]
+        assert len(added) == 1
+        assert is_ours(added[0])
 
 
 def test_the_zip_has_the_files_that_a_folder_has(storage: Storage, tmp_path: Path) -> None:
