@@ -99,7 +99,7 @@ def test_a_delivery_leaves_with_marks_and_is_kept_without(storage, published, tm
     storage.put_file(key, published / "video.mp4")
     plain = storage.get_bytes(key)
     told = json.loads(storage.get_bytes(PROVENANCE))
-    told["spec"]["family"] = "i2vgen-xl"
+    told["family"]["name"] = "i2vgen-xl"
     storage.put_bytes(PROVENANCE, json.dumps(told).encode(), replace=True)
     objects = MarkedObjects(storage, signing() if signs else lambda: Marker(None, ""))
     assert objects.get_bytes(key) == plain, "nobody has said what it was made of"
