@@ -543,13 +543,14 @@ def test_rows_can_start_while_later_ones_are_read(farm):
 
     def rows():
         for row in rows_of(still, 130):
-            if row.position in (65, 130):
+            if row.position in (5, 65, 130):
                 (batch,) = farm.batch_store.batches("local")
                 seen.append((batch.status, batch.counts.total))
             yield row
 
     assert farm.submit(rows(), Defaults(model="camera"), name="c").counts.total == 130
-    assert seen == [("validating", 64), ("validating", 128)]
+    # The first four at once, then twice as many each time, 64 at most.
+    assert seen == [("validating", 4), ("validating", 60), ("validating", 124)]
 
 
 def test_equal_rows_of_a_manifest_have_one_content_key(farm):
