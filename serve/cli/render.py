@@ -125,10 +125,7 @@ def render(
         writer = _writer(farm, out, facts, inputs, settings, terms)
         if not as_json:
             words = f"[bold]clipmill[/] · {format_rows(len(manifest.rows))} · {family} ({choice}) · cards {where}"
-            console.print(words, soft_wrap=True, markup=True)
-            if note := family_named(family).licence_note:
-                console.print(f"  {family}: {note}", style="dim", soft_wrap=True)
-            _print_faults(args, family, cards)
+            _print_beginning(words, args, family, cards)
         tell_of_marks(settings, no_marks=no_marks, quiet=as_json)
         with ProgressView(console, silent=as_json) as show:
             session = RenderSession(farm, lock, lambda: EmbeddedFarm(args), writer, show, {"options": asked}, remote)
@@ -191,6 +188,13 @@ class _Notes:
     def new(self, jobs: list[dict[str, Any]]) -> list[str]:
         """The notes of these jobs that have not been said."""
         return [line for line in notes_text(jobs) if line not in self._said]
+
+
+def _print_beginning(words: str, args: FarmArgs, family: str, cards: str | None) -> None:
+    console.print(words, soft_wrap=True, markup=True)
+    if note := family_named(family).licence_note:
+        console.print(f"  {family}: {note}", style="dim", soft_wrap=True)
+    _print_faults(args, family, cards)
 
 
 def _print_faults(args: FarmArgs, family: str, cards: str | None) -> None:

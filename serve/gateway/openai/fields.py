@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.catalog.cells import READERS, depth_of, number_of, shown
+from cluster.catalog.cells import READERS, depth_of, number_of, shown, text_of
 from cluster.catalog.manifest import Row
 from cluster.catalog.tables import MAX_JSON_DEPTH
 from cluster.jobs.strict import refusals
@@ -164,8 +164,10 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 def _read(name: str, column: str, value: object, notes: list[Note]) -> Any:
     if name == "guidance_scale":
         value = _guidance(value, notes)
+    # One video has one prompt, where a row of a manifest may have several.
+    reader = text_of if column == "prompt" else READERS[column]
     try:
-        return READERS[column](name, value, notes)
+        return reader(name, value, notes)
     except BadInputError as error:
         # Some readers name a column of theirs.
         raise BadInputError(name, error.problem.message, error.problem.remedy) from error

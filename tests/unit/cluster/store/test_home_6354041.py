@@ -296,6 +296,7 @@ def test_its_checkpoint_is_one_that_a_clip_goes_on_from(tmp_path, storage, monke
         raise OneStep
 
     database = fill_store(COMMIT, f"sqlite:///{tmp_path / 'clipmill.db'}")
+    database.migrate()
     job = BatchStore(database).job(ME, PLANT_12)
     database.close()
     assert job.spec is not None

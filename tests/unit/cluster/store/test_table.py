@@ -346,8 +346,10 @@ def wanted(facts: JobFacts, event: Event, *, attempt_ends: bool = True) -> tuple
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_an_event_does_to_every_job_what_the_table_says(database, event):
-    farm = Farm(database, event, cases_of(event))
-    assert len(farm.cases) > 50
+    # What PostgreSQL may do otherwise is in a statement's words, and they are the same for every job.
+    cases = cases_of(event) if database.is_sqlite else cases_of(event)[::3]
+    farm = Farm(database, event, cases)
+    assert len(farm.cases) > 20
     make_happen(farm, event)
     differ = farm.differing(lambda facts: wanted(facts, event))
     assert not differ, (len(differ), differ[:5])

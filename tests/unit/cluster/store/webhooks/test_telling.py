@@ -210,7 +210,7 @@ def test_only_what_watches_again_brings_an_ended_row_back():
         for rule in rules
         if rule.state in FINAL_STATES and rule.to is not None and rule.to is not rule.state
     }
-    assert brings_back == {Verb.RETRY, Happening.CLIP_LOST, Happening.BEFORE_REVIVED}
+    assert brings_back == {Verb.RETRY, Verb.REROLL, Happening.CLIP_LOST, Happening.BEFORE_REVIVED}
 
 
 @pytest.mark.parametrize("ends", ["completed", "failed", "cancelled"])
