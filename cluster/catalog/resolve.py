@@ -182,6 +182,8 @@ def _after(asked: _Asked, family: Family, spec: ClipSpec, draft: ClipSpec, found
         return spec
     strength = asked("strength")
     found.check(0 < strength <= 1, "strength", f"{strength:g} is no share of the steps", "Choose above 0, at most 1.")
+    message = "a clip starts from its draft or from a smaller class, not from both"
+    found.check(not asked("motion_class"), "from_draft", message, "Leave motion_class or from_draft empty.")
     return after_draft(spec.model_copy(update=_start_of(asked)), draft, asked.row.fps, found)
 
 

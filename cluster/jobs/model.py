@@ -392,6 +392,8 @@ class Batch:
     key: str | None = None
     #: Where its events are sent, besides its owner's webhooks.
     webhook_url: str | None = None
+    #: Cancelled rows that a review let go: rejected drafts, and candidates of which another was picked.
+    let_go: int = 0
 
     @property
     def done(self) -> bool:
@@ -403,7 +405,7 @@ class Batch:
         """`validating`, `running`, `paused`, `held`, `stopped`, `completed`, `failed`, `cancelled`.
 
         Stopped: abandoned. Held: it reached a limit, or whatever is left of it waits for an approval or is paused row
-        by row. Failed: some rows failed.
+        by row. Failed: some rows failed. Cancelled: some rows were, besides what a review let go.
         """
         if not self.done and self.abandoned:
             return "stopped"
@@ -415,7 +417,7 @@ class Batch:
             return "running" if self.counts[JobState.QUEUED] + self.counts[JobState.RUNNING] else "held"
         if self.counts[JobState.FAILED]:
             return "failed"
-        return "cancelled" if self.counts[JobState.CANCELLED] else "completed"
+        return "cancelled" if self.counts[JobState.CANCELLED] > self.let_go else "completed"
 
 
 @dataclass(frozen=True, kw_only=True)

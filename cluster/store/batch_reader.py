@@ -71,7 +71,7 @@ class BatchReader:
     ) -> list[Job]:
         """Jobs of a batch in the manifest's order; queued ones of a held batch are held. Raises `NoSuchBatchError`.
 
-        `chosen`: of a row whose clip was picked among several only that one.
+        `chosen`: of a row whose clip was picked among several only that one, and none that was rejected.
         """
         query = _shown_jobs().where(jobs.c.owner == owner, jobs.c.batch_id == batch_id, jobs.c.number > after_number)
         if updated_since is not None:
@@ -79,7 +79,9 @@ class BatchReader:
         if name is not None:
             query = query.where(jobs.c.name == name)
         if chosen:
-            query = query.where(sa.or_(jobs.c.row_number.is_(None), jobs.c.picked.is_(True), ~other_picked()))
+            one_of = jobs.c.row_number.is_not(None)
+            rejected = sa.and_(one_of, jobs.c.picked.is_(False), jobs.c.state == JobState.COMPLETED.value)
+            query = query.where(sa.or_(~one_of, jobs.c.picked.is_(True), ~other_picked()), ~rejected)
         with self.database.read() as c:
             held = require_batch(c, owner, batch_id).held
             if state is not None:

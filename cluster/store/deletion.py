@@ -117,7 +117,12 @@ def next_rows(database: Database, owner: str, batch_id: str, limit: int = ROWS_A
         if not found:
             return None
         objects: list[Objects] = []
-        for some in chunks(sorted({row.clip_id for row in found if row.clip_id}), _MANY):
+        dying = {row.clip_id for row in found if row.clip_id}
+        for some in chunks((row.id for row in found), _MANY):
+            # Drafts that were approved, and clips that were made again: these rows made them, and show others.
+            made = sa.select(clips.c.id).join(attempts, attempts.c.id == clips.c.attempt_id)
+            dying.update(c.scalars(made.where(attempts.c.job_id.in_(some), clips.c.expired_at.is_(None))))
+        for some in chunks(sorted(dying), _MANY):
             # Of rows further on in this batch too: they go next.
             alone = sa.and_(clips.c.id.in_(some), ~_is_shown_elsewhere(batch_id))
             now = database.now(c)

@@ -66,6 +66,7 @@ class _Counted:
     held_by: Mapping[HoldReason, int]
     attempts: int
     key: str | None
+    let_go: int = 0
 
 
 class KeptCounts:
@@ -127,9 +128,13 @@ def _count(c: Connection, batch_id: str) -> _Counted:
             .group_by(jobs.c.reason)
         )
         held_by = {HoldReason(str(reason)): number for reason, number in c.execute(reasons).tuples()}
+    let_go = 0
+    if by_state.get(JobState.CANCELLED):
+        mine = sa.and_(jobs.c.batch_id == batch_id, jobs.c.state == JobState.CANCELLED.value)
+        let_go = c.scalar(sa.select(sa.func.count()).where(mine, jobs.c.picked.is_(False))) or 0
     made = c.scalar(sa.select(sa.func.count()).where(attempts.c.batch_id == batch_id)) or 0
     key = c.scalar(sa.select(idempotency_keys.c.key).where(idempotency_keys.c.batch_id == batch_id).limit(1))
-    return _Counted(by_state=by_state, held_by=held_by, attempts=made, key=key)
+    return _Counted(by_state=by_state, held_by=held_by, attempts=made, key=key, let_go=let_go)
 
 
 def _batch_of(row: sa.Row[Any], now: int, counted: _Counted) -> Batch:
@@ -138,7 +143,7 @@ def _batch_of(row: sa.Row[Any], now: int, counted: _Counted) -> Batch:
     if held is not None and (queued := by_state.pop(JobState.QUEUED, 0)):
         by_state[JobState.HELD] = by_state.get(JobState.HELD, 0) + queued
         held_by[held] = held_by.get(held, 0) + queued
-    return _batch(row, now, by_state, held_by, attempts_made=counted.attempts, key=counted.key)
+    return _batch(row, now, by_state, held_by, attempts_made=counted.attempts, key=counted.key, let_go=counted.let_go)
 
 
 def _states_there(c: Connection, batch_id: str) -> tuple[bool, ...]:
@@ -176,6 +181,7 @@ def _batch(
     held_by: dict[HoldReason, int],
     attempts_made: int = 0,
     key: str | None = None,
+    let_go: int = 0,
 ) -> Batch:
     return Batch(
         id=row.id,
@@ -195,6 +201,7 @@ def _batch(
         limits=limits_of(row),
         comment=row.comment or "",
         key=key,
+        let_go=let_go,
         webhook_url=row.webhook_url,
     )
 

@@ -111,10 +111,10 @@ def attempts_in_use(database: Database, job_ids: Collection[str]) -> dict[str, s
         for some in chunks(job_ids, _MANY):
             rows = c.execute(
                 sa.select(attempts.c.job_id, attempts.c.id)
-                .outerjoin(jobs, jobs.c.id == attempts.c.job_id)
-                # By the content, which has an index.
-                .outerjoin(clips, sa.and_(clips.c.owner == jobs.c.owner, clips.c.content_key == jobs.c.content_key))
-                .where(attempts.c.job_id.in_(some), sa.or_(attempts.c.outcome.is_(None), named))
+                # By the attempt, not by what its job asks for: after a review that is another clip than it made before,
+                # which others may show.
+                .outerjoin(clips, named)
+                .where(attempts.c.job_id.in_(some), sa.or_(attempts.c.outcome.is_(None), clips.c.id.is_not(None)))
             )
             for row in rows:
                 used[row.job_id].add(row.id)

@@ -119,6 +119,8 @@ clips = Table(
         sqlite_where=text("expired_at IS NULL"),
         postgresql_where=text("expired_at IS NULL"),
     ),
+    # Which of an attempt's objects are still shown.
+    Index("ix_clips_attempt", "attempt_id"),
     UniqueConstraint("owner", "content_key"),
 )
 

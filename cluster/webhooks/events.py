@@ -43,6 +43,8 @@ class BatchNews:
     name: str
     status: str
     counts: Mapping[JobState, int]
+    #: Cancelled rows that a review let go.
+    let_go: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class RowNews:
 
 def of_end(batch: BatchNews) -> tuple[EventType, dict[str, Any]]:
     """What is told when every row of a batch has ended."""
-    cancelled = batch.counts.get(JobState.CANCELLED, 0) > 0
+    cancelled = batch.counts.get(JobState.CANCELLED, 0) > batch.let_go
     kind = EventType.BATCH_CANCELLED if cancelled else EventType.BATCH_COMPLETED
     return kind, _of_batch(batch) | {"results_url": f"/v1/batches/{batch.id}/results"}
 

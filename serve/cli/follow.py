@@ -148,6 +148,7 @@ def wait(
             found = BatchWait(settings, url, client, writer, quiet=as_json).until_end(found["id"])
         except KeyboardInterrupt:
             if writer is not None:
+                writer.stop()
                 writer.sheet(found["id"], "")
                 _print_page(writer)
             raise

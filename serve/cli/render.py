@@ -291,6 +291,7 @@ def cards_text(args: FarmArgs) -> str:
 
 def _leave(writer: ResultsWriter, batch_id: str, cards: str) -> None:
     """Write what there is so far: a night's work that was stopped is still worth looking at."""
+    writer.stop()
     with suppress(Exception):
         writer.update(batch_id)
         if writer.deliveries is not None:

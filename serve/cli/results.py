@@ -11,6 +11,7 @@ from typing import Any
 from cluster.results.contact_sheet import BatchSummary, ResultRow
 from cluster.results.export import PAGE, RowRefusedError, write_clip, write_deliveries_table, write_sheet, write_table
 from cluster.results.ownership import NO_INPUTS, Inputs, OutFolder, catalog_key, twins
+from cluster.results.rows import JobResult
 from cluster.storage import CorruptObjectError, MissingObjectError
 from pipeline.problems import Problem
 from serve.cli.delivery.writer import DeliveryWriter
@@ -42,7 +43,8 @@ class ResultsWriter:
         self.out = out
         self._facts = facts
         self._inputs = inputs
-        self._seen: set[str] = set()
+        #: Clips that were written, each with its row's last change: after a review a row has another.
+        self._seen: set[tuple[str, int, str | None]] = set()
         self._since = 0
         #: Files written by this command.
         self.written = 0
@@ -62,7 +64,7 @@ class ResultsWriter:
         Raises `ResultsError` where nothing can be written any more.
         """
         completed = self._source.rows(batch_id, self._since)
-        new = [one for one in completed if one.job_id not in self._seen]
+        new = [one for one in completed if _clip_of(one) not in self._seen]
         if not new:
             return 0
         # Inclusive next time: the store's clock counts whole seconds.
@@ -71,7 +73,7 @@ class ResultsWriter:
         for one in new:
             # Whose clip it is shows on the page; beside a clip it would change as other rows do.
             self._write(replace(one.row, shared_with=None), catalog)
-            self._seen.add(one.job_id)
+            self._seen.add(_clip_of(one))
             if self.deliveries is not None and one.row.id not in self.refused:
                 self.deliveries.take(one.row, catalog)
         return len(new)
@@ -94,8 +96,18 @@ class ResultsWriter:
 
     def finish_deliveries(self) -> None:
         """Wait until every file of a completed row is there. Raises `ResultsError`."""
-        if self.deliveries is not None:
+        if self.deliveries is None:
+            return
+        try:
             self.deliveries.collect(wait=True)
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Begin no further delivery: without it Python makes all that wait before it ends."""
+        if self.deliveries is not None:
+            self.deliveries.close()
 
     @property
     def undelivered(self) -> list[str]:
@@ -206,3 +218,7 @@ def _expired(row: ResultRow) -> Problem | None:
 
 def _key_of(batch: BatchFacts) -> str:
     return catalog_key(batch.source or batch.name)
+
+
+def _clip_of(one: JobResult) -> tuple[str, int, str | None]:
+    return one.job_id, one.updated_at, one.row.video_key

@@ -88,7 +88,13 @@ def page(browser: Any, request: Any) -> Iterator[Any]:
     yield found
     context.close()
     # A gateway that is away, or says no, is what some tests are about.
-    away = ("Failed to load resource", "net::ERR", "Response Status Error Code 5")
+    away = (
+        "Failed to load resource",
+        "net::ERR",
+        "Response Status Error Code 5",
+        "htmx:sendError",
+        "htmx:afterRequest",
+    )
     assert [text for text in said if not any(words in text for words in away)] == []
 
 

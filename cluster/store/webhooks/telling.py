@@ -141,7 +141,7 @@ _NEWS_OF = sa.select(batches, _FAILED.label("has_failed"), _ENDED.label("has_end
 
 def _facts_of(batch: Batch) -> BatchNews:
     counts: Mapping[JobState, int] = batch.counts.by_state
-    return BatchNews(id=batch.id, name=batch.name, status=batch.status, counts=counts)
+    return BatchNews(id=batch.id, name=batch.name, status=batch.status, counts=counts, let_go=batch.let_go)
 
 
 _ROW = sa.select(jobs.c.id, jobs.c.batch_id, jobs.c.name, jobs.c.number, jobs.c.state, jobs.c.reason)

@@ -17,6 +17,7 @@ from cluster.results.deliveries import DeliveryMaker, KeptDeliveries, actions_of
 from cluster.results.marked import FileOrigin
 from cluster.results.rows import result_row
 from cluster.storage import MissingObjectError
+from pipeline.delivery.profiles import DeliveryProfile
 from pipeline.problems import BadInputError
 from serve.gateway.access.gate import OwnersFarm
 from serve.gateway.openai.content import ClipFile, answer_with
@@ -46,7 +47,9 @@ def add_deliveries(routes: APIRouter) -> None:
         Made when it is first asked for, which takes some seconds. A file that would break a rule is a 400 that says
         which, and so is a profile that nothing can be made for.
         """
-        key = await run_sync(_made, farm, job_id, profile, limiter=limiter)
+        # What is kept does not wait for what is being made.
+        kept = await run_sync(_kept, farm, job_id, profile)
+        key: str = kept if kept is not None else await run_sync(_made, farm, job_id, profile, limiter=limiter)
         marked = f"-{farm.marks}" if farm.marks else ""
         file = ClipFile(
             key=deliveries_key(key),
@@ -82,8 +85,19 @@ def deliveries_of(farm: Farm, job_id: str, row: ResultRow, base: str) -> list[di
     return found
 
 
-def _made(farm: Farm, job_id: str, name: str) -> str:
-    """The key of the file, made where it is not kept. Raises `BadInputError` and `MissingObjectError`."""
+def _kept(farm: Farm, job_id: str, name: str) -> str | None:
+    """The key of the file, None where it has to be made. Raises `BadInputError` and `MissingObjectError`."""
+    row, profile = _asked_for(farm, job_id, name)
+    key = delivery_key(row, profile, farm.deliveries)
+    verdict = KeptDeliveries(farm.storage).verdict(key)
+    if verdict is None or not verdict.passed or not farm.storage.exists(deliveries_key(key)):
+        return None
+    _tell_marks(farm, row, profile, key)
+    return key
+
+
+def _asked_for(farm: Farm, job_id: str, name: str) -> tuple[ResultRow, DeliveryProfile]:
+    """A row that has its clip, and the profile of that name. Raises `BadInputError` and `MissingObjectError`."""
     row = completed_row(farm, job_id)
     profile = farm.deliveries.profiles.named(name)
     if row.state != "completed" or row.video_key is None:
@@ -92,13 +106,24 @@ def _made(farm: Farm, job_id: str, name: str) -> str:
     if row.expired_at is not None:
         remedy = "Submit its row again: it is rendered anew."
         raise MissingObjectError(row.video_key, "the clip's files were removed, being older than what is kept", remedy)
+    return row, profile
+
+
+def _tell_marks(farm: Farm, row: ResultRow, profile: DeliveryProfile, key: str) -> None:
+    """Have the file leave with marks."""
+    if farm.marked is not None and row.provenance_key is not None:
+        done = actions_of(row, profile, farm.deliveries)
+        origin = FileOrigin(provenance=row.provenance_key, profile=profile.name, actions=done)
+        farm.marked.tell(deliveries_key(key), origin)
+
+
+def _made(farm: Farm, job_id: str, name: str) -> str:
+    """The key of the file, made where it is not kept. Raises `BadInputError` and `MissingObjectError`."""
+    row, profile = _asked_for(farm, job_id, name)
     maker = DeliveryMaker(farm.storage, KeptDeliveries(farm.storage), farm.deliveries)
     with tempfile.TemporaryDirectory(prefix="clipmill-") as folder:
         delivered = maker.for_profile(row, profile, Path(folder))
     if not delivered.delivered and (problem := delivered.verdict.problem) is not None:
         raise BadInputError(problem.field, problem.message, problem.remedy)
-    if farm.marked is not None and row.provenance_key is not None:
-        done = actions_of(row, profile, farm.deliveries)
-        origin = FileOrigin(provenance=row.provenance_key, profile=profile.name, actions=done)
-        farm.marked.tell(deliveries_key(delivered.key), origin)
+    _tell_marks(farm, row, profile, delivered.key)
     return delivered.key

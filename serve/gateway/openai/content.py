@@ -55,18 +55,17 @@ def file_of(clip: Clip, video_id: str, variant: Variant, marks: str = "") -> Cli
     return ClipFile(key=key, media_type=media_type, name=name, etag=etag)
 
 
-def answer_with(
-    storage: ArchivedObjects, file: ClipFile, headers: Mapping[str, str], *, changes: bool = False
-) -> Response:
+def answer_with(storage: ArchivedObjects, file: ClipFile, headers: Mapping[str, str]) -> Response:
     """The file as a request with these headers asks for it. Raises `MissingObjectError` and `StorageError`.
 
-    `changes`: another file may be had under the same URL later, so whoever keeps this one has to ask.
+    Whoever keeps it has to ask whether it is still that one: after a review, a new certificate or another brand there
+    is another file under the same URL.
     """
     known = [tag.strip().removeprefix("W/") for tag in headers.get("if-none-match", "").split(",")]
     told = {
         "ETag": file.etag,
         "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-cache" if changes else "private, max-age=31536000, immutable",
+        "Cache-Control": "private, no-cache",
         "Content-Disposition": f'inline; filename="{file.name}"',
         # Whatever a browser makes of it, it is no page.
         "X-Content-Type-Options": "nosniff",

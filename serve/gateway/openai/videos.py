@@ -286,10 +286,8 @@ def _content(farm: Farm, video: Video, variant: Variant, headers: Mapping[str, s
     gone = video.clip.expired_at is not None
     if not gone:
         try:
-            # A job that is reviewed shows one clip after the other.
-            changes = bool(job.rounds or job.reviewed)
             file = file_of(video.clip, job.id, variant, farm.marks)
-            return answer_with(farm.outgoing, file, headers, changes=changes)
+            return answer_with(farm.outgoing, file, headers)
         except MissingObjectError:
             gone = True
     problem = Problem(

@@ -84,13 +84,18 @@ class Preflight:
         if self.forecast is None:
             return []
         good = {one.name for one in self.good}
-        return [(row.name, row.why_not) for row in self.forecast.rows if not row.fits and row.name in good]
+        # Once a row, whose rounds are rows of the forecast each.
+        found = {row.name: row.why_not for row in self.forecast.rows if not row.fits and row.name in good}
+        return list(found.items())
 
     @property
     def fits(self) -> list[tuple[str, int]]:
         """How many of the rows fit cards of each kind."""
-        rows = self.forecast.rows if self.forecast else ()
-        return Counter(kind for row in rows for kind in row.kinds).most_common()
+        kinds: dict[str, set[str]] = {}
+        for row in self.forecast.rows if self.forecast else ():
+            # A row fits where all its rounds do.
+            kinds[row.name] = kinds.get(row.name, set(row.kinds)) & set(row.kinds)
+        return Counter(kind for each in kinds.values() for kind in sorted(each)).most_common()
 
     @property
     def kinds(self) -> list[FindingKind]:

@@ -65,12 +65,12 @@ def words_of(result: JobResult) -> str:
     match row.state:
         case "failed":
             return f"Failed: {reason}." if reason else "Failed."
+        case "cancelled" if row.review.get("picked") is False:
+            return "Rejected, or another was picked."
         case "cancelled":
             return "Cancelled before it was finished."
         case "held" if row.reason == "review":
             return "" if row.shows_clip else "Its draft was deleted, being old: approve it, or make another."
-        case "cancelled" if row.review.get("picked") is False:
-            return "Rejected, or another was picked."
         case "held":
             return f"Held: {reason}." if reason else "On hold."
         case "running":

@@ -19,4 +19,5 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_row_number", "jobs", ["batch_id", "row_number"], sqlite_where=OF_ROWS, postgresql_where=OF_ROWS
     )
+    op.create_index("ix_clips_attempt", "clips", ["attempt_id"])
     op.add_column("attempts", sa.Column("resolution_class", sa.String(length=16), nullable=True))

@@ -57,7 +57,7 @@ document.addEventListener("visibilitychange", play);
 
 const rejected = [];
 async function decide(clip, verb, body = {}) {
-  if (!clip || clip.dataset.busy) return;
+  if (!clip?.hasAttribute("data-waits") || clip.dataset.busy) return;
   clip.dataset.busy = "yes";
   const { job, name } = clip.dataset;
   try {
