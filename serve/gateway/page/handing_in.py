@@ -17,6 +17,8 @@ from starlette.datastructures import FormData, UploadFile
 from cluster.catalog.advice.templates import typed_template
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow, draft
+from cluster.catalog.resolve import RowProblems
+from cluster.catalog.review.planning import plan
 from cluster.catalog.times import read_duration
 from cluster.estimates.times import TimeEstimates
 from cluster.farm import Farm
@@ -248,12 +250,19 @@ class _Finish:
     def __call__(self, within_s: float) -> float:
         """Seconds until the last clip is published."""
         defaults = self._defaults.model_copy(update={"within": within_s})
-        choices = [self._chooser.choice(row, size, defaults) for row, size in self._rows]
-        wanted = [
-            Wanted(name=str(number), number=number, spec=choice.clip.spec)
-            for number, choice in enumerate(choices)
-            if choice is not None
-        ]
+        wanted: list[Wanted] = []
+        seen: set[int] = set()
+        for number, (row, size) in enumerate(self._rows):
+            if (chosen := self._chooser(row, size, defaults)) is None:
+                continue
+            try:
+                rounds = plan(chosen.row, size, defaults, "")
+            except RowProblems:
+                continue
+            # Drafts take time as well; of several clips of a row one goes on after the first round.
+            specs = [one.spec for one in (rounds[:1] if row.number in seen else rounds)]
+            seen.add(row.number)
+            wanted += [Wanted(name=f"{number}-{place}", number=number, spec=of) for place, of in enumerate(specs)]
         planned = forecast(wanted, self._fleet, self._times, changes=False, interval=False)
         return planned.finish_s * self._every
 

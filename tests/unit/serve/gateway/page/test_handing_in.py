@@ -187,27 +187,29 @@ def test_fixes_in_another_form_are_refused(empty: Any, fixes: str) -> None:
     assert (answer.status_code, answer.json()["error"]["clipmill"]["field"]) == (400, "fixes")
 
 
-def test_all_is_done_by_the_time_that_is_asked_for_or_that_is_said(empty: Any) -> None:
+@pytest.mark.parametrize(("rounds", "share"), [("", 0.6), ("quick,tune,final", 0.8)])
+def test_all_is_done_by_the_time_that_is_asked_for_or_that_is_said(empty: Any, rounds: str, share: float) -> None:
+    """Drafts are part of all."""
     empty.dispatch.record_cards([beat("gpu0", kind="NVIDIA L4", usable_bytes=21 * GIB, total_bytes=24 * GIB)])
     http = client_of(empty)
     stills = sent(http)
     table = "id,image,prompt\n" + "".join(f"R{number},bag-1.png,pan left\n" for number in range(6))
 
     def specs(done_in: int) -> tuple[float, Any, list[Any]]:
-        found = check(http, table, stills, model="i2vgen-xl", done_in=str(done_in)).json()
-        defaults = {"model": "i2vgen-xl", "within": found["within"]}
+        found = check(http, table, stills, model="i2vgen-xl", done_in=str(done_in), rounds=rounds).json()
+        defaults = {"model": "i2vgen-xl", "within": found["within"]} | ({"rounds": rounds} if rounds else {})
         forecast = {
             "rows": [{"row": one["row"], "still_size": [64, 48]} for one in found["rows"]],
             "defaults": defaults,
         }
         finish = http.post("/v1/forecast", json=forecast).json()["finish_seconds"]
         made = http.post("/v1/batches", json={"name": "x", "rows": found["rows"], "defaults": defaults}).json()["id"]
-        return finish, found, [job.spec for job in empty.jobs(made)]
+        return finish, found, [job.rounds[-1].spec if job.rounds else job.spec for job in empty.jobs(made)]
 
     hours, _, long = specs(8 * 3600)
     assert hours <= 8 * 3600
-    tight, found, short = specs(int(hours * 0.6))
-    assert tight <= hours * 0.6
+    tight, found, short = specs(int(hours * share))
+    assert tight <= hours * share
     assert sum(spec.steps for spec in short) < sum(spec.steps for spec in long)
     assert "A clip may take" in found["html"]
     _, late, _ = specs(1)
