@@ -45,8 +45,6 @@ log = logging.getLogger("clipmill.renderer")
 #: A renderer whose card cannot be used for now says so for so many seconds, and ends the clips that need none; then a
 #: new process tries.
 TRY_AGAIN_S = 60.0
-#: By how much renderers of emulated cards let other processes of their machine go before them.
-EMULATED_NICENESS = 10
 
 
 class Renderer:
@@ -61,9 +59,6 @@ class Renderer:
         kernels = farm.kernels_of(card_class)
         if kernels is not KernelChoice.EAGER:
             keep_compiled_under(settings.home)
-        if farm.emulate and ray.is_initialized():
-            # What stands for a card is the processor, which the gateway and the dispatcher need at once and seldom.
-            os.nice(EMULATED_NICENESS)
         # On the thread that will work on the card: trying it makes handles and plans already.
         opening = partial(_open_card, farm, card_class, settings.home)
         identity, device, self._lock = await asyncio.to_thread(RENDER_THREAD.run, opening)
