@@ -34,13 +34,11 @@ def free_port() -> int:
 class Up:
     """A running `clipmill up`."""
 
-    def __init__(self, terminal: Terminal) -> None:
+    def __init__(self, terminal: Terminal, *words: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.terminal = terminal
-        self.process: subprocess.Popen[str] = terminal.start(
-            "up", "--cards", "c8,c24", "--port", str(port), "--allow-private-hosts", "127.0.0.1"
-        )
+        self.process: subprocess.Popen[str] = terminal.start("up", "--cards", "c8,c24", "--port", str(port), *words)
         terminal.until(self.is_ready, self.process)
 
     def is_ready(self) -> bool:
@@ -55,19 +53,6 @@ class Up:
         """Renderer processes of this farm, found below it and nowhere else."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [p for p in children if "renderer" in " ".join(p.cmdline())]
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """One farm for this module's tests."""
-    terminal = Terminal(tmp_path_factory.mktemp("up"))
-    farm = Up(terminal)
-    yield farm
-    # As systemd and Kubernetes stop it; Ray has a handler of its own, which must not win.
-    farm.process.send_signal(signal.SIGTERM)
-    assert terminal.finish(farm.process).code == 0
-    assert not list(Path("/tmp").glob(f"clipmill-{farm.process.pid}-*")), "the farm left its folder behind"
-    terminal.close()
 
 
 class Shop(ThreadingHTTPServer):
@@ -92,7 +77,7 @@ class _Receiver(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def shop() -> Iterator[Shop]:
     with Shop() as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -100,6 +85,19 @@ def shop() -> Iterator[Shop]:
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, shop: Shop) -> Iterator[Up]:
+    """One farm for this module's tests."""
+    terminal = Terminal(tmp_path_factory.mktemp("up"))
+    farm = Up(terminal, "--allow-private-hosts", f"127.0.0.1:{shop.server_port}")
+    yield farm
+    # As systemd and Kubernetes stop it; Ray has a handler of its own, which must not win.
+    farm.process.send_signal(signal.SIGTERM)
+    assert terminal.finish(farm.process).code == 0
+    assert not list(Path("/tmp").glob(f"clipmill-{farm.process.pid}-*")), "the farm left its folder behind"
+    terminal.close()
 
 
 def test_batches_by_command_line_and_http(up: Up, shop: Shop) -> None:
