@@ -15,6 +15,7 @@ from cluster.chunks import chunks
 from cluster.fleet.fleet_file import Cards, cards_of_roster
 from cluster.forecast.within import TimeChooser
 from cluster.jobs.commands import CardOrder, CardVerb
+from cluster.jobs.ids import beginning
 from cluster.jobs.model import Batch, Clip, Draft, HoldReason, Job, JobState, Limits
 from cluster.jobs.review import ReviewChange
 from cluster.jobs.still_notes import StillNotes
@@ -41,7 +42,7 @@ ATTENDED_SECONDS = 15
 
 def whole_card(begins: str, known: Collection[str]) -> str:
     """The one card of `known` whose id begins so. Raises `NoSuchCardError` and `AmbiguousIdError`."""
-    found = [begins] if begins in known else sorted(name for name in known if name.startswith(begins))
+    found = beginning(begins, known)
     if not found:
         raise NoSuchCardError(f"no card {begins!r} was heard of lately: `clipmill cards` lists those that were")
     if len(found) > 1:

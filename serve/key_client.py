@@ -9,6 +9,7 @@ from urllib.parse import quote
 from cluster.access.keys import KEY_ID_PREFIX
 from cluster.access.quotas import OwnerQuota
 from cluster.access.scopes import Scope
+from cluster.jobs.ids import beginning
 from cluster.store import Database
 from cluster.store.access.keys import KeyStore, NoSuchKeyError
 from cluster.store.access.quotas import QuotaStore
@@ -138,13 +139,12 @@ class RemoteKeys:
 
     def _path(self, begins: str) -> str:
         # Routes take whole ids alone: half of one may name another key by the time that it is read.
-        ids = [str(view["id"]) for view in self.all(None)]
-        found = [one for one in ids if one.startswith(begins) or one.removeprefix(KEY_ID_PREFIX).startswith(begins)]
-        if len(found) > 1 and begins not in found:
+        found = beginning(begins, [str(view["id"]) for view in self.all(None)], KEY_ID_PREFIX)
+        if len(found) > 1:
             raise AmbiguousIdError(f"several keys begin with {begins[:40]!r}: give more of the id")
         if not found or not begins:
             raise NoSuchKeyError(f"there is no key {begins[:40]!r}: `clipmill keys list` lists those there are")
-        return f"/v1/keys/{quote(begins if begins in found else found[0], safe='')}"
+        return f"/v1/keys/{quote(found[0], safe='')}"
 
 
 def _quota_path(owner: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from cluster.farm import Farm
+from cluster.jobs.ids import beginning
 from cluster.store.lookup import AmbiguousIdError
 from cluster.store.webhooks.registry import NoSuchWebhookError, WebhookStore
 from cluster.webhooks.events import EventType
@@ -129,10 +130,9 @@ def whole_webhook(begins: str, known: Sequence[View]) -> str:
 
     Raises `NoSuchWebhookError` and `AmbiguousIdError`.
     """
-    ids = [str(view["id"]) for view in known]
-    found = [one for one in ids if one.startswith(begins) or one.removeprefix("webhook_").startswith(begins)]
-    if begins in ids or len(found) == 1:
-        return begins if begins in ids else found[0]
+    found = beginning(begins, [str(view["id"]) for view in known], "webhook_")
+    if len(found) == 1:
+        return found[0]
     if found:
         raise AmbiguousIdError(f"{len(found)} webhooks begin with {begins!r}: write more of it")
     raise NoSuchWebhookError(f"there is no webhook {begins!r}; `clipmill webhooks list` lists those there are")

@@ -7,7 +7,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import accumulate
@@ -19,6 +19,13 @@ _Source = Callable[[int], tuple[int, list[int]]]
 _RANDOM = (1 << 80) - 1 - (0xF << 76) - (0x3 << 62)
 #: The highest of the bits by which ids of one millisecond are counted on, and how far at most with each.
 _HEADROOM, _STRIDE = 1 << 61, (1 << 32) - 1
+
+
+def beginning(begins: str, known: Collection[str], prefix: str = "") -> list[str]:
+    """The ids of `known` that begin so, with or without their `prefix`, in order; one that is called so, alone."""
+    if begins in known:
+        return [begins]
+    return sorted(one for one in known if one.startswith(begins) or one.removeprefix(prefix).startswith(begins))
 
 
 class _System:

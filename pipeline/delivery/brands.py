@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pipeline.delivery.contrast import LEAST_CONTRAST, contrast
 from pipeline.problems import BadInputError
+from pipeline.small_files import read_small_file
 
 #: Bytes of a brand file, a font and a logo that are read.
 MAX_BRAND_BYTES, MAX_FONT_BYTES, MAX_LOGO_BYTES = 1 << 20, 64 << 20, 32 << 20
@@ -163,17 +164,13 @@ def read_brand(path: Path) -> Brand:
     Texts on plates have to stand out from them by a contrast of 4.5 (WCAG 2.2, success criterion 1.4.3).
     """
     form = "Write fonts, colours, logo and overlays as docs/deliveries.md shows."
+    data = read_small_file(path, MAX_BRAND_BYTES, _FIELD, unreadable="Name it with --brand.", too_large=form)
     try:
-        data = path.read_bytes()[: MAX_BRAND_BYTES + 1]
-        found: Any = yaml.safe_load(data.decode("utf-8-sig")) if len(data) <= MAX_BRAND_BYTES else None
-    except OSError as error:
-        raise BadInputError(
-            _FIELD, f"{path} cannot be read: {error.strerror or error}", "Name it with --brand."
-        ) from error
+        found: Any = yaml.safe_load(data.decode("utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise BadInputError(_FIELD, f"{path} is no YAML: {str(error).splitlines()[0][:200]}", form) from error
     if not isinstance(found, dict):
-        raise BadInputError(_FIELD, f"{path} is no table of up to {MAX_BRAND_BYTES >> 20} MiB", form)
+        raise BadInputError(_FIELD, f"{path} is no table", form)
     try:
         brand = Brand.model_validate(found)
     except ValidationError as error:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.problems import BadInputError
+from pipeline.small_files import read_small_file
 
 #: Raised whenever the same clip and profile would give another file: files of before are made anew.
 DELIVERY_VERSION = 1
@@ -200,16 +201,9 @@ def read_profiles(path: Path | None) -> DeliveryProfiles:
     """
     if path is None:
         return built_in()
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        remedy = "Name the file with --profiles, or write profiles.yaml into the farm's home."
-        raise BadInputError(_FIELD, f"{path} cannot be read: {error.strerror or error}", remedy) from error
-    if len(data) > MAX_FILE_BYTES:
-        raise BadInputError(
-            _FIELD, f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB", "Leave out what is no profile."
-        )
+    remedy = "Name the file with --profiles, or write profiles.yaml into the farm's home."
+    large = "Leave out what is no profile."
+    data = read_small_file(path, MAX_FILE_BYTES, _FIELD, unreadable=remedy, too_large=large)
     known = built_in()
     own = profiles_of(data, str(path), known)
     return DeliveryProfiles([*(known.named(name) for name in known.names), *own])

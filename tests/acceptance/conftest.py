@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image, ImageDraw
 
@@ -102,6 +103,14 @@ class Terminal:
                 out, err = process.communicate()
                 pytest.fail(f"the command ended too early ({process.returncode}): {out}{err}")
             time.sleep(0.02)
+
+    def is_up(self, url: str, cards: int) -> bool:
+        """Whether so many cards were heard of, and `clipmill up` has seen it too: ended before, it exits as stopped."""
+        try:
+            heard = httpx.get(f"{url}/healthz", timeout=5).json().get("cards") == cards
+            return heard and "url" in json.loads((self.home / "farm.lock").read_text())
+        except (httpx.HTTPError, OSError, ValueError):
+            return False
 
     def close(self) -> None:
         """End what a failing test left running: only process groups started here."""

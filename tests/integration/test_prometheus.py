@@ -78,12 +78,8 @@ class Up:
         return process
 
     def is_ready(self) -> bool:
-        """Both cards have been heard, and the command has seen its farm up: ended before, it exits as one stopped."""
-        try:
-            heard = httpx.get(f"{self.url}/healthz", timeout=5).json().get("cards") == 2
-            return heard and "url" in json.loads((self.terminal.home / "farm.lock").read_text())
-        except (httpx.HTTPError, OSError, ValueError):
-            return False
+        """Both cards have been heard, and the command has seen its farm up."""
+        return self.terminal.is_up(self.url, cards=2)
 
     def stop(self) -> None:
         """Ctrl-C; every process of the farm is gone afterwards."""

@@ -21,6 +21,7 @@ from cluster.catalog.cells import COLUMNS
 from cluster.catalog.columns import letters_of
 from pipeline.lint.texts import tidied
 from pipeline.problems import BadInputError, Problem
+from pipeline.small_files import read_small_file
 
 #: Largest file of templates, in bytes, and most templates in it.
 MAX_TEMPLATES_BYTES, MAX_TEMPLATES = 1 << 20, 1000
@@ -151,16 +152,9 @@ def template_named(path: Path, name: str) -> PromptTemplate:
 
 def read_templates(path: Path) -> dict[str, PromptTemplate]:
     """All templates of a file by name. Raises `BadInputError` where it cannot be read, or one of them is none."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEMPLATES_BYTES + 1)
-    except OSError as error:
-        remedy = "Name the file with --templates, or write templates.yaml into the farm's home."
-        raise BadInputError(_FIELD, f"{path} cannot be read: {error.strerror or error}", remedy) from error
-    if len(data) > MAX_TEMPLATES_BYTES:
-        raise BadInputError(
-            _FIELD, f"{path} is larger than {MAX_TEMPLATES_BYTES >> 20} MiB", "Leave out what is no prompt."
-        )
+    remedy = "Name the file with --templates, or write templates.yaml into the farm's home."
+    large = "Leave out what is no prompt."
+    data = read_small_file(path, MAX_TEMPLATES_BYTES, _FIELD, unreadable=remedy, too_large=large)
     return templates_of(data, str(path))
 
 

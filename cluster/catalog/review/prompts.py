@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.catalog.cells import MAX_PROMPTS
 from pipeline.clips.clip import MAX_PROMPT_CHARACTERS
 from pipeline.problems import BadInputError
+from pipeline.small_files import read_small_file
 
 #: A file of prompts is no larger.
 MAX_PROMPTS_BYTES = 1 << 20
@@ -19,17 +20,12 @@ def read_prompts(path: str | PathLike[str]) -> list[str]:
 
     Raises `BadInputError` where there is none, where there are too many, and where one is too long or no text.
     """
-    path = Path(path)
+    path, large = Path(path), "Write a prompt a line."
+    data = read_small_file(path, MAX_PROMPTS_BYTES, _FIELD, unreadable="Check the path.", too_large=large)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_PROMPTS_BYTES + 1)
         text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise BadInputError(_FIELD, f"{path} cannot be read: {error.strerror}", "Check the path.") from error
     except UnicodeDecodeError as error:
         raise BadInputError(_FIELD, f"{path} is not text in UTF-8", "Save it as UTF-8.") from error
-    if len(data) > MAX_PROMPTS_BYTES:
-        raise BadInputError(_FIELD, f"{path} is larger than {MAX_PROMPTS_BYTES >> 20} MiB", "Write a prompt a line.")
     lines = (line.strip() for line in text.splitlines())
     prompts = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not prompts:

@@ -21,6 +21,7 @@ from cluster.maintenance.audit import check
 from cluster.store import BatchStore, Database, DispatchStore
 from cluster.store.schema import metadata
 from tests.building import FLEET, Clock, card, completed, spec
+from tests.unit.cluster.store.indexes import index_texts
 
 STORES = Path(__file__).parent / "stores"
 REVISIONS = sorted({path.name.partition(".")[0] for path in STORES.glob("*.sql")})
@@ -41,17 +42,6 @@ def rows_of(database: Database) -> dict[str, list[dict[str, Any]]]:
             rows = [dict(row._mapping) for row in c.execute(sa.text(f'SELECT * FROM "{table}"'))]
             found[table] = rows
     return found
-
-
-def index_texts(database: Database) -> set[str]:
-    """Every index as the database itself describes it: with expressions and conditions, which Alembic leaves out."""
-    query = (
-        "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
-        if database.is_sqlite
-        else "SELECT replace(indexdef, schemaname || '.', '') FROM pg_indexes WHERE schemaname = current_schema()"
-    )
-    with database.engine.connect() as c:
-        return {" ".join(str(text).replace('"', "").split()) for text in c.scalars(sa.text(query))}
 
 
 @pytest.fixture(params=REVISIONS)

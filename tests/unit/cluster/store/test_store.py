@@ -27,6 +27,7 @@ from cluster.store.lookup import NoSuchBatchError
 from cluster.store.rows import job_values
 from cluster.store.schema import attempts, batches, clips, jobs, metadata
 from tests.building import FLEET, PROBLEM, bad_draft, beat, card, claim_one, completed, draft, objects, spec
+from tests.unit.cluster.store.indexes import index_texts
 
 ME = "local"
 TABLES = ("jobs", "attempts")
@@ -117,12 +118,7 @@ def test_the_migrations_make_what_a_new_store_is_made_of(store_url):
 
 def catalog_of(database: Database) -> dict[str, object]:
     """Tables, columns, keys, indexes and rows as the database itself describes them, whatever the columns' order."""
-    indexes = (
-        "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
-        if database.is_sqlite
-        else "SELECT indexdef FROM pg_indexes WHERE schemaname = current_schema()"
-    )
-    found: dict[str, object] = {}
+    found: dict[str, object] = {"indexes": index_texts(database)}
     with database.engine.connect() as c:
         inspector = sa.inspect(c)
         for table in inspector.get_table_names():
@@ -134,8 +130,6 @@ def catalog_of(database: Database) -> dict[str, object]:
                 sorted(sorted(key["column_names"]) for key in inspector.get_unique_constraints(table)),
                 c.execute(sa.text(f'SELECT * FROM "{table}"')).all(),
             )
-        texts = c.scalars(sa.text(indexes))
-        found["indexes"] = sorted(" ".join(str(text).replace('"', "").split()) for text in texts)
     return found
 
 
