@@ -16,7 +16,8 @@ from pipeline.problems import BadInputError, Problem
 Fixes = Mapping[str, Mapping[str, NewCell]]
 #: Columns that a fix may change: what a clip is made with, and nothing that tells rows apart.
 FIXABLE = frozenset(Row.model_fields) - {
-    *("number", "line", "id", "image", "candidate", "candidates", "extra", "notes", "after", "priority"),
+    *("number", "line", "id", "image", "candidate", "candidates", "prompts", "prompt_number"),
+    *("extra", "notes", "after", "priority"),
 }
 
 

@@ -172,7 +172,13 @@ def test_a_fix_is_applied_by_its_row_and_what_is_handed_in_then_is_what_was_show
 
 @pytest.mark.parametrize(
     "fixes",
-    ['{"A": {"id": "Z"}}', '{"A": {"image": "other.png"}}', '{"A": {"nothing": 1}}', '{"A": {"steps": "many"}}'],
+    [
+        '{"A": {"id": "Z"}}',
+        '{"A": {"prompts": 2}}',
+        '{"A": {"image": "other.png"}}',
+        '{"A": {"nothing": 1}}',
+        '{"A": {"steps": "many"}}',
+    ],
 )
 def test_a_fix_that_no_note_proposes_is_a_problem_of_its_row(empty: Any, fixes: str) -> None:
     http = client_of(empty)
