@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from pipeline.clips.inspection import framing
 from pipeline.clips.inspection.framing import is_collage
 from tests.stills.spoilt import product_picture
 
@@ -49,3 +50,20 @@ def test_doors_horizons_and_textures_are_no_seams() -> None:
     assert not is_collage(noise)
     assert not is_collage(pixels(Image.new("RGB", (SIDE, SIDE), "white")))
     assert not is_collage(pixels(Image.new("RGB", (40, 30), "white")))
+
+
+def test_quick_medians_are_those_of_numpy() -> None:
+    lines = np.random.default_rng(1).integers(0, 256, (40, 90, 3)).astype(np.float32)
+    begins = np.array([0, 5, 6, 80])
+    expected = np.stack([np.median(lines[:, begin : begin + 6], axis=1) for begin in begins], axis=1)
+    assert np.array_equal(framing._medians(lines, begins), expected)
+
+
+def test_plain_rows_are_those_whose_colours_lie_about_their_median() -> None:
+    draw = np.random.default_rng(2)
+    rows = np.stack([level + draw.integers(0, spread, (64, 3)) for level in (0, 90, 240) for spread in range(1, 12)])
+    rows = rows.astype(np.float32)
+    expected = np.abs(rows - np.median(rows, axis=1, keepdims=True)).max(axis=(1, 2)) <= 3
+    assert expected.any()
+    assert not expected.all()
+    assert np.array_equal(framing._plain_rows(rows), expected)
