@@ -242,7 +242,7 @@ def _plain_rows(rows: Pixels) -> Mask:
     # Medians are dear: they are taken of rows alone whose colours lie close enough together.
     close = np.ptp(rows, axis=1).max(axis=1) <= 2 * _GROUND_LEVELS
     some = rows[close]
-    plain = close.copy()
+    plain: Mask = close.copy()
     plain[close] = np.abs(some - np.median(some, axis=1, keepdims=True)).max(axis=(1, 2)) <= _GROUND_LEVELS
     return plain
 
@@ -282,7 +282,7 @@ def _medians(lines: Pixels, begins: NDArray[np.int_]) -> Pixels:
     values = [lines[:, begins + number] for number in range(_COMPARED)]
     for one, other in _SORT_SIX:
         values[one], values[other] = np.minimum(values[one], values[other]), np.maximum(values[one], values[other])
-    found: Pixels = (values[2] + values[3]) / 2
+    found: Pixels = (values[2] + values[3]) * np.float32(0.5)
     return found
 
 
