@@ -26,7 +26,7 @@ from serve.credentials import KEY_VARIABLE
 from serve.farm_logs import keep_logs
 from serve.farm_watch import FarmWatch
 from serve.loopback import LOOPBACK, ray_on_loopback
-from serve.settings import SCRATCH_VARIABLE, CardClassArgs, FarmArgs
+from serve.settings import SCRATCH_VARIABLE, WORKER_NICENESS_VARIABLE, CardClassArgs, FarmArgs
 
 log = logging.getLogger("clipmill.local")
 
@@ -386,6 +386,8 @@ def _prepare_environment(temp: Path, home: Path, *, jobs: bool) -> None:
             "RAY_AUTH_TOKEN_PATH": str(token_file(home)),
             # By reference, a dead dispatcher goes unnoticed by its renderers; by gRPC its calls are cancelled at once.
             "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+            # Ray's default is 15 for all alike; here renderers alone give way (`serve.niceness`).
+            WORKER_NICENESS_VARIABLE: "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TMPDIR": str(_ray_folder(temp)),
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -42,6 +42,8 @@ STORE_PATIENCE_S = 300.0
 
 #: Environment variable of renderers: the folder for temporary files of an embedded farm, swept with it.
 SCRATCH_VARIABLE = "CLIPMILL_SCRATCH"
+#: Environment variable by which Ray knows the niceness of its workers, 15 where it is not set.
+WORKER_NICENESS_VARIABLE = "RAY_worker_niceness"
 
 
 class Settings(BaseSettings):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from anyio import CapacityLimiter
@@ -41,12 +42,57 @@ class Clock(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Changes:
+    """All jobs of a batch that changed at or after `since`, in UTC epoch seconds of the store's clock."""
+
+    since: int
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchLook:
     """A batch as a stream sees it, and when by the store's clock."""
 
     batch: Batch
     now: int
     running: tuple[Job, ...]
+    #: What changed since the look before that asked; None where it was not asked, for the counts are what they were,
+    #: or where there is more than a look holds.
+    changes: Changes | None
+    _texts: dict[tuple[str, int, str], str] = field(default_factory=dict)
+
+    @cached_property
+    def view(self) -> dict[str, Any]:
+        """The batch as it is shown."""
+        return batch_view(self.batch)
+
+    def told_job(self, job: Job) -> str:
+        """The event of a job that changed: written once for all streams that look together."""
+        key = _change(job)
+        if key not in self._texts:
+            self._texts[key] = _event("job", job_view(job), job.updated_at)
+        return self._texts[key]
+
+
+#: Looks at a batch that nobody has asked for in so many seconds are forgotten: the next one begins anew.
+_FORGOTTEN_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What the last look at a batch that asked for changes saw, and until when those are known."""
+
+    view: dict[str, Any]
+    until: int
+
+
+@dataclass(kw_only=True)
+class _Looked:
+    """The newest look at a batch."""
+
+    began: float
+    task: asyncio.Task[BatchLook]
+    known: _Known | None
 
 
 class SharedLooks:
@@ -63,7 +109,7 @@ class SharedLooks:
         A look serves whoever asks within `kept_s` seconds after it began.
         """
         self._farm, self._threads, self._clock, self._kept_s = farm, threads, clock, kept_s
-        self._looks: dict[tuple[str, str], tuple[float, asyncio.Task[BatchLook]]] = {}
+        self._looks: dict[tuple[str, str], _Looked] = {}
 
     async def at(self, owner: str, batch_id: str) -> BatchLook:
         """A look at an owner's batch that is under way, or was a moment ago, else a new one.
@@ -71,20 +117,34 @@ class SharedLooks:
         Raises `NoSuchBatchError`.
         """
         now = self._clock.monotonic()
-        began, task = self._looks.get((owner, batch_id), (float("-inf"), None))
-        if task is None or now - began >= self._kept_s:
-            self._looks = {name: look for name, look in self._looks.items() if now - look[0] < self._kept_s}
-            task = asyncio.create_task(run_sync(self._look, owner, batch_id, limiter=self._threads))
-            self._looks[owner, batch_id] = now, task
+        looked = self._looks.get((owner, batch_id))
+        # One that is under way is never doubled: where the store is slow, that would make it slower.
+        if looked is None or (looked.task.done() and now - looked.began >= self._kept_s):
+            self._looks = {name: one for name, one in self._looks.items() if now - one.began < _FORGOTTEN_S}
+            known = looked.known if looked is not None else None
+            task = asyncio.create_task(self._look(owner, batch_id, known))
+            looked = self._looks[owner, batch_id] = _Looked(began=now, task=task, known=known)
         # One stream that ends must not end the look of the others.
-        return await asyncio.shield(task)
+        return await asyncio.shield(looked.task)
 
-    def _look(self, owner: str, batch_id: str) -> BatchLook:
+    async def _look(self, owner: str, batch_id: str, known: _Known | None) -> BatchLook:
+        look = await run_sync(self._read, owner, batch_id, known, limiter=self._threads)
+        looked = self._looks.get((owner, batch_id))
+        if looked is not None and (known is None or look.view != known.view):
+            looked.known = _Known(view=look.view, until=look.now - SETTLED_S)
+        return look
+
+    def _read(self, owner: str, batch_id: str, known: _Known | None) -> BatchLook:
         farm = self._farm.of(owner)
         # The clock after the batch: what changed in between is looked at again.
         batch, now = farm.batch(batch_id), farm.batch_store.now()
         running = () if batch.done else tuple(farm.batch_store.running(farm.owner, batch_id))
-        return BatchLook(batch=batch, now=now, running=running)
+        look = BatchLook(batch=batch, now=now, running=running, changes=None)
+        if known is not None and look.view == known.view:
+            return look
+        since = known.until if known is not None else now - SETTLED_S
+        jobs = farm.batch_store.changed(farm.owner, batch_id, since, _MOST)
+        return replace(look, changes=Changes(since=since, jobs=tuple(jobs)) if len(jobs) < _MOST else None)
 
 
 async def follow(
@@ -101,47 +161,79 @@ async def follow(
 
     Begins with the batch as it stands, and with the jobs that changed at or after `since` (UTC epoch seconds; None:
     from now on). An event's id is where to begin after a break: some jobs may then be sent twice, none is missed.
-    The store is asked in `threads` (None: those of all requests), by `looks` together with other streams.
+    What one look tells comes as one text. The store is asked in `threads` (None: those of all requests), by `looks`
+    together with other streams.
     """
     looks = looks or SharedLooks(farm, threads, clock, kept_s=every_s / 2)
-    shown: dict[str, Any] | None = None
-    sent: set[tuple[str, int, str]] = set()
-    steps: dict[str, int] = {}
+    stream = _Stream(farm, batch_id, since, threads)
     end, sent_at = clock.monotonic() + STREAM_S, clock.monotonic()
     while clock.monotonic() < end:
-        look = await looks.at(farm.owner, batch_id)
-        batch, now = look.batch, look.now
-        view = batch_view(batch)
-        if since is None:
-            since = now
-        if view != shown:
+        told = await stream.told(await looks.at(farm.owner, batch_id))
+        if told:
             sent_at = clock.monotonic()
-            jobs = await run_sync(farm.batch_store.changed, farm.owner, batch_id, since, _MOST, limiter=threads)
-            for job in jobs:
-                # The store's clock counts whole seconds: what changed in the last ones is looked at again.
-                key = (job.id, job.updated_at, job.state.value)
-                if key not in sent:
-                    yield _event("job", job_view(job), job.updated_at)
-                sent.add(key)
-            if jobs:
-                since = max(since, min(jobs[-1].updated_at + 1, now - SETTLED_S))
-                sent = {key for key in sent if key[1] >= since}
-            # Sent last, and remembered only where all jobs behind it were sent.
-            if len(jobs) < _MOST:
-                shown = view
-                yield _event("batch", view, since)
-        if batch.done and shown == view:
-            yield _event("end", {"status": batch.status}, since)
+            # Each text is a message of its own through Serve's proxy.
+            yield "".join(told)
+        if stream.ended:
             return
-        for job in look.running:
-            if steps.get(job.id) != job.step:
-                steps[job.id] = job.step
-                sent_at = clock.monotonic()
-                yield _event("progress", _progress(job), since)
         if clock.monotonic() - sent_at >= ALIVE_S:
             sent_at = clock.monotonic()
             yield ": still there\n\n"
         await asyncio.sleep(every_s)
+
+
+class _Stream:
+    """What one client has been told of a batch."""
+
+    def __init__(self, farm: Farm, batch_id: str, since: int | None, threads: CapacityLimiter | None) -> None:
+        self._farm, self._batch_id, self._threads = farm, batch_id, threads
+        #: All that changed before has been told, or is not asked for; by the store's clock.
+        self._since = since
+        self._shown: dict[str, Any] | None = None
+        self._sent: set[tuple[str, int, str]] = set()
+        self._steps: dict[str, int] = {}
+        self.ended = False
+
+    async def told(self, look: BatchLook) -> list[str]:
+        """Events of what a look shows that was not told before."""
+        if self._since is None:
+            self._since = look.now
+        texts = []
+        if look.view != self._shown:
+            jobs, all_of_them = await self._changed(look, self._since)
+            for job in jobs:
+                # The store's clock counts whole seconds: what changed in the last ones is looked at again.
+                if _change(job) not in self._sent:
+                    texts.append(look.told_job(job))
+                self._sent.add(_change(job))
+            if all_of_them:
+                self._since = max(self._since, look.now - SETTLED_S)
+            elif jobs:
+                self._since = max(self._since, min(jobs[-1].updated_at + 1, look.now - SETTLED_S))
+            self._sent = {key for key in self._sent if key[1] >= self._since}
+            # Sent last, and remembered only where all jobs behind it were sent.
+            if all_of_them:
+                self._shown = look.view
+                texts.append(_event("batch", look.view, self._since))
+        if look.batch.done and self._shown == look.view:
+            self.ended = True
+            return [*texts, _event("end", {"status": look.batch.status}, self._since)]
+        for job in look.running:
+            if self._steps.get(job.id) != job.step:
+                self._steps[job.id] = job.step
+                texts.append(_event("progress", _progress(job), self._since))
+        return texts
+
+    async def _changed(self, look: BatchLook, since: int) -> tuple[Sequence[Job], bool]:
+        """Jobs that changed at or after `since`, oldest first, and whether that is all of them."""
+        if look.changes is not None and look.changes.since <= since:
+            return [job for job in look.changes.jobs if job.updated_at >= since], True
+        store = self._farm.batch_store
+        jobs = await run_sync(store.changed, self._farm.owner, self._batch_id, since, _MOST, limiter=self._threads)
+        return jobs, len(jobs) < _MOST
+
+
+def _change(job: Job) -> tuple[str, int, str]:
+    return job.id, job.updated_at, job.state.value
 
 
 def _progress(job: Job) -> dict[str, Any]:

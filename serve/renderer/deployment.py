@@ -22,6 +22,7 @@ from pipeline.kernels.cache import keep_compiled_under
 from pipeline.kernels.kernels import KernelChoice
 from serve.dispatcher.wire import ACCEPTED, event_to_wire
 from serve.loopback import replica_on_loopback
+from serve.niceness import give_way, gives_way
 from serve.renderer.active_clip import ActiveClip, StepReports
 from serve.renderer.admission import MemoryWait
 from serve.renderer.cards import (
@@ -55,6 +56,7 @@ class Renderer:
         farm.set_umask()
         replica_on_loopback()
         settings = farm.settings()
+        self._gives_way = gives_way(farm)
         context = ray_serve.get_replica_context()
         kernels = farm.kernels_of(card_class)
         if kernels is not KernelChoice.EAGER:
@@ -113,7 +115,7 @@ class Renderer:
 
         clip = ActiveClip(Assignment.read(assignment), emit)
         self._clips[clip.attempt_id] = clip
-        work = asyncio.create_task(asyncio.to_thread(self._worker.run, clip))
+        work = asyncio.create_task(asyncio.to_thread(self._render, clip))
         work.add_done_callback(lambda task: events.put_nowait(task.result()))
         try:
             while True:
@@ -132,6 +134,11 @@ class Renderer:
             if self._heartbeat.broken and not self._clips:
                 log.error("this process cannot use its card any more; it exits so that Serve replaces it")
                 self._heartbeat.exit_soon()
+
+    def _render(self, clip: ActiveClip) -> Ended:
+        if self._gives_way:
+            give_way()
+        return self._worker.run(clip)
 
     async def pid(self, want: str) -> int:
         """Process id, for chaos tests and `doctor`."""
@@ -153,6 +160,8 @@ def _open_card(farm: FarmArgs, card_class: str, home: Path) -> tuple[CardIdentit
     """The card of this renderer, its device and its lock: opened and tried, where it is a GPU and torch is there."""
     unique = f"{card_class}-{ray_serve.get_replica_context().replica_id.unique_id}"
     cards = farm.card_classes[card_class].cards
+    if gives_way(farm):
+        give_way()
     if farm.emulate:
         emulated, lock = claim(cards, home / "cards") if cards else (unique, None)
         return *emulated_card(emulated, card_class), lock

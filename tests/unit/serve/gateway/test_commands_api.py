@@ -185,13 +185,14 @@ class Stream:
         self._text = follow(farm, batch_id, since, every_s=0)
 
     async def until(self, kind: str) -> list[tuple[str, dict[str, Any], int]]:
+        """Events up to the text that has one of this kind; to the end where none does."""
         found = []
         async for text in self._text:
-            if text.startswith(":"):
-                continue
-            fields = dict(line.split(": ", 1) for line in text.strip().split("\n"))
-            found.append((fields["event"], json.loads(fields["data"]), int(fields["id"])))
-            if found[-1][0] == kind:
+            told = [part for part in text.split("\n\n") if part and not part.startswith(":")]
+            for part in told:
+                fields = dict(line.split(": ", 1) for line in part.split("\n"))
+                found.append((fields["event"], json.loads(fields["data"]), int(fields["id"])))
+            if any(part.startswith(f"event: {kind}\n") for part in told):
                 return found
         return found
 
@@ -256,6 +257,42 @@ def _after(dispatch_store: DispatchStore, claim, ended: Ended):
     from tests.building import FLEET
 
     return after_attempt(dispatch_store.current_job(claim), ended, FLEET)
+
+
+async def test_streams_that_look_together_ask_once_and_are_told_all(farm, monkeypatch):
+    batch_id = hand_in(farm, 12)
+    clock, asked, moments = Clock().set_on(farm.batch_store.database), [], Clock(0.0)
+    moments.monotonic = moments.__call__
+    changed = type(farm.batch_store).changed
+    monkeypatch.setattr(
+        type(farm.batch_store), "changed", lambda self, *words: asked.append(words) or changed(self, *words)
+    )
+    looks = SharedLooks(farm, clock=moments, kept_s=0.5)
+    streams = [follow(farm, batch_id, None, every_s=0, clock=moments, looks=looks) for _ in range(8)]
+    # One that went on from before anything was handed in asks for itself, and then with the others.
+    streams.append(follow(farm, batch_id, 0, every_s=0, clock=moments, looks=looks))
+    told = [[] for _ in streams]
+
+    async def look() -> int:
+        before = len(asked)
+        for text, stream in zip(told, streams, strict=True):
+            text.append(await anext(stream))
+        moments.now += 1
+        return len(asked) - before
+
+    assert await look() == 2
+    jobs = farm.jobs(batch_id)
+    for number in range(5):
+        # Two of one second, at the end of which somebody looks.
+        for job in jobs[2 * number : 2 * number + 2]:
+            farm.command_job(job.id, Verb.CANCEL)
+        assert await look() == 1
+        clock.now += number
+    for text in told[:-1]:
+        assert text == told[0]
+    ended = [json.loads(line[6:])["name"] for line in "".join(told[0]).split("\n") if '"state": "cancelled"' in line]
+    assert ended == [job.name for job in jobs[:10]]
+    assert all(job.name in told[-1][0] for job in jobs)
 
 
 # -- by store and by URL ---------------------------------------------------------------------------------------
