@@ -14,10 +14,11 @@ from pipeline.notes import as_json, distinct
 from serve.gateway.openai.body import FILE_ID, MANIFEST_ID
 
 _DAY_S = 86_400
-#: A client comes back after so many milliseconds: at least, at most, and while its video waits.
+#: A client comes back after so many milliseconds: at least, at most, and while its video waits at first. What has
+#: waited for long is seldom looked at: a fifth of its wait later, as with any exponential backoff.
 LEAST_POLL_MS = 500
 MOST_POLL_MS = 10_000
-_QUEUED_POLL_MS = 2000
+_QUEUED_POLL_MS, _QUEUED_SHARE = 2000, 0.2
 #: The only states that clients know.
 _STATUS = {
     JobState.QUEUED: "queued",
@@ -84,12 +85,16 @@ def progress_of(video: Video) -> int:
 
 
 def poll_after_ms(video: Video, now: int) -> int:
-    """When a client may look again: about when the video is done at the pace of its attempt so far."""
+    """When a client may look again: about when the video is done at the pace of its attempt so far.
+
+    Of one that waits, the later the longer it has waited.
+    """
     job = video.job
     if job.state.final:
         return LEAST_POLL_MS
     if job.state is not JobState.RUNNING or video.started_at is None or not job.step or not job.steps:
-        return _QUEUED_POLL_MS
+        waited = _QUEUED_SHARE * 1000 * (now - job.created_at)
+        return int(min(max(waited, _QUEUED_POLL_MS), MOST_POLL_MS))
     left = (now - video.started_at) * (job.steps - job.step) / job.step
     return int(min(max(1000 * left, LEAST_POLL_MS), MOST_POLL_MS))
 

@@ -13,6 +13,8 @@ from cluster.jobs.model import Outcome
 from cluster.jobs.transitions import Verb
 from cluster.store import retention
 from cluster.store import videos as store
+from serve.gateway.openai.videos import find_video
+from serve.gateway.openai.views import poll_after_ms
 from tests.building import still_png
 from tests.served import PATIENCE_S
 from tests.unit.serve.gateway.openai.conftest import VIDEO, other_owner, served
@@ -263,6 +265,12 @@ def test_the_pace_of_an_attempt_says_when_to_look_again(http, farm, cards) -> No
     cards.finish(queued.json()["id"])
     done = http.get(f"/v1/videos/{queued.json()['id']}")
     assert int(done.headers["openai-poll-after-ms"]) <= 1000
+
+
+@pytest.mark.parametrize(("waited_s", "after_ms"), [(0, 2000), (9, 2000), (20, 4000), (45, 9000), (4000, 10_000)])
+def test_what_has_waited_for_long_is_seldom_looked_at(http, farm, waited_s: int, after_ms: int) -> None:
+    video = find_video(farm, create(http).json()["id"])
+    assert poll_after_ms(video, video.job.created_at + waited_s) == after_ms
 
 
 def test_a_video_goes_before_batches_if_it_is_not_said_otherwise(http) -> None:
