@@ -27,6 +27,7 @@ from pipeline.problems import BadInputError
 
 log = logging.getLogger("clipmill.store")
 
+_SQLITE_CONNECTIONS = 40
 _BUSY_TIMEOUT_S = 30
 #: Seconds that a server may take to answer a new connection; `connect_timeout` in the URL says otherwise.
 CONNECT_TIMEOUT_S = 10
@@ -59,6 +60,9 @@ class Database:
             kwargs["connect_args"] = {"connect_timeout": CONNECT_TIMEOUT_S}
         if url == "sqlite://":
             kwargs["poolclass"] = sa.pool.StaticPool
+        elif url.startswith("sqlite"):
+            # As many as a gateway has threads: those beyond would be opened and closed with every request.
+            kwargs |= {"pool_size": _SQLITE_CONNECTIONS, "max_overflow": _SQLITE_CONNECTIONS}
         self.engine = _engine(url, **kwargs)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         if self.is_sqlite:
