@@ -45,12 +45,12 @@ def build(args: dict[str, Any]) -> Application:
     if not farm.gateway:
         return dispatcher
     # Half a second of imports, which whoever waits for the first clip of `clipmill render` is spared.
-    from serve.gateway.deployment import Gateway
+    from serve.gateway.deployment import Gateway, ListeningGateway
     from serve.gateway.limits import GATEWAY_REQUESTS
 
     return ray_serve.deployment(
         name="gateway", num_replicas=1, max_ongoing_requests=GATEWAY_REQUESTS, ray_actor_options=control
-    )(Gateway).bind(plain, dispatcher)
+    )(ListeningGateway if farm.listen else Gateway).bind(plain, dispatcher)
 
 
 def _renderer(farm: FarmArgs, name: str, table: CardClassArgs) -> object:

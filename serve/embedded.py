@@ -26,11 +26,13 @@ from serve.credentials import KEY_VARIABLE
 from serve.farm_logs import keep_logs
 from serve.farm_watch import FarmWatch
 from serve.loopback import LOOPBACK, ray_on_loopback
-from serve.settings import SCRATCH_VARIABLE, WORKER_NICENESS_VARIABLE, CardClassArgs, FarmArgs
+from serve.settings import SCRATCH_VARIABLE, WORKER_NICENESS_VARIABLE, CardClassArgs, FarmArgs, ListenArgs
 
 log = logging.getLogger("clipmill.local")
 
 APP_NAME = "clipmill"
+#: Port of the gateway where none is named.
+DEFAULT_PORT = 8500
 #: Directory names carry the owner's process id, so that a later start can tell whose are left over.
 _TMP_PREFIX = "clipmill-"
 _TMP_NAME = re.compile(rf"{_TMP_PREFIX}([0-9]+)-[a-z0-9_]{{8}}")
@@ -195,9 +197,9 @@ class EmbeddedFarm:
         dashboard_port: int | None = None,
         metrics_port: int | None = None,
     ) -> None:
-        self._args = args
+        listen = ListenArgs(host=host, port=port or DEFAULT_PORT) if args.gateway else None
+        self._args = args.model_copy(update={"listen": listen})
         self._metrics_port = metrics_port
-        self._host, self._port = host, port
         self._dashboard_port = dashboard_port
         self._temp: Path | None = None
         #: Ray's own record of the daemons it started.
@@ -251,17 +253,9 @@ class EmbeddedFarm:
         )
         self._node = ray._private.worker._global_node
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-        location = "HeadOnly" if self._args.gateway else "NoServer"
-        ray_serve.start(
-            http_options=HTTPOptions(location=location, host=self._host, port=self._port or 8500),
-            logging_config=quiet,
-        )
-        ray_serve.run(
-            build(self._args.model_dump(mode="json")),
-            name=APP_NAME,
-            route_prefix="/" if self._args.gateway else None,
-            logging_config=quiet,
-        )
+        # The gateway listens itself.
+        ray_serve.start(http_options=HTTPOptions(location="NoServer"), logging_config=quiet)
+        ray_serve.run(build(self._args.model_dump(mode="json")), name=APP_NAME, route_prefix=None, logging_config=quiet)
 
     def name(self) -> str:
         """What its dispatcher calls this farm in the store: once it is started."""

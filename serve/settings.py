@@ -138,6 +138,15 @@ class CardClassArgs(BaseModel):
     cards: tuple[str, ...] = ()
 
 
+class ListenArgs(BaseModel):
+    """An address and a port of this machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
 class FarmArgs(BaseModel):
     """The arguments of `serve.app:build`."""
 
@@ -162,6 +171,8 @@ class FarmArgs(BaseModel):
     few_step: dict[str, FewStep] = Field(default_factory=dict)
     #: Whether a gateway answers HTTP; an embedded `render` needs none.
     gateway: bool = True
+    #: Where the gateway listens itself, as that of an embedded farm does; None: Serve's proxies stand before it.
+    listen: ListenArgs | None = None
     #: Names of hosts that the gateway answers to, besides addresses and `localhost`: `farm.example.org`,
     #: `*.example.org`, or `*` where something before it checks names.
     allowed_hosts: tuple[str, ...] = ()
