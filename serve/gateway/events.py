@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -43,10 +43,20 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """All jobs of a batch that changed at or after `since`, in UTC epoch seconds of the store's clock."""
+    """Jobs of a batch that changed at or after `since`, in UTC epoch seconds of the store's clock, oldest first."""
 
     since: int
     jobs: tuple[Job, ...]
+    #: False where there are more than a look holds.
+    complete: bool
+
+    def known_until(self, now: int) -> int:
+        """Until when all changes are among those before and these; `now` by the store's clock, before they were read.
+
+        The store's clock counts whole seconds: what changed in the last ones is looked at again.
+        """
+        settled = now - SETTLED_S
+        return settled if self.complete else min(self.jobs[-1].updated_at + 1, settled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +66,7 @@ class BatchLook:
     batch: Batch
     now: int
     running: tuple[Job, ...]
-    #: What changed since the look before that asked; None where it was not asked, for the counts are what they were,
-    #: or where there is more than a look holds.
+    #: What changed since the look before that asked; None where it was not asked, for the counts are what they were.
     changes: Changes | None
     _texts: dict[tuple[str, int, str], str] = field(default_factory=dict)
 
@@ -82,7 +91,8 @@ _FORGOTTEN_S = 60.0
 class _Known:
     """What the last look at a batch that asked for changes saw, and until when those are known."""
 
-    view: dict[str, Any]
+    #: None where there were more than it could hold.
+    view: dict[str, Any] | None
     until: int
 
 
@@ -130,8 +140,9 @@ class SharedLooks:
     async def _look(self, owner: str, batch_id: str, known: _Known | None) -> BatchLook:
         look = await run_sync(self._read, owner, batch_id, known, limiter=self._threads)
         looked = self._looks.get((owner, batch_id))
-        if looked is not None and (known is None or look.view != known.view):
-            looked.known = _Known(view=look.view, until=look.now - SETTLED_S)
+        if looked is not None and look.changes is not None:
+            until = look.changes.known_until(look.now)
+            looked.known = _Known(view=look.view if look.changes.complete else None, until=until)
         return look
 
     def _read(self, owner: str, batch_id: str, known: _Known | None) -> BatchLook:
@@ -142,9 +153,12 @@ class SharedLooks:
         look = BatchLook(batch=batch, now=now, running=running, changes=None)
         if known is not None and look.view == known.view:
             return look
-        since = known.until if known is not None else now - SETTLED_S
-        jobs = farm.batch_store.changed(farm.owner, batch_id, since, _MOST)
-        return replace(look, changes=Changes(since=since, jobs=tuple(jobs)) if len(jobs) < _MOST else None)
+        return replace(look, changes=_changes(farm, batch_id, known.until if known is not None else now - SETTLED_S))
+
+
+def _changes(farm: Farm, batch_id: str, since: int) -> Changes:
+    jobs = farm.batch_store.changed(farm.owner, batch_id, since, _MOST)
+    return Changes(since=since, jobs=tuple(jobs), complete=len(jobs) < _MOST)
 
 
 async def follow(
@@ -195,41 +209,39 @@ class _Stream:
 
     async def told(self, look: BatchLook) -> list[str]:
         """Events of what a look shows that was not told before."""
-        if self._since is None:
-            self._since = look.now
+        first = self._since is None
+        since = look.now if self._since is None else self._since
         texts = []
         if look.view != self._shown:
-            jobs, all_of_them = await self._changed(look, self._since)
-            for job in jobs:
-                # The store's clock counts whole seconds: what changed in the last ones is looked at again.
-                if _change(job) not in self._sent:
-                    texts.append(look.told_job(job))
-                self._sent.add(_change(job))
-            if all_of_them:
-                self._since = max(self._since, look.now - SETTLED_S)
-            elif jobs:
-                self._since = max(self._since, min(jobs[-1].updated_at + 1, look.now - SETTLED_S))
-            self._sent = {key for key in self._sent if key[1] >= self._since}
+            changes = await self._changes(look, since)
+            for job in changes.jobs:
+                if job.updated_at >= since:
+                    # What it begins with is the batch as it stands.
+                    if not first and _change(job) not in self._sent:
+                        texts.append(look.told_job(job))
+                    self._sent.add(_change(job))
+            since = max(since, changes.known_until(look.now))
+            self._sent = {key for key in self._sent if key[1] >= since}
             # Sent last, and remembered only where all jobs behind it were sent.
-            if all_of_them:
+            if changes.complete:
                 self._shown = look.view
-                texts.append(_event("batch", look.view, self._since))
+            if changes.complete or first:
+                texts.append(_event("batch", look.view, since))
+        self._since = since
         if look.batch.done and self._shown == look.view:
             self.ended = True
-            return [*texts, _event("end", {"status": look.batch.status}, self._since)]
+            return [*texts, _event("end", {"status": look.batch.status}, since)]
         for job in look.running:
             if self._steps.get(job.id) != job.step:
                 self._steps[job.id] = job.step
-                texts.append(_event("progress", _progress(job), self._since))
+                texts.append(_event("progress", _progress(job), since))
         return texts
 
-    async def _changed(self, look: BatchLook, since: int) -> tuple[Sequence[Job], bool]:
-        """Jobs that changed at or after `since`, oldest first, and whether that is all of them."""
+    async def _changes(self, look: BatchLook, since: int) -> Changes:
         if look.changes is not None and look.changes.since <= since:
-            return [job for job in look.changes.jobs if job.updated_at >= since], True
-        store = self._farm.batch_store
-        jobs = await run_sync(store.changed, self._farm.owner, self._batch_id, since, _MOST, limiter=self._threads)
-        return jobs, len(jobs) < _MOST
+            return look.changes
+        # It comes back after a break, or fell behind.
+        return await run_sync(_changes, self._farm, self._batch_id, since, limiter=self._threads)
 
 
 def _change(job: Job) -> tuple[str, int, str]:

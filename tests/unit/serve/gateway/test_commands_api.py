@@ -292,7 +292,41 @@ async def test_streams_that_look_together_ask_once_and_are_told_all(farm, monkey
         assert text == told[0]
     ended = [json.loads(line[6:])["name"] for line in "".join(told[0]).split("\n") if '"state": "cancelled"' in line]
     assert ended == [job.name for job in jobs[:10]]
+    # Those that follow from now on are not told of what was there.
+    assert told[0][0].startswith("event: batch\n")
     assert all(job.name in told[-1][0] for job in jobs)
+
+
+async def test_more_than_a_look_holds_is_asked_for_once_by_all(farm, monkeypatch):
+    monkeypatch.setattr("serve.gateway.events._MOST", 3)
+    clock, asked, moments = Clock().set_on(farm.batch_store.database), [], Clock(0.0)
+    moments.monotonic = moments.__call__
+    changed = type(farm.batch_store).changed
+    monkeypatch.setattr(
+        type(farm.batch_store), "changed", lambda self, *words: asked.append(words) or changed(self, *words)
+    )
+    batch_id = hand_in(farm, 12)
+    looks = SharedLooks(farm, clock=moments, kept_s=0.5)
+    streams = [follow(farm, batch_id, None, every_s=0, clock=moments, looks=looks) for _ in range(6)]
+    told = [[await anext(stream)] for stream in streams]
+    # Twelve rows of one second are one look's, however few it is to hold.
+    assert (len(asked), told[0][0].count("event:")) == (1, 1)
+    clock.now += 10
+    moments.now += 10
+    for job in farm.jobs(batch_id):
+        farm.command_job(job.id, Verb.CANCEL)
+        clock.now += 1
+    looked = 0
+    while not told[0][-1].rstrip().endswith('"cancelled"}'):
+        clock.now += 1
+        moments.now += 1
+        looked += 1
+        for text, stream in zip(told, streams, strict=True):
+            text.append(await anext(stream))
+    names = [json.loads(line[6:])["name"] for line in "".join(told[0]).split("\n") if '"state": "cancelled"' in line]
+    assert names == [f"row{number}" for number in range(1, 13)]
+    assert all(text == told[0] for text in told)
+    assert len(asked) <= looked + 1
 
 
 # -- by store and by URL ---------------------------------------------------------------------------------------
