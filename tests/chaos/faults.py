@@ -423,7 +423,6 @@ FAULTS: tuple[Fault, ...] = (
     Fault("gateway killed", _kill(GATEWAY)),
     Fault("gateway killed while rows are handed in", _kill_gateway_while_handing_in, weight=0.5),
     Fault("Serve's controller killed", _kill("ray::ServeController")),
-    Fault("Serve's proxy killed", _kill("ray::ProxyActor")),
     Fault("Ray's agent killed", _kill("ray::DashboardAgent"), weight=0.5),
     Fault("raylet killed", _kill_daemon("raylet"), weight=0.5),
     Fault("GCS killed", _kill_daemon("gcs_server"), weight=0.5),
