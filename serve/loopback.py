@@ -21,6 +21,7 @@ def ray_on_loopback(*, agent: bool) -> None:
     With `agent` False the node's agent has no port: it serves no metrics and takes no jobs.
     """
     from ray._private import utils
+    from ray._private.node import Node
     from ray._private.parameter import RayParams
 
     given = RayParams.__init__
@@ -44,6 +45,8 @@ def ray_on_loopback(*, agent: bool) -> None:
         os.environ["RAY_enable_metrics_collection"] = "0"  # noqa: SIM112 - Ray's own spelling
         # As in an installation without the dashboard.
         utils.get_dashboard_dependency_error = lambda: ImportError("nobody asked for a dashboard")
+        # A second of a processor, for a process that answers nobody.
+        Node.start_api_server = lambda _self, **_: None
 
 
 def is_loopback(host: str | None) -> bool:

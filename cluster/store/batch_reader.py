@@ -37,6 +37,12 @@ class BatchReader:
         with self.database.read() as c:
             return self.kept_counts.batch(c, require_batch(c, owner, batch_id), self.database.now(c))
 
+    def has_source(self, owner: str, source: str) -> bool:
+        """Whether the owner has handed in what comes from `source` before."""
+        query = sa.select(sa.exists().where(batches.c.owner == owner, batches.c.source == source))
+        with self.database.read() as c:
+            return bool(c.scalar(query))
+
     def failures(self) -> float:
         """A number that is another one once more rows have failed, in any batch."""
         failed = sa.and_(tallies.c.name == "clips", tallies.c.outcome.in_(["failed", "invalid"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.catalog.defaults import Defaults
-from cluster.catalog.ingest import IncomingRow, gather
+from cluster.catalog.ingest import FIRST_ROWS, IncomingRow, gather
 from cluster.catalog.manifest import Manifest
 from cluster.farm import Farm
 from cluster.fleet.cards import Beat, card_faults
@@ -19,6 +20,7 @@ from cluster.remote.stills import RemoteStills
 from pipeline.memory.footprint import leanest
 from serve.cli.results import ResultsWriter
 from serve.embedded import FarmLock
+from serve.niceness import give_way
 
 #: How often the store is asked, and how often the farm's lock is tried, in seconds.
 POLL_S = 0.2
@@ -29,6 +31,10 @@ ATTEND_S = 4.0
 SETTLE_S = 3.0
 PASSES_S = 300.0
 _SOME = 200
+#: On so many cores a farm that starts needs all of them: rows behind the first ones are read once a clip is done, or
+#: after so many seconds.
+FEW_CORES = 4
+READ_ON_S = 20.0
 #: How long a farm may take to close while it is still starting, or after it broke, in seconds.
 CLOSE_S = 2.0
 
@@ -89,6 +95,8 @@ class _Reading:
     rows_read: int = 0
     error: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
+    #: Set once rows behind the first ones may be read.
+    on: threading.Event = field(default_factory=threading.Event)
 
 
 class FarmHost(threading.Thread):
@@ -189,6 +197,9 @@ class RenderSession:
         `cards` in words, for the page. `on_read` is called with the batch's id once, when all rows are handed in.
         Raises `FarmStartError`, `FarmLostError`, `NoUsableCardError`, and what the store raises.
         """
+        if manifest.good and not self._farm.batch_store.has_source(self._farm.owner, source):
+            # The first time there is something to render, as good as certainly: the farm starts while rows are read.
+            self._see_to_farm()
         threading.Thread(target=self._read, args=(manifest, defaults, name, source), name="ingest", daemon=True).start()
         lock_at = attend_at = 0.0
         rows, told = len(manifest.rows), False
@@ -196,6 +207,8 @@ class RenderSession:
             now = time.monotonic()
             self._raise_faults()
             batch, running = self._look()
+            if self._host is None or self._host.error or (batch and batch.counts.final):
+                self._reading.on.set()
             if batch and now >= attend_at:
                 self._farm.attend(batch.id)
                 attend_at = now + ATTEND_S
@@ -209,7 +222,7 @@ class RenderSession:
                 return batch
             if batch:
                 self._writer.follow(batch.id, cards)
-            # The farm is started by the first row that needs rendering: a catalog that is all done needs none.
+            # A catalog that was rendered before may need no farm: the first row that does starts it.
             if batch and (batch.counts[JobState.QUEUED] or running) and now >= lock_at:
                 self._see_to_farm()
                 self._see_to_cards(batch, running, now)
@@ -229,10 +242,15 @@ class RenderSession:
 
     def _read(self, manifest: Manifest, defaults: Defaults, name: str, source: str) -> None:
         reading = self._reading
+        # It is far ahead of the cards in any case.
+        give_way()
 
         def counted() -> Any:
             row: IncomingRow
             for row in gather(manifest, self._farm.put_still, self._remote):
+                if reading.rows_read >= FIRST_ROWS and (os.cpu_count() or 1) <= FEW_CORES:
+                    reading.on.wait(READ_ON_S)
+                    reading.on.set()
                 reading.rows_read += 1
                 yield row
 
