@@ -5,21 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cluster.catalog.defaults import FewStep, check_few_step
-from cluster.explain.reasons import Rules
 from cluster.fleet.cards import NOMINAL_BYTES, Fleet, promised_bytes, promised_of_card
 from cluster.fleet.quotas import OwnerShare
 from cluster.maintenance.keep import Keep
 from cluster.remote.policy import FetchPolicy
-from cluster.results.deliveries import PLAIN_TERMS, DeliveryTerms
 from cluster.scheduling.interactive import InteractiveTerms
-from pipeline.delivery.brands import read_brand
-from pipeline.delivery.profiles import DeliveryProfiles, read_profiles
 from pipeline.devices.emulation_scale import emulated_bytes
 from pipeline.families import FAMILIES
 from pipeline.families.licences import remembered_acceptances
@@ -27,6 +23,12 @@ from pipeline.kernels.kernels import KernelChoice
 from pipeline.memory.footprint import context_share
 from pipeline.problems import BadInputError
 from pipeline.units import GIB
+
+if TYPE_CHECKING:
+    # Half of what these settings take to be imported, which renderers have no use for.
+    from cluster.explain.reasons import Rules
+    from cluster.results.deliveries import DeliveryTerms
+    from pipeline.delivery.profiles import DeliveryProfiles
 
 log = logging.getLogger("clipmill.settings")
 
@@ -88,6 +90,9 @@ class Settings(BaseSettings):
 
     def deliveries(self) -> DeliveryTerms:
         """What rows of this home may be delivered for, and its brand. Raises `BadInputError`."""
+        from cluster.results.deliveries import DeliveryTerms
+        from pipeline.delivery.brands import read_brand
+
         brand = self.home / BRAND_FILE
         return DeliveryTerms(profiles=self.delivery_profiles(), brand=read_brand(brand) if brand.exists() else None)
 
@@ -101,6 +106,8 @@ class Settings(BaseSettings):
             return self.deliveries()
         except BadInputError as error:
             log.error("deliveries go by the built-in profiles alone: %s", error)
+            from cluster.results.deliveries import PLAIN_TERMS
+
             return PLAIN_TERMS
 
     def delivery_profiles(self, file: Path | None = None) -> DeliveryProfiles:
@@ -108,6 +115,8 @@ class Settings(BaseSettings):
 
         Raises `BadInputError` where the file cannot be read.
         """
+        from pipeline.delivery.profiles import read_profiles
+
         own = self.home / PROFILES_FILE
         return read_profiles(file or (own if own.exists() else None))
 
@@ -310,6 +319,8 @@ class FarmArgs(BaseModel):
 
     def rules(self) -> Rules:
         """The rules that the farm places jobs by: its fleet, shares of owners, whether tails are planned."""
+        from cluster.explain.reasons import Rules
+
         return Rules(fleet=self.fleet(), owners=self.owners, plans=self.plan_tails, interactive=self.interactive())
 
     def interactive(self) -> InteractiveTerms:

@@ -13,12 +13,14 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from cluster.dispatch.retry import after_attempt
 from cluster.jobs.model import JobState, StoredCheckpoint
 from cluster.jobs.outcomes import Lost
 from cluster.maintenance.audit import check
 from cluster.store import BatchStore, Database, DispatchStore
+from cluster.store.database import HEAD
 from cluster.store.schema import metadata
 from tests.building import FLEET, Clock, card, completed, spec
 from tests.unit.cluster.store.indexes import index_texts
@@ -150,3 +152,23 @@ def test_the_farm_goes_on_where_it_was(old):
         assert dispatch_store.finish(claim, done, after_attempt(dispatch_store.current_job(claim), done, FLEET))
     assert check(old) == []
     assert batch_store.batch(ME, "batch_a").counts[JobState.COMPLETED] >= 15
+
+
+def test_a_new_store_is_written_down_as_alembic_does(tmp_path):
+    versions = str(STORES.parents[4] / "cluster" / "store" / "migrations")
+    assert ScriptDirectory(versions).get_current_head() == HEAD
+    ours, alembics = Database(f"sqlite:///{tmp_path / 'ours.db'}"), Database(f"sqlite:///{tmp_path / 'alembic.db'}")
+    ours.migrate()
+    with alembics.engine.begin() as c:
+        MigrationContext.configure(c).stamp(ScriptDirectory(versions), "head")
+    made = [
+        [tuple(row) for row in c.execute(sa.text("SELECT sql FROM sqlite_master WHERE name = 'alembic_version'"))]
+        + [tuple(row) for row in c.execute(sa.text("SELECT * FROM alembic_version"))]
+        for database in (ours, alembics)
+        for c in [database.engine.connect()]
+    ]
+    assert [[" ".join(str(one).split()) for one in row] for row in made[0]] == [
+        [" ".join(str(one).split()) for one in row] for row in made[1]
+    ]
+    for database in (ours, alembics):
+        database.close()
