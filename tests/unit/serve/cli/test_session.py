@@ -11,10 +11,13 @@ import pytest
 from rich.console import Console
 
 from cluster.catalog.defaults import Defaults
+from cluster.catalog.ingest import FIRST_ROWS
 from cluster.catalog.manifest import read_manifest
 from cluster.dispatch.retry import after_attempt
 from cluster.farm import Farm
+from cluster.jobs.model import JobState
 from cluster.jobs.outcomes import Completed
+from cluster.jobs.transitions import Verb
 from cluster.results.export import ResultsError
 from cluster.storage import Storage
 from cluster.store import BatchStore, Database, DispatchStore
@@ -117,11 +120,75 @@ def test_a_farm_of_another_process_is_named_only_where_there_is_one(
             work()
         return list(dict.fromkeys(said))
 
+    # Its farm is started at once where a catalog is new.
+    database = Database(f"sqlite:///{tmp_path / 'clipmill.db'}")
+    BatchStore(database).open_batch("local", name="catalog.csv", source="here")
+    database.close()
     assert look() == ["idle", "starting"]
     other = FarmLock(tmp_path)
     assert other.try_acquire()
     assert look() == ["idle", "shared"]
     other.release()
+
+
+@pytest.mark.timeout(PATIENCE_S)
+def test_the_farm_of_a_new_catalog_starts_before_a_row_is_read(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading would take seconds in which Ray starts."""
+
+    class DoneError(Exception):
+        pass
+
+    fake, started = FakeFarm(), threading.Event()
+    monkeypatch.setattr(FakeFarm, "start", lambda self: started.set() or self.may_start.wait(PATIENCE_S))
+    put_still = Farm.put_still
+
+    def put_late(*args: Any) -> Any:
+        assert started.wait(PATIENCE_S), "rows are read, and no farm starts"
+        return put_still(*args)
+
+    monkeypatch.setattr(Farm, "put_still", put_late)
+
+    def read(moment: Moment) -> None:
+        if moment.rows_read:
+            raise DoneError
+
+    session, work = run(fake, read)
+    with pytest.raises(DoneError):
+        work()
+    fake.may_start.set()
+    assert session.close()
+
+
+@pytest.mark.timeout(PATIENCE_S)
+def test_on_few_cores_rows_behind_the_first_are_read_once_a_clip_is_done(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "".join(f"still.png,zoom in number {number}\n" for number in range(12))
+    (tmp_path / "catalog.csv").write_text(f"image,prompt\n{rows}")
+    monkeypatch.setattr(session_module.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(session_module, "READ_ON_S", 2 * PATIENCE_S)
+    read: list[int] = []
+
+    class DoneError(Exception):
+        pass
+
+    def show(moment: Moment) -> None:
+        read.append(moment.rows_read)
+        counts = moment.batch and moment.batch.counts
+        if moment.rows_read == 12:
+            raise DoneError
+        if counts and counts[JobState.QUEUED] == FIRST_ROWS and read.count(FIRST_ROWS) > 3:
+            # A row that has ended, whichever way.
+            ours = session._farm
+            ours.command_job(ours.jobs(session.batch_id)[0].id, Verb.CANCEL)
+
+    fake = FakeFarm()
+    fake.may_start.set()
+    session, work = run(fake, show)
+    with pytest.raises(DoneError):
+        work()
+    assert read.count(FIRST_ROWS) > 3
+    assert session.close()
 
 
 @pytest.mark.timeout(PATIENCE_S)
@@ -324,11 +391,14 @@ def test_the_page_is_there_while_other_rows_are_rendered(run, tmp_path: Path) ->
         catalog.write("other.png,pan left\n")
     page = tmp_path / "out" / "index.html"
     stores: list[DispatchStore] = []
+    # The farm of a new catalog is there before its rows are.
+    read = threading.Event()
 
     class OneClip(FakeFarm):
         def start(self) -> None:
             (office,) = stores
             office.take_office("embedded")
+            assert read.wait(PATIENCE_S)
             job = office.waiting(1)[0]
             (claim,) = office.start([(job, card(job.id))], 10)
             ended = Completed(objects=objects(claim.attempt_id))
@@ -349,7 +419,7 @@ def test_the_page_is_there_while_other_rows_are_rendered(run, tmp_path: Path) ->
             assert not moment.batch.done
             raise EnoughError
 
-    session, work = run(fake, show, cards="1 × c8")
+    session, work = run(fake, show, cards="1 × c8", on_read=lambda _batch: read.set())
     with pytest.raises(EnoughError):
         work()
     assert "1 × c8" in page.read_text()
