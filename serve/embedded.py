@@ -390,6 +390,9 @@ def _prepare_environment(temp: Path, home: Path, *, jobs: bool) -> None:
             "RAY_TMPDIR": str(_ray_folder(temp)),
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_DEDUP_LOGS": "0",
+            # Ray would have all of its workers behind everything else on the machine, and so the gateway beside what
+            # renders: renderers step back by themselves.
+            "RAY_worker_niceness": "0",
         }
     )
 

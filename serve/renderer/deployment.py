@@ -45,6 +45,8 @@ log = logging.getLogger("clipmill.renderer")
 #: A renderer whose card cannot be used for now says so for so many seconds, and ends the clips that need none; then a
 #: new process tries.
 TRY_AGAIN_S = 60.0
+#: The niceness of renderers, as Ray's own workers have it: what is asked of gateway and dispatcher is little, and at once.
+NICENESS = 15
 
 
 class Renderer:
@@ -59,6 +61,7 @@ class Renderer:
         kernels = farm.kernels_of(card_class)
         if kernels is not KernelChoice.EAGER:
             keep_compiled_under(settings.home)
+        os.nice(max(0, NICENESS - os.nice(0)))
         # On the thread that will work on the card: trying it makes handles and plans already.
         opening = partial(_open_card, farm, card_class, settings.home)
         identity, device, self._lock = await asyncio.to_thread(RENDER_THREAD.run, opening)

@@ -183,17 +183,23 @@ class Stream:
 
     def __init__(self, farm: Farm, batch_id: str, since: int | None) -> None:
         self._text = follow(farm, batch_id, since, every_s=0)
+        #: Events that came with others and were not asked for yet.
+        self._left: list[tuple[str, dict[str, Any], int]] = []
 
     async def until(self, kind: str) -> list[tuple[str, dict[str, Any], int]]:
         found = []
-        async for text in self._text:
-            if text.startswith(":"):
-                continue
-            fields = dict(line.split(": ", 1) for line in text.strip().split("\n"))
-            found.append((fields["event"], json.loads(fields["data"]), int(fields["id"])))
-            if found[-1][0] == kind:
+        while True:
+            while self._left:
+                found.append(self._left.pop(0))
+                if found[-1][0] == kind:
+                    return found
+            text = await anext(self._text, None)
+            if text is None:
                 return found
-        return found
+            for event in text.strip().split("\n\n"):
+                if not event.startswith(":"):
+                    fields = dict(line.split(": ", 1) for line in event.split("\n"))
+                    self._left.append((fields["event"], json.loads(fields["data"]), int(fields["id"])))
 
 
 async def test_a_batch_is_followed_to_its_end(farm, dispatch_store):
