@@ -261,7 +261,7 @@ def test_verbs_from_another_machine(up: Up) -> None:
         assert made.code == 0, made.err
         batch = made.json["batch"]["id"]
         assert other.run("cancel", batch, "--row", "row-1").code == 0
-        assert "approv" in other.run("why", batch, "--row", "row-0").out
+        assert "approve it" in other.run("why", batch, "--row", "row-0").err
         assert other.run("approve", batch).code == 0
         assert other.run("wait", batch, "--out", "out").code == 1, "one row was cancelled"
         assert [path.name for path in (folder / "out").glob("*.mp4")] == ["row-0.mp4"]
