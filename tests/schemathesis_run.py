@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import sys
@@ -33,7 +34,7 @@ from cluster.jobs.review import in_review
 from cluster.storage import Storage
 from cluster.store import BatchStore, Database, DispatchStore
 from cluster.store.access.keys import KeyStore
-from cluster.store.webhooks.registry import WebhookRegistry
+from cluster.store.webhooks.registry import WebhookStore
 from pipeline.clips.encode import encode_mp4
 from pipeline.problems import BadInputError
 from serve.gateway.api import create_api
@@ -87,7 +88,7 @@ def filled_farm(folder: Path) -> Iterator[tuple[Farm, dict[str, list[str]]]]:
     manifest = ManifestUploads(farm.storage, farm.owner).put(b"id,image,prompt\na,b,c\n", "a.csv")
     # Nobody asks for a key here, whatever keys there are.
     key, _ = KeyStore(database).create(farm.owner)
-    webhook, _ = WebhookRegistry(database).create(farm.owner, "https://shop.example.com/told")
+    webhook, _ = WebhookStore(database).create(farm.owner, "https://shop.example.com/told")
     drafts = [job.id for job in farm.jobs(review.id)]
     known = {
         "batch_id": [batch.id, done.id, review.id],
@@ -173,8 +174,10 @@ def _check_of(
                 streamed = name == "batch_id" and operation.path.endswith("/events")
                 case.path_parameters[name] = draw.choice(known["ended"] if streamed else values)
         if isinstance(case.body, dict):
+            # What is drawn may be part of the document, and so of what is drawn next.
+            case.body = copy.deepcopy(case.body)
             if mode is GenerationMode.POSITIVE and draw.random() < 0.5:
-                name_what_is_there(case.body, known["file_id"])
+                name_what_is_there(case.body, known["file_id"], operation.path)
             if operation.path.endswith("/sync"):
                 # What is waited for is never rendered here.
                 case.body.setdefault("timeout_s", 0)
@@ -192,10 +195,10 @@ def _check_of(
     return check
 
 
-def name_what_is_there(body: dict[str, Any], files: list[str]) -> None:
+def name_what_is_there(body: dict[str, Any], files: list[str], path: str) -> None:
     """Let a right body name stills and a manifest that were handed in, so that something is made of it."""
     still, manifest = files
-    if "prompt" in body and "rows" not in body:
+    if "prompt" in body and path.startswith("/v1/videos"):
         # Fields that go with each other only as no schema says are left out.
         for name in body.keys() - _INDEPENDENT:
             del body[name]

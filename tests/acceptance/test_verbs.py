@@ -177,8 +177,7 @@ def ask_and_kill_the_gateway(up: Up) -> list[Asked]:
         made = one.again(up)
         assert made.status_code == 200, made.text
         asked.append(replace(one, answer=made.json()))
-    below = psutil.Process(up.process.pid).children(recursive=True)
-    (gateway,) = [p for p in below if "ServeReplica:clipmill:gateway" in " ".join(p.cmdline())]
+    (gateway,) = up.replicas("gateway")
     gateway.kill()
     return asked
 
