@@ -6,7 +6,8 @@ whose time since it came is longest for what it takes (Brinch Hansen, "Short-ter
 systems", SOSP 1971): of those that have just come the shortest. It begins on a slower card meanwhile where that helps,
 and moves up when a faster one is free. By that alone the longest clips end too late: those that would end beyond the
 bound of the preemptive linear program, and a little more, are made *first*, one after the other. They choose before all
-others, and clips that are not first make room for them. Nothing else moves.
+others, and clips that are not first make room for them. While there are more clips than cards they are so only from the
+time on when they have to be. Nothing else moves.
 """
 
 from __future__ import annotations

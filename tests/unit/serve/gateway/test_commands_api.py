@@ -406,3 +406,37 @@ def test_streams_of_one_batch_look_together_and_one_that_ends_ends_no_other_s_lo
             await looks.at("local", "batch_that_is_not_there")
 
     asyncio.run(look())
+
+
+def test_streams_read_together_what_changed_and_never_what_was_read_before_their_look(farm, monkeypatch):
+    batch_id = hand_in(farm, 3)
+    asked: list[int] = []
+    changed = BatchStore.changed
+    monkeypatch.setattr(BatchStore, "changed", lambda *words: asked.append(words[3]) or changed(*words))
+
+    async def read() -> None:
+        moments = Clock(0.0)
+        moments.monotonic = moments.__call__
+        looks = SharedLooks(farm, clock=moments, kept_s=0.5)
+        look = await looks.at("local", batch_id)
+        moments.now = 0.3
+        found = await asyncio.gather(*(looks.changes("local", batch_id, 0, look) for _ in range(20)))
+        assert asked == [0]
+        assert [json.loads(one.text.splitlines()[2][6:])["name"] for one in found[0]] == ["row1", "row2", "row3"]
+        await looks.changes("local", batch_id, look.now + 9, look)
+        assert asked == [0, look.now + 9], "other changes are another question"
+        moments.now = 0.5
+        await looks.changes("local", batch_id, 0, look)
+        assert len(asked) == 2
+        again = await looks.at("local", batch_id)
+        await looks.changes("local", batch_id, 0, again)
+        assert len(asked) == 3, "what was read before a look may lack what that look has counted"
+
+    asyncio.run(read())
+
+
+async def test_what_a_look_finds_is_one_message(farm):
+    batch_id = hand_in(farm, 3)
+    texts = follow(farm, batch_id, 0, every_s=0)
+    first = await anext(texts)
+    assert [line for line in first.splitlines() if line.startswith("event")] == [*["event: job"] * 3, "event: batch"]
