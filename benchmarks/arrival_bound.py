@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def least_end_s(
 
     starts = _starts(arrivals, most_intervals)
     last = len(starts) - 1
-    lengths = [*(b - a for a, b in zip(starts, starts[1:], strict=False)), 0.0]
+    lengths = [*(b - a for a, b in pairwise(starts)), 0.0]
     came = [bisect_right(starts, at) - 1 for at in arrivals]
     jobs = range(len(seconds))
     parts = [

@@ -80,7 +80,9 @@ def bound(shapes: Sequence[Shape], trace: Trace, factors: Sequence[float], death
     kinds = [kind for kind, (_, _, _, number) in enumerate(CARDS) for _ in range(number)]
     starts = sorted(set(trace.arrivals))
     if len(starts) > 1 and all(when <= starts[0] for when in deaths.values()):
-        there = [sum(kind == one and card not in deaths for card, one in enumerate(kinds)) for kind in range(len(CARDS))]
+        there = [
+            sum(kind == one and card not in deaths for card, one in enumerate(kinds)) for kind in range(len(CARDS))
+        ]
         whole = [
             [factor * shapes[shape].seconds(kind) for kind in range(len(CARDS))]
             for shape, factor in zip(trace.shapes, factors, strict=True)

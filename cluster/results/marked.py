@@ -84,9 +84,7 @@ class ClipOrigins(Protocol):
 class MarkedObjects:
     """The objects of clips by their storage keys, videos and pictures with their marks. Safe for several threads."""
 
-    def __init__(
-        self, storage: Storage, marker: Callable[[], Marker], *, origins: ClipOrigins | None = None
-    ) -> None:
+    def __init__(self, storage: Storage, marker: Callable[[], Marker], *, origins: ClipOrigins | None = None) -> None:
         """`marker` is asked for every file: who marks may change meanwhile. `origins`: if not the storage itself."""
         self._storage, self._marker = storage, marker
         self._origins: ClipOrigins = origins or storage

@@ -100,7 +100,11 @@ class SharedLooks:
         return await self._together(self._changes, (owner, batch_id, since), read, seen.ended_s)
 
     async def _together(
-        self, kept: dict[_Name, tuple[float, asyncio.Task[_Found]]], name: _Name, read: Callable[[], _Found], after: float
+        self,
+        kept: dict[_Name, tuple[float, asyncio.Task[_Found]]],
+        name: _Name,
+        read: Callable[[], _Found],
+        after: float,
     ) -> _Found:
         """What is being read under this name, or was a moment ago and since `after`, else read anew."""
         now = self._clock.monotonic()
@@ -123,9 +127,7 @@ class SharedLooks:
     def _changed(self, owner: str, batch_id: str, since: int) -> list[JobChange]:
         jobs = self._farm.of(owner).batch_store.changed(owner, batch_id, since, _MOST)
         return [
-            JobChange(
-                key=(job.id, job.updated_at, job.state.value), text=_event("job", job_view(job), job.updated_at)
-            )
+            JobChange(key=(job.id, job.updated_at, job.state.value), text=_event("job", job_view(job), job.updated_at))
             for job in jobs
         ]
 

@@ -92,7 +92,7 @@ def beyond_loopback(up: Up) -> tuple[str, dict[str, str]]:
     if not kept.exists():
         made = up.terminal.run("keys", "create", "--scope", "admin")
         assert made.code == 0, made.err
-        restart(up, "--host", "0.0.0.0")  # noqa: S104 - that is what is tested
+        restart(up, "--host", "0.0.0.0")
         kept.write_text(made.out.strip())
     return up.url.replace("127.0.0.1", own_address()), {"Authorization": f"Bearer {kept.read_text()}"}
 
@@ -192,14 +192,22 @@ def answers_as_before(up: Up, asked: list[Asked]) -> None:
     up.terminal.until(lambda: httpx.get(video, timeout=30).json()["status"] == "completed", up.process)
     done = httpx.get(video, timeout=30).json()
     changed = {name for name, value in done.items() if value != now.answer[name]}
-    assert changed <= {"status", "progress", "completed_at", "file_name", "inference_time_s", "peak_memory_mb", "clipmill"}
+    assert changed <= {
+        "status",
+        "progress",
+        "completed_at",
+        "file_name",
+        "inference_time_s",
+        "peak_memory_mb",
+        "clipmill",
+    }
     assert httpx.get(f"{video}/content", timeout=30).content[4:8] == b"ftyp"
     prompts = "json_extract(row, '$.prompt') IN ('much later', 'now')"
     assert up.terminal.rows(f"SELECT count(*) FROM jobs WHERE {prompts}") == [(2,)]
 
 
 def test_a_queue_is_paused_outlives_the_farm_and_can_be_exported(up: Up) -> None:
-    """Complaint: the queue cannot be paused, is lost with the program, and cannot be saved; a server that dies forgets."""
+    """Complaint: the queue cannot be paused or saved, is lost with the program, and a server that dies forgets."""
     terminal = up.terminal
     batch = submit(up, "paused", [LONG | {"steps": 60}, SHORT | {"after": "row-0"}])
     query = f"SELECT step, outcome FROM attempts WHERE batch_id = '{batch}'"

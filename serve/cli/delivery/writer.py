@@ -246,7 +246,10 @@ def delivery_writer(
         objects, storage, marked = source.storage, source.storage, source.marked
     elif isinstance(source, RemoteResults):
         storage = Storage(str(settings.home / _KEPT))
-        objects, marked = source.objects, MarkedObjects(storage, lambda: Marker.of(settings.marks), origins=source.objects)
+        objects, marked = (
+            source.objects,
+            MarkedObjects(storage, lambda: Marker.of(settings.marks), origins=source.objects),
+        )
     else:
         raise TypeError(f"{type(source).__name__} has no clips to deliver")
     maker = DeliveryMaker(objects, KeptDeliveries(storage), terms)

@@ -217,7 +217,9 @@ def test_on_one_card_the_last_can_end_when_all_that_came_since_some_moment_are_d
     arrivals, seconds = [at for at, _ in jobs], [[s] for _, s in jobs]
     expected = max(begin + sum(s for at, s in jobs if at >= begin) for begin, _ in jobs)
     assert least_end_s(seconds, arrivals, [1]) == pytest.approx(expected)
-    assert least_end_s(seconds, arrivals, [1], most_intervals=2) <= expected * (1 + 1e-9), "fewer intervals, a lower one"
+    assert least_end_s(seconds, arrivals, [1], most_intervals=2) <= expected * (1 + 1e-9), (
+        "fewer intervals, a lower one"
+    )
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -235,4 +237,6 @@ def test_no_clip_ends_sooner_than_it_takes_and_all_at_once_are_the_known_program
 def test_a_clip_cannot_be_on_two_cards_at_once_while_others_are_awaited(interactive):
     """Two cards, one long clip from the start, one more at 10: the first has had one card only until then."""
     assert interactive.makespan.least_end_s([[30.0], [20.0]], [0.0, 10.0], [2]) == pytest.approx(30.0)
-    assert interactive.makespan.least_end_s([[30.0], [20.0], [20.0]], [0.0, 10.0, 10.0], [2]) == pytest.approx(40.0), "not 35, half of all"
+    assert interactive.makespan.least_end_s([[30.0], [20.0], [20.0]], [0.0, 10.0, 10.0], [2]) == pytest.approx(40.0), (
+        "not 35, half of all"
+    )
