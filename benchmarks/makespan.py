@@ -24,6 +24,7 @@ from typing import Any
 
 import policies
 import traces
+from arrival_bound import least_end_s
 from report import Aim, Report, parser
 from traces import CARDS, SIZES, Outcome, Shape, Trace
 
@@ -73,12 +74,21 @@ class Result:
 def bound(shapes: Sequence[Shape], trace: Trace, factors: Sequence[float], deaths: Mapping[int, float]) -> float:
     """Seconds below which no schedule ends the trace, arrivals and losses being known.
 
-    The largest of what all jobs need, and of what the last jobs need after each arrival; capacities shrink where cards
-    are lost. With arrivals it is a bound, not always the best one.
+    Where no card is lost on the way it is the best there is, all arrivals being known. Else the largest of what all
+    jobs need, and of what the last jobs need after each arrival; capacities shrink where cards are lost.
     """
     kinds = [kind for kind, (_, _, _, number) in enumerate(CARDS) for _ in range(number)]
-    best = 0.0
     starts = sorted(set(trace.arrivals))
+    if len(starts) > 1 and all(when <= starts[0] for when in deaths.values()):
+        there = [
+            sum(kind == one and card not in deaths for card, one in enumerate(kinds)) for kind in range(len(CARDS))
+        ]
+        whole = [
+            [factor * shapes[shape].seconds(kind) for kind in range(len(CARDS))]
+            for shape, factor in zip(trace.shapes, factors, strict=True)
+        ]
+        return least_end_s(whole, trace.arrivals, there)
+    best = 0.0
     # Only what arrives from `start` on, and nothing before it, is to be done after `start`.
     some = starts if len(starts) <= 40 else [starts[round(i * (len(starts) - 1) / 40)] for i in range(41)]
     for start in some:

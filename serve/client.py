@@ -405,6 +405,14 @@ class RemoteClient:
         except httpx.HTTPError as error:
             raise FarmUnreachableError(f"the file of {video_id} broke off ({type(error).__name__})") from error
 
+    def still(self, sha256: str) -> bytes | None:
+        """A still that was handed in; None where it is gone. Raises `FarmUnreachableError`."""
+        try:
+            response = self._http.get(f"/v1/files/file-{_segment(sha256)}/content")
+        except httpx.HTTPError as error:
+            raise FarmUnreachableError(f"the still {sha256} broke off ({type(error).__name__})") from error
+        return response.content if response.is_success else None
+
     def kernels(self) -> list[View]:
         """What was measured of eager and of compiled kernels, by card kind; nothing by a farm of before."""
         return list(self._call("GET", "/v1/cards").get("kernels", ()))

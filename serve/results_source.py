@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ class LocalResults:
         self.objects: ClipObjects = farm.outgoing
         #: The farm's storage, where finished deliveries are kept too.
         self.storage = farm.storage
+        #: That storage as its files leave; None: they leave as they are.
+        self.marked = farm.marked
 
     @property
     def marks(self) -> str:
@@ -80,12 +83,12 @@ class RemoteResults:
 
     def __init__(self, client: RemoteClient) -> None:
         self._client = client
-        self._objects = _RemoteObjects(client)
+        self._objects = RemoteObjects(client)
         #: How the farm marks objects, as its last answer told.
         self.marks = ""
 
     @property
-    def objects(self) -> ClipObjects:
+    def objects(self) -> RemoteObjects:
         """The objects of clips that `rows` has told of."""
         return self._objects
 
@@ -108,8 +111,8 @@ class RemoteResults:
         return found
 
 
-class _RemoteObjects:
-    """Objects by the content of the videos that have them."""
+class RemoteObjects:
+    """The objects of clips by the content of their videos, and the stills that these were made from."""
 
     def __init__(self, client: RemoteClient) -> None:
         self._client = client
@@ -137,6 +140,14 @@ class _RemoteObjects:
         with self._content(key) as parts, Path(path).open("wb") as file:
             for part in parts:
                 file.write(part)
+
+    def get_still(self, sha256: str) -> bytes:
+        """The still that was handed in under its SHA-256. Raises `MissingObjectError` and `FarmUnreachableError`."""
+        found = self._client.still(sha256)
+        if found is None or hashlib.sha256(found).hexdigest() != sha256:
+            message = f"the still {sha256} is not in the storage of {self.url}"
+            raise MissingObjectError(sha256, message, "Hand it in again.")
+        return found
 
     @contextmanager
     def _content(self, key: str) -> Iterator[Iterator[bytes]]:

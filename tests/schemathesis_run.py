@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import sys
@@ -27,13 +28,19 @@ from cluster.catalog.manifest import Row
 from cluster.catalog.uploads import ManifestUploads
 from cluster.dispatch.retry import after_attempt
 from cluster.farm import Farm
+from cluster.jobs.model import Job
 from cluster.jobs.outcomes import Completed
+from cluster.jobs.review import in_review
 from cluster.storage import Storage
 from cluster.store import BatchStore, Database, DispatchStore
+from cluster.store.access.keys import KeyStore
+from cluster.store.webhooks.registry import WebhookStore
+from pipeline.clips.encode import encode_mp4
 from pipeline.problems import BadInputError
 from serve.gateway.api import create_api
 from serve.gateway.door import check_storable
 from tests.building import FLEET, beat, claim_one, objects, still_png
+from tests.unit.pipeline.delivery.clips import product_clip
 
 #: Routes whose 422 may be about what no schema says: that names are unique, or how many pixels two sides make.
 _JUDGED_BY_SENSE = {("POST", "/v1/batches"), ("POST", "/v1/forecast"), ("POST", "/v1/lint")}
@@ -50,7 +57,7 @@ async def nobody() -> None:
 
 @contextmanager
 def filled_farm(folder: Path) -> Iterator[tuple[Farm, dict[str, list[str]]]]:
-    """A farm with a clip, a row that waits, a file of each kind and a card; and their ids by the parameter's name."""
+    """A farm with a clip, rows that wait for cards and for people, a file, card, key and webhook; ids by parameter."""
     database = Database(f"sqlite:///{folder / 'store.db'}")
     database.migrate()
     farm = Farm(BatchStore(database), Storage(folder / "storage"))
@@ -69,31 +76,50 @@ def filled_farm(folder: Path) -> Iterator[tuple[Farm, dict[str, list[str]]]]:
     jobs = farm.jobs(batch.id)
     office = DispatchStore(database)
     office.take_office("test")
-    claim = claim_one(office, jobs[0])
-    ended = Completed(objects=objects(claim.attempt_id))
-    made = ended.objects
-    for key in (made.video, made.poster, made.spritesheet):
-        farm.storage.put_bytes(key, b"the clip")
-    farm.storage.put_bytes(made.provenance, b"{}")
-    office.finish(claim, ended, after_attempt(office.current_job(claim), ended, FLEET))
+    _render(farm, office, jobs[0], folder)
     office.record_cards([beat("gpu-1")])
     # A stream of what has not ended would be followed for minutes.
     done = farm.submit([rows[0]], Defaults(model="camera"), name="done")
     assert farm.batch(done.id).done, farm.batch(done.id)
+    review = farm.submit(rows[1:], Defaults(model="i2vgen-xl-tiny", rounds=("draft", "final")), name="review")
+    for job in farm.jobs(review.id):
+        _render(farm, office, job, folder)
+    assert all(in_review(job) for job in farm.jobs(review.id))
     manifest = ManifestUploads(farm.storage, farm.owner).put(b"id,image,prompt\na,b,c\n", "a.csv")
+    # Nobody asks for a key here, whatever keys there are.
+    key, _ = KeyStore(database).create(farm.owner)
+    webhook, _ = WebhookStore(database).create(farm.owner, "https://shop.example.com/told")
+    drafts = [job.id for job in farm.jobs(review.id)]
     known = {
-        "batch_id": [batch.id, done.id],
+        "batch_id": [batch.id, done.id, review.id],
         "ended": [done.id],
-        "job_id": [job.id for job in jobs],
-        "video_id": [job.id for job in jobs],
+        "job_id": [*(job.id for job in jobs), *drafts],
+        "video_id": [*(job.id for job in jobs), *drafts],
         "file_id": [f"file-{still}", f"file-batch-{manifest}"],
         "name": ["camera"],
         "card": ["gpu-1"],
+        "key_id": [key.id],
+        "webhook_id": [webhook.id],
+        "owner": [farm.owner],
+        "profile": ["shop"],
     }
     try:
         yield farm, known
     finally:
         database.close()
+
+
+def _render(farm: Farm, office: DispatchStore, job: Job, folder: Path) -> None:
+    """Render a waiting job, as far as store and storage can tell; its clip is a film that can be delivered."""
+    film = folder / "film.mp4"
+    if not film.exists():
+        encode_mp4(product_clip((96, 96), (30, 15, 66, 80), frames=6), 24, film)
+    claim = claim_one(office, job)
+    ended = Completed(objects=objects(claim.attempt_id))
+    for name in (ended.objects.video, ended.objects.poster, ended.objects.spritesheet):
+        farm.storage.put_bytes(name, film.read_bytes())
+    farm.storage.put_bytes(ended.objects.provenance, b"{}")
+    office.finish(claim, ended, after_attempt(office.current_job(claim), ended, FLEET))
 
 
 def faults(seed: int, examples: int, folder: Path, only: str = "") -> list[str]:
@@ -148,8 +174,10 @@ def _check_of(
                 streamed = name == "batch_id" and operation.path.endswith("/events")
                 case.path_parameters[name] = draw.choice(known["ended"] if streamed else values)
         if isinstance(case.body, dict):
+            # What is drawn may be part of the document, and so of what is drawn next.
+            case.body = copy.deepcopy(case.body)
             if mode is GenerationMode.POSITIVE and draw.random() < 0.5:
-                name_what_is_there(case.body, known["file_id"])
+                name_what_is_there(case.body, known["file_id"], operation.path)
             if operation.path.endswith("/sync"):
                 # What is waited for is never rendered here.
                 case.body.setdefault("timeout_s", 0)
@@ -167,10 +195,10 @@ def _check_of(
     return check
 
 
-def name_what_is_there(body: dict[str, Any], files: list[str]) -> None:
+def name_what_is_there(body: dict[str, Any], files: list[str], path: str) -> None:
     """Let a right body name stills and a manifest that were handed in, so that something is made of it."""
     still, manifest = files
-    if "prompt" in body and "rows" not in body:
+    if "prompt" in body and path.startswith("/v1/videos"):
         # Fields that go with each other only as no schema says are left out.
         for name in body.keys() - _INDEPENDENT:
             del body[name]

@@ -194,6 +194,8 @@ def _empty(path: Path) -> ManifestError:
 
 def unreadable(text: str) -> str | None:
     """Why `text` cannot be stored as text (foreign bytes, half a character, NUL); None where it can."""
+    if text.isascii() and "\0" not in text:
+        return None
     foreign = [ord(c) - 0xDC00 for c in text if "\udc80" <= c <= "\udcff"]
     if foreign:
         shown = ", ".join(f"0x{byte:02X}" for byte in dict.fromkeys(foreign))

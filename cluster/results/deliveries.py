@@ -54,8 +54,8 @@ class Finish(Protocol):
         """What is done, and by which key: files in OUT are finished anew where it changes."""
         ...
 
-    def __call__(self, path: Path, row: ResultRow, profile: str) -> Path:
-        """The marked file, beside `path`, which stays as it is. Raises `OSError` where it cannot be written."""
+    def __call__(self, delivered: DeliveredFile, row: ResultRow, target: Path) -> None:
+        """Write the finished file to `target`; that of `delivered` stays. Raises `OSError` and `StorageError`."""
         ...
 
 

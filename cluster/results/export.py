@@ -141,8 +141,10 @@ def write_delivery(
     if delivered.delivered and path is not None:
 
         def copy(target: Path) -> None:
-            made = finish(path, row, delivered.profile) if finish else path
-            shutil.copyfile(made, target)
+            if finish:
+                finish(delivered, row, target)
+            else:
+                shutil.copyfile(path, target)
 
         files.append(_File(f"{stem}.mp4", f"{delivered.key} {marks}".strip(), copy))
     elif (name := f"{stem}.mp4") in folder.record(row.id) and (folder.path / name).exists():

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 from cluster.storage import CorruptObjectError, MissingObjectError, Storage, StorageError
 from pipeline.marks.carriers import carrier_of
@@ -47,7 +47,7 @@ _LOCKS = 32
 class FileOrigin:
     """What a file that leaves was made of: the clip's provenance, and for a delivery its profile and what was done."""
 
-    #: Storage key of the clip's provenance.
+    #: Storage key of the clip's provenance; empty where it has none.
     provenance: str
     profile: str = ""
     #: By C2PA's names.
@@ -69,12 +69,25 @@ class FileOrigin:
         return f"{_DELIVERY_MARKS}/{hashlib.sha256(f'{key} {fingerprint}'.encode()).hexdigest()}"
 
 
+class ClipOrigins(Protocol):
+    """Where it is told what clips were made of."""
+
+    def get_bytes(self, key: str) -> bytes:
+        """A clip's provenance. Raises `MissingObjectError`, `StorageError`."""
+        ...
+
+    def get_still(self, sha256: str) -> bytes:
+        """The still that was handed in under its SHA-256. Raises `MissingObjectError`, `StorageError`."""
+        ...
+
+
 class MarkedObjects:
     """The objects of clips by their storage keys, videos and pictures with their marks. Safe for several threads."""
 
-    def __init__(self, storage: Storage, marker: Callable[[], Marker]) -> None:
-        """`marker` is asked for every file: who marks may change meanwhile."""
+    def __init__(self, storage: Storage, marker: Callable[[], Marker], *, origins: ClipOrigins | None = None) -> None:
+        """`marker` is asked for every file: who marks may change meanwhile. `origins`: if not the storage itself."""
         self._storage, self._marker = storage, marker
+        self._origins: ClipOrigins = origins or storage
         self.url = storage.url
         self._kept: OrderedDict[tuple[str, str], Splice | None] = OrderedDict()
         self._deliveries: OrderedDict[str, FileOrigin] = OrderedDict()
@@ -215,7 +228,7 @@ class MarkedObjects:
 
     def _facts(self, provenance: str) -> ClipFacts:
         try:
-            return facts_of(self._storage.get_bytes(provenance))
+            return facts_of(self._origins.get_bytes(provenance)) if provenance else ClipFacts()
         except MissingObjectError:
             # Nothing is known of it, and so it counts as made by a model.
             return ClipFacts()
@@ -223,6 +236,6 @@ class MarkedObjects:
     def _still(self, facts: ClipFacts) -> bytes:
         """The still that a clip was made from; b"" where it is not there any more."""
         try:
-            return self._storage.get_still(facts.still_sha256) if facts.still_sha256 else b""
+            return self._origins.get_still(facts.still_sha256) if facts.still_sha256 else b""
         except (MissingObjectError, CorruptObjectError, ValueError):
             return b""

@@ -18,7 +18,7 @@ from pipeline.lint.columns import empty_places, without_places
 from pipeline.lint.language import foreign_language
 from pipeline.lint.negation import negated, without_negated
 from pipeline.lint.readers import PromptReader, reader_of
-from pipeline.lint.reading import PromptParts, read_parts
+from pipeline.lint.reading import PromptParts, as_written, read_parts
 from pipeline.lint.texts import joined
 from pipeline.lint.vocabulary import MEDIUM, SUITABLE, MotionKind
 from pipeline.notes import NewCell, Note
@@ -94,10 +94,15 @@ def _lint(family: str, prompt: str, negative_prompt: str) -> tuple[Note, ...]:
 
 
 def _notes(texts: PromptTexts, reader: PromptReader) -> Iterator[Note]:
-    parts = read_parts(texts.prompt)
+    parts = _parts_for(reader, texts.prompt)
     for rule in _rules_for(texts.prompt, reader):
         if message := rule.finds(parts, reader):
             yield Note(code=rule.code, message=message, field="prompt", fix=_fix(rule, texts, parts, reader))
+
+
+def _parts_for(reader: PromptReader, prompt: str) -> PromptParts:
+    # The camera's rules read moves by themselves, of the prompt as it is written.
+    return as_written(prompt) if reader.answers_to == {MotionKind.CAMERA} else read_parts(prompt)
 
 
 def _rules_for(prompt: str, reader: PromptReader) -> tuple[_Rule, ...]:
@@ -119,7 +124,7 @@ def _fix(rule: _Rule, texts: PromptTexts, parts: PromptParts, reader: PromptRead
         before, made = made, rule.rewrites(made, parts, reader)
         if made == before:
             break
-        parts = read_parts(made.prompt)
+        parts = _parts_for(reader, made.prompt)
         if rule.finds(parts, reader) is None and made.prompt:
             new: dict[str, NewCell] = {"prompt": made.prompt}
             if made.negative_prompt != texts.negative_prompt:

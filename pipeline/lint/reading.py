@@ -91,6 +91,21 @@ def read_parts(prompt: str) -> PromptParts:
     )
 
 
+def as_written(prompt: str) -> PromptParts:
+    """The prompt as `read_parts` has it, with nothing read in it."""
+    written = " ".join(prompt.replace("’", "'").split())
+    return PromptParts(
+        written=written,
+        text=written.lower(),
+        kinds=frozenset(),
+        moves=(),
+        cancelled=(),
+        static=False,
+        concrete=(),
+        asks=False,
+    )
+
+
 def camera_moves(text: str) -> tuple[tuple[CameraMove, ...], tuple[CameraMove, ...]]:
     """(the camera's moves, those of them that undo each other) of text in lower case.
 

@@ -46,6 +46,8 @@ log = logging.getLogger("clipmill.renderer")
 #: A renderer whose card cannot be used for now says so for so many seconds, and ends the clips that need none; then a
 #: new process tries.
 TRY_AGAIN_S = 60.0
+#: The niceness of renderers, as Ray's own workers have it: gateway and dispatcher have little to do, and at once.
+NICENESS = 15
 
 
 class Renderer:

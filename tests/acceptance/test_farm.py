@@ -46,8 +46,12 @@ class Up:
 
     def renderers(self) -> list[psutil.Process]:
         """Renderer processes of this farm, found below it and nowhere else."""
+        return self.replicas("renderer")
+
+    def replicas(self, name: str) -> list[psutil.Process]:
+        """Processes of this farm's replicas of a deployment whose name begins so."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [p for p in children if "renderer" in " ".join(p.cmdline())]
+        return [p for p in children if f"ServeReplica:clipmill:{name}" in " ".join(p.cmdline())]
 
 
 class Shop(ThreadingHTTPServer):
@@ -113,6 +117,9 @@ def test_batches_by_command_line_and_http(up: Up, shop: Shop) -> None:
     assert remote.json["batch"]["attempts"] == 0, "the clips were there already"
     assert httpx.get(f"{up.url}/v1/batches/{batch}").json()["status"] == "completed"
     assert {card["card_class"] for card in httpx.get(f"{up.url}/v1/cards").json()["data"]} == {"c8", "c24"}
+    own = psutil.Process(up.process.pid).nice()
+    (gateway,) = up.replicas("gateway")
+    assert (gateway.nice(), {one.nice() for one in up.renderers()}) == (own, {max(own, 15)}), "who asks goes first"
     terminal.until(lambda: len(shop.told) >= 2, up.process)
     events = [Webhook(secret).verify(body, headers) for headers, body in shop.told]
     ended = [(event["type"], event["data"]["id"], event["data"]["counts"]["completed"]) for event in events]

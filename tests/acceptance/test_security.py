@@ -129,10 +129,12 @@ def test_a_farm_as_others_see_it(terminal: Terminal, farm: tuple[int, int]) -> N
     one_client_cannot_have_all(port, batch_id)
 
 
-def ports(pid: int, gateway: int) -> None:
+def ports(pid: int, gateway: int, *, everywhere: bool = False) -> None:
+    """Whatever the farm listens on is refused without a key or token; `everywhere`: others reach the gateway alone."""
     found = listening(pid)
     assert gateway in {port for *_, port in found}
-    assert [(name, address, port) for name, address, port in found if not is_loopback(address)] == []
+    reached = {port for _, address, port in found if not is_loopback(address)}
+    assert reached == ({gateway} if everywhere else set()), found
     told = {(name, port): says_without_token(port) for name, _, port in found if port != gateway}
     # An HTTP port refuses, and nobody asked for metrics or a dashboard, so there is no agent.
     assert {said for said in told.values() if said != "grpc"} <= {"401", "403"}, told

@@ -6,29 +6,34 @@ whose time since it came is longest for what it takes (Brinch Hansen, "Short-ter
 systems", SOSP 1971): of those that have just come the shortest. It begins on a slower card meanwhile where that helps,
 and moves up when a faster one is free. By that alone the longest clips end too late: those that would end beyond the
 bound of the preemptive linear program, and a little more, are made *first*, one after the other. They choose before all
-others, and clips that are not first make room for them. Nothing else moves.
+others, and clips that are not first make room for them. While there are more clips than cards they are so only from the
+time on when they have to be. Nothing else moves.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from cluster.jobs.model import Job
 from cluster.scheduling.tail.schedule import Piece, Place, Played, Schedule, Task, play
 
-#: The last clip may end later than the bound by this share; by more while there are more clips than cards, for as long
-#: as no card falls idle the end is not decided: by the second share times what is too many, over the cards.
-LATER, LATER_CROWDED = 0.1, 4.0
+#: The last clip may end later than the bound by this share.
+LATER = 0.1
+#: A clip that is made first while there are more clips than cards is so this long before its last moment at the latest,
+#: as a share of what it takes; where that is too late, sooner by what it ended too late, times so many.
+_SPARE, _SOONER = 0.1, 1.5
+#: Sooner than after this share of what all may take is at once.
+_AT_ONCE = 0.05
 #: A running clip moves up where it ends sooner by this share of what is left, and by so many times what a move takes.
 _UP_SHARE, _UP_COSTS = 0.2, 5.0
 #: A clip that is to wait for a faster card begins on another where it does this share of its work meanwhile, in seconds
 #: of the faster card, and so many times what a move takes.
 _MEANWHILE_SHARE, _MEANWHILE_COSTS = 0.15, 5.0
-#: Clips that are made first at most, and one after the other in vain.
-_MOST_FIRST, _IN_VAIN = 20, 6
+#: Clips that are made first at most, schedules that are tried, and one after the other in vain.
+_MOST_FIRST, _MOST_TRIED, _IN_VAIN = 20, 40, 6
 #: Better by less, as a share, is no better.
 _BETTER = 0.001
 _EPS = 1e-9
@@ -49,22 +54,36 @@ def end_early(tasks: Sequence[Task], places: Sequence[Place], bound_s: float) ->
     in_turn = sorted(
         range(len(tasks)), key=lambda i: (-tasks[i].waited_s / tasks[i].shortest_s, tasks[i].shortest_s, i)
     )
-    crowd = max(0, len(tasks) - len(places)) / len(places)
-    until_s = bound_s * (1 + LATER + LATER_CROWDED * crowd)
-    first: list[int] = []
+    until_s = bound_s * (1 + LATER)
+    first: dict[int, float] = {}
     best: Played | None = None
-    vain = 0
+    vain = tried = 0
     while True:
-        longest = sorted(first, key=lambda i: (-tasks[i].shortest_s, i))
-        cards = _VirtualCards(tasks, places, [*longest, *(i for i in in_turn if i not in first)], frozenset(first))
+        cards = _VirtualCards(tasks, places, in_turn, first)
         played = play(cards.schedule(), tasks, places)
-        vain += 1
+        vain, tried = vain + 1, tried + 1
         if best is None or played.makespan_s < best.makespan_s * (1 - _BETTER):
             best, vain = played, 0
-        late = [i for i in in_turn if i not in first and cards.end_s[i] > until_s]
-        if best.makespan_s <= until_s or not late or len(first) == _MOST_FIRST or vain == _IN_VAIN:
+        late = [i for i in in_turn if cards.end_s[i] > until_s and first.get(i, math.inf) > 0]
+        if best.makespan_s <= until_s or not late or vain == _IN_VAIN or tried == _MOST_TRIED:
             return best
-        first.append(max(late, key=lambda i: cards.end_s[i]))
+        last = max(late, key=lambda i: cards.end_s[i])
+        if last not in first and len(first) == _MOST_FIRST:
+            return best
+        first[last] = _first_from_s(last, tasks[last], first.get(last), cards, until_s)
+
+
+def _first_from_s(index: int, task: Task, before_s: float | None, cards: _VirtualCards, until_s: float) -> float:
+    """When a task that ends after `until_s` is to be first; it was from `before_s` on (None: never).
+
+    As long as there are more clips than cards no card falls idle: whoever made room by then would do it in vain. But
+    the longest have to begin when it is time.
+    """
+    if before_s is None:
+        since_s = min(cards.crowded_until_s(), until_s - (1 + _SPARE) * task.shortest_s)
+    else:
+        since_s = before_s - _SOONER * (cards.end_s[index] - until_s)
+    return since_s if since_s > _AT_ONCE * until_s else 0.0
 
 
 class _Option(NamedTuple):
@@ -83,10 +102,12 @@ class _VirtualCards:
     """Cards in virtual time: whenever one is free, all tasks that have not ended choose anew, one after the other."""
 
     def __init__(
-        self, tasks: Sequence[Task], places: Sequence[Place], order: Sequence[int], first: frozenset[int]
+        self, tasks: Sequence[Task], places: Sequence[Place], in_turn: Sequence[int], first: Mapping[int, float]
     ) -> None:
-        """`order` in which tasks choose, by index; those of `first` take places from others."""
-        self._tasks, self._places, self._order, self._first = tasks, places, order, first
+        """`in_turn`: how tasks choose, by index; those of `first` do so before others, and take from them, from then on."""
+        self._tasks, self._places, self._in_turn, self._first_from_s = tasks, places, in_turn, first
+        #: Those that are first by now.
+        self._first: frozenset[int] = frozenset()
         #: When each task ends, or has ended.
         self.end_s = [math.inf] * len(tasks)
         self._open = set(range(len(tasks)))
@@ -118,7 +139,7 @@ class _VirtualCards:
         now = 0.0
         while self._open:
             self._choose(now)
-            now = min((free_s for free_s in self._free_s if free_s > now + _EPS), default=math.inf)
+            now = self._next_s(now)
             if now == math.inf:
                 raise ValueError(f"{self._tasks[min(self._open)].key} fits on none of {len(self._places)} cards")
             for place, index in enumerate(self._on):
@@ -127,11 +148,23 @@ class _VirtualCards:
                     self._open.discard(index)
         return tuple(Piece(*piece) for piece in self._pieces if piece[2] > 0)
 
+    def crowded_until_s(self) -> float:
+        """When there are no more tasks than places left, as they were played."""
+        many = len(self._tasks) - len(self._places)
+        return sorted(self.end_s)[many - 1] if many > 0 else 0.0
+
+    def _next_s(self, now: float) -> float:
+        """When a place is free, or a task is first, after `now`."""
+        first = (since_s for index, since_s in self._first_from_s.items() if index in self._open)
+        return min((when_s for when_s in (*self._free_s, *first) if when_s > now + _EPS), default=math.inf)
+
     def _choose(self, now: float) -> None:
         self._chosen_s = [max(free_s, now) for free_s in self._free_s]
         self._kept = set()
         self._group()
-        for index in self._order:
+        self._first = frozenset(i for i, since_s in self._first_from_s.items() if since_s <= now + _EPS)
+        longest = sorted(self._first, key=lambda i: (-self._tasks[i].shortest_s, i))
+        for index in (*longest, *(i for i in self._in_turn if i not in self._first)):
             if index not in self._open or (best := self._best(index, now)) is None:
                 continue
             at = self._at[index]

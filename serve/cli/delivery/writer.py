@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,22 +20,21 @@ from cluster.results.deliveries import (
     Finish,
     KeptDeliveries,
     actions_of,
+    deliveries_key,
     refused_all,
 )
 from cluster.results.export import ResultRow, write_delivery
+from cluster.results.marked import FileOrigin, MarkedObjects
 from cluster.results.ownership import NO_INPUTS, Inputs, RowRefusedError
 from cluster.storage import Storage, StorageError
 from pipeline.clips.encode import EncodeError
 from pipeline.delivery.brands import read_brand
 from pipeline.delivery.profiles import Lengthening, profile_names_of
 from pipeline.delivery.verdicts import refused
-from pipeline.marks.facts import ClipFacts, facts_of
-from pipeline.marks.mark import mark
 from pipeline.marks.marker import Marker
-from pipeline.marks.problems import MarkError
 from pipeline.problems import BadInputError, Problem
 from serve.cli.options import OptionGroup
-from serve.results_source import LocalResults, ResultsSource
+from serve.results_source import LocalResults, RemoteResults, ResultsSource
 from serve.settings import Settings
 
 _PANEL = "How clips are delivered (docs/deliveries.md)"
@@ -188,7 +186,7 @@ class DeliveryWriter:
     def _write(self, row: ResultRow, one: DeliveredFile, catalog: str) -> DeliveredFile:
         try:
             write_delivery(self._out, row, one, self._finish, inputs=self._inputs, catalog=catalog, told=self._told)
-        except (RowRefusedError, MarkError) as error:
+        except (RowRefusedError, StorageError) as error:
             return replace(one, path=None, verdict=refused(one.profile, error.problem))
         if one.path is None:
             return one
@@ -210,29 +208,24 @@ def delivered_path(out: Path, row: ResultRow, profile: str) -> Path:
 
 
 class DeliveryMarks:
-    """Marks finished files, by the certificate of this machine where one is set up; see `pipeline.marks`."""
+    """Marks finished files as the gateway does that hands them out; see `cluster.results.marked`."""
 
-    def __init__(self, source: ResultsSource, settings: Settings, terms: DeliveryTerms) -> None:
-        self._source, self._terms = source, terms
-        self._marker = Marker.of(settings.marks)
+    def __init__(self, marked: MarkedObjects, terms: DeliveryTerms) -> None:
+        """`marked`: the storage in which finished files are kept."""
+        self._marked, self._terms = marked, terms
 
     @property
     def name(self) -> str:
         """Names who marks, and changes with them."""
-        return f"marks-{self._marker.fingerprint}"
+        return f"marks-{self._marked.marks}"
 
-    def __call__(self, path: Path, row: ResultRow, profile: str) -> Path:
-        """The marked file, beside `path`, which stays as it is. Raises `OSError` where it cannot be written."""
-        facts = ClipFacts()
-        if row.provenance_key is not None:
-            facts = facts_of(self._source.objects.get_bytes(row.provenance_key))
-        still = b""
-        if isinstance(self._source, LocalResults) and facts.still_sha256:
-            with suppress(StorageError, ValueError):
-                still = self._source.storage.get_still(facts.still_sha256)
-        target = path.with_name(f"marked-{path.name}")
-        done = actions_of(row, self._terms.profiles.named(profile), self._terms)
-        return mark(path, facts, self._marker, still=still, profile=profile, actions=done, target=target)
+    def __call__(self, delivered: DeliveredFile, row: ResultRow, target: Path) -> None:
+        """Write the marked file to `target`; what is kept stays as it is. Raises `OSError` and `StorageError`."""
+        key = deliveries_key(delivered.key)
+        done = actions_of(row, self._terms.profiles.named(delivered.profile), self._terms)
+        provenance = row.provenance_key or ""
+        self._marked.tell(key, FileOrigin(provenance=provenance, profile=delivered.profile, actions=done))
+        self._marked.get_to(key, target)
 
 
 def delivery_writer(
@@ -248,9 +241,17 @@ def delivery_writer(
 
     They are marked as `source` marks clips, or by this machine where they come from another's farm.
     """
-    local = source if isinstance(source, LocalResults) else None
-    storage = local.storage if local else Storage(str(settings.home / _KEPT))
     # Made of clips as they were published: marks come last, on what was made.
-    maker = DeliveryMaker(local.storage if local else source.objects, KeptDeliveries(storage), terms)
-    finish = None if local and not local.marks else DeliveryMarks(source, settings, terms)
+    if isinstance(source, LocalResults):
+        objects, storage, marked = source.storage, source.storage, source.marked
+    elif isinstance(source, RemoteResults):
+        storage = Storage(str(settings.home / _KEPT))
+        objects, marked = (
+            source.objects,
+            MarkedObjects(storage, lambda: Marker.of(settings.marks), origins=source.objects),
+        )
+    else:
+        raise TypeError(f"{type(source).__name__} has no clips to deliver")
+    maker = DeliveryMaker(objects, KeptDeliveries(storage), terms)
+    finish = None if marked is None else DeliveryMarks(marked, terms)
     return DeliveryWriter(maker, out, finish=finish, inputs=inputs, told=told)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.estimates.times import TimeEstimates
@@ -18,6 +18,7 @@ from cluster.scheduling.placement import place
 from cluster.scheduling.priority import AGEING_S
 from cluster.scheduling.snapshot import Running, Start
 from cluster.scheduling.tail.arrivals import LATER, come_one_by_one, end_early
+from cluster.scheduling.tail.bound import shortest
 from cluster.scheduling.tail.planner import Planner, is_worth_planning
 from cluster.scheduling.tail.schedule import Place
 from cluster.scheduling.tail.search import least_s
@@ -123,6 +124,20 @@ def test_a_clip_that_would_end_too_late_takes_the_fast_card_of_one_that_has_time
     assert ends(hurried)[0] > 100
 
 
+def test_in_a_crowd_a_long_clip_is_first_when_it_is_time_and_not_before():
+    """While more clips than cards are left nothing is lost by short ones, and the long one still ends in time."""
+    short = [task(f"short{n}", 20, 1.0, 3.0, cost=0.5) for n in range(8)]
+    tasks, places = [*short, task("long", 150, 1.0, 3.0, cost=0.5)], [Place(kind=0), Place(kind=1)]
+    at_leisure, bound_s = end_early(tasks, places, INF), least_s(tasks, places)
+    assert bound_s * 1.2 < at_leisure.makespan_s
+    in_time = end_early(tasks, places, bound_s)
+    assert in_time.makespan_s <= bound_s * (1 + LATER)
+    begins_s = next(begin for piece, (begin, _) in zip(in_time.schedule, in_time.times, strict=True) if piece.task == 8)
+    before = {index: end for index, end in ends(at_leisure).items() if end <= begins_s}
+    assert len(before) >= 4
+    assert {index: ends(in_time)[index] for index in before} == pytest.approx(before)
+
+
 def test_a_clip_that_fits_on_no_card_is_named():
     with pytest.raises(ValueError, match="nowhere fits on none of 1 cards"):
         end_early([task("nowhere", 3, INF)], [Place(kind=0)], INF)
@@ -172,7 +187,7 @@ def test_short_clips_that_keep_coming_do_not_keep_a_long_one_waiting_for_ever():
 def interactive(monkeypatch):
     """`benchmarks/interactive.py`."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    names = ("report", "traces", "policies", "makespan", "interactive")
+    names = ("report", "traces", "policies", "arrival_bound", "makespan", "interactive")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield importlib.import_module("interactive")
@@ -188,3 +203,40 @@ def test_twenty_that_come_one_by_one_end_as_early_as_with_the_best_of_others(int
     assert small <= interactive.SMALL
     assert statistics.mean(p.ratio for p in played) <= interactive.LAST
     assert statistics.mean(p.moves_per_job for p in played) <= interactive.MOVES
+
+
+# -- the bound that they are measured by ----------------------------------------------------------------------------
+
+some_jobs = st.lists(st.tuples(st.floats(0, 100), st.floats(1, 50)), min_size=1, max_size=8)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(some_jobs)
+def test_on_one_card_the_last_can_end_when_all_that_came_since_some_moment_are_done(interactive, jobs):
+    least_end_s = interactive.makespan.least_end_s
+    arrivals, seconds = [at for at, _ in jobs], [[s] for _, s in jobs]
+    expected = max(begin + sum(s for at, s in jobs if at >= begin) for begin, _ in jobs)
+    assert least_end_s(seconds, arrivals, [1]) == pytest.approx(expected)
+    assert least_end_s(seconds, arrivals, [1], most_intervals=2) <= expected * (1 + 1e-9), (
+        "fewer intervals, a lower one"
+    )
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(some_jobs, st.integers(1, 3))
+def test_no_clip_ends_sooner_than_it_takes_and_all_at_once_are_the_known_program(interactive, jobs, cards):
+    least_end_s = interactive.makespan.least_end_s
+    seconds = [[s, 2 * s] for _, s in jobs]
+    together = least_end_s(seconds, [0.0] * len(jobs), [cards, 1])
+    assert together == pytest.approx(shortest(seconds, [cards, 1])[0])
+    spread = least_end_s(seconds, [at for at, _ in jobs], [cards, 1])
+    assert max(together, max(at + s for at, s in jobs)) <= spread * (1 + 1e-9)
+    assert spread <= max(at for at, _ in jobs) + together + 1e-6
+
+
+def test_a_clip_cannot_be_on_two_cards_at_once_while_others_are_awaited(interactive):
+    """Two cards, one long clip from the start, one more at 10: the first has had one card only until then."""
+    assert interactive.makespan.least_end_s([[30.0], [20.0]], [0.0, 10.0], [2]) == pytest.approx(30.0)
+    assert interactive.makespan.least_end_s([[30.0], [20.0], [20.0]], [0.0, 10.0, 10.0], [2]) == pytest.approx(40.0), (
+        "not 35, half of all"
+    )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import gather
@@ -16,10 +19,13 @@ from cluster.farm import Farm
 from cluster.jobs.model import Batch, JobState
 from cluster.results import deliveries as deliveries_module
 from pipeline.clips.encode import encode_mp4
+from pipeline.marks.carriers import carrier_of, open_carrier
+from pipeline.marks.source_type import DigitalSourceType
+from pipeline.marks.xmp import packet_in, properties_in
 from serve.cli.common import Exit
 from serve.settings import Settings
 from tests.unit.pipeline.delivery.clips import product_clip
-from tests.unit.serve.cli.test_results import clipmill, complete, farm, home, office_of
+from tests.unit.serve.cli.test_results import clipmill, complete, farm, gateway, home, office_of
 
 __all__ = ["farm", "home"]
 
@@ -142,3 +148,35 @@ def test_check_says_it_before_anything_is_handed_in(shop: Path) -> None:
     assert "1:2 from a clip of 3:1" in rows["C"]["problems"][0]["message"]
     assert rows["A"]["problems"] == []
     assert [note["code"] for note in rows["B"]["noted"] if note.get("field") == "deliver"] == ["delivery_refused"]
+
+
+def test_a_delivery_is_marked_alike_wherever_it_is_written(farm: Farm, shop: Path, tmp_path: Path, monkeypatch) -> None:
+    """By the farm's own machine, by the gateway, and by a machine that has the gateway alone: the still says it is made
+    by a model, and camera moves do not make it less so."""
+    words = PngInfo()
+    words.add_itxt("XML:com.adobe.xmp", f"<x>{DigitalSourceType.TRAINED.uri}</x>")
+    Image.fromarray(product_clip()[0]).save(shop.parent / "a.png", pnginfo=words)
+    batch = submitted(farm, shop)
+    (job,) = [job for job in farm.jobs(batch.id) if job.name == "A"]
+    assert job.clip_id is not None
+    made = farm.batch_store.clips(farm.owner, [job.clip_id])[job.clip_id].objects
+    still = hashlib.sha256((shop.parent / "a.png").read_bytes()).hexdigest()
+    told = {"family": {"name": "camera"}, "still_sha256": still}
+    farm.storage.put_bytes(made.provenance, json.dumps(told).encode(), replace=True)
+    own = Farm(farm.batch_store, farm.storage, deliveries=Settings().deliveries(), marked=farm.marked)
+    asked = ("--deliver", "small", "--profiles", str(Settings().home / "profiles.yaml"))
+    assert clipmill("results", batch.id, "--out", str(tmp_path / "here"), *asked).exit_code == Exit.SOME_FAILED
+    with gateway(own) as url:
+        sent = httpx.get(f"{url}/v1/jobs/{job.id}/deliveries/small", timeout=60)
+        monkeypatch.setenv("CLIPMILL_HOME", str(tmp_path / "elsewhere"))
+        clipmill("results", batch.id, "--url", url, "--out", str(tmp_path / "there"), *asked)
+    here, there = (tmp_path / name / "small" / "A.mp4" for name in ("here", "there"))
+    assert sent.content == here.read_bytes()
+    assert source_type_in(here) == source_type_in(there) == DigitalSourceType.COMPOSITE.uri
+
+
+def source_type_in(path: Path) -> str:
+    with open_carrier(path) as file:
+        found = packet_in(file, carrier_of(file, path.name))
+    assert found is not None
+    return properties_in(found)["Iptc4xmpExt:DigitalSourceType"]
