@@ -22,8 +22,10 @@ from serve.cli.results import ResultsWriter
 from serve.embedded import FarmLock
 from serve.niceness import give_way
 
-#: How often the store is asked, and how often the farm's lock is tried, in seconds.
-POLL_S = 0.2
+#: How often the store is asked until the first clip is there and then, how often what is done is looked for where no count
+#: has changed, and how often the farm's lock is tried, in seconds.
+POLL_S, CALM_POLL_S = 0.2, 0.4
+FOLLOW_S = 1.0
 LOCK_S = 1.0
 ATTEND_S = 4.0
 #: How long no card may be able to take what waits, until that is the end, in seconds; where a fault may be over by
@@ -203,6 +205,7 @@ class RenderSession:
         threading.Thread(target=self._read, args=(manifest, defaults, name, source), name="ingest", daemon=True).start()
         lock_at = attend_at = 0.0
         rows, told = len(manifest.rows), False
+        followed, follow_at = None, 0.0
         while True:
             now = time.monotonic()
             self._raise_faults()
@@ -220,15 +223,16 @@ class RenderSession:
                 self._writer.update(batch.id)
                 self._show(self._moment(batch, running, rows))
                 return batch
-            if batch:
+            if batch and (batch.counts != followed or now >= follow_at):
                 self._writer.follow(batch.id, cards)
+                followed, follow_at = batch.counts, now + FOLLOW_S
             # A catalog that was rendered before may need no farm: the first row that does starts it.
             if batch and (batch.counts[JobState.QUEUED] or running) and now >= lock_at:
                 self._see_to_farm()
                 self._see_to_cards(batch, running, now)
                 lock_at = now + LOCK_S
             self._show(self._moment(batch, running, rows))
-            time.sleep(POLL_S)
+            time.sleep(POLL_S if not (batch and batch.counts[JobState.COMPLETED]) else CALM_POLL_S)
 
     def close(self, grace_s: float | None = None, *, patient: bool = True) -> bool:
         """End the farm, if this session runs it, and let go of the home; running clips get `grace_s` to finish.

@@ -270,7 +270,7 @@ class BrokenCard(FakeFarm):
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOCK_S", "POLL_S", "SETTLE_S"):
+    for name in ("LOCK_S", "POLL_S", "CALM_POLL_S", "FOLLOW_S", "SETTLE_S"):
         monkeypatch.setattr(session_module, name, 0.0)
 
 
