@@ -22,8 +22,8 @@ from serve.cli.results import ResultsWriter
 from serve.embedded import FarmLock
 from serve.niceness import give_way
 
-#: How often the store is asked until the first clip is there and then, how often what is done is looked for where no count
-#: has changed, and how often the farm's lock is tried, in seconds.
+#: How often the store is asked until the first clip is there and then, how often what is done is looked for where no
+#: count has changed, and how often the farm's lock is tried, in seconds.
 POLL_S, CALM_POLL_S = 0.2, 0.4
 FOLLOW_S = 1.0
 LOCK_S = 1.0
