@@ -104,7 +104,7 @@ class _VirtualCards:
     def __init__(
         self, tasks: Sequence[Task], places: Sequence[Place], in_turn: Sequence[int], first: Mapping[int, float]
     ) -> None:
-        """`in_turn`: how tasks choose, by index; those of `first` do so before others, and take from them, from then on."""
+        """`in_turn`: tasks as they choose, by index; `first`: from when on some go before others, who give way."""
         self._tasks, self._places, self._in_turn, self._first_from_s = tasks, places, in_turn, first
         #: Those that are first by now.
         self._first: frozenset[int] = frozenset()
