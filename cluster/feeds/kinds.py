@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from cluster.catalog.cells import COLUMNS
 from cluster.catalog.columns import column_of, letters_of
 from cluster.feeds.mapping import FeedMapping
-from cluster.feeds.model import FeedKind
+from cluster.feeds.model import MAX_LINKS, FeedKind
 
 #: Columns of ours that a feed may have under our own names.
 OWN = ("prompt", "negative_prompt", "deliver")
@@ -37,6 +37,8 @@ class TableForm:
     #: Whether lines that follow each other with one id are one product.
     grouped: bool = False
     video_column: str = "video_link"
+    #: Links that the column takes.
+    most_links: int = MAX_LINKS
     defaults: dict[str, str] = field(default_factory=dict)
 
 
@@ -69,6 +71,7 @@ _SHOPIFY = TableForm(
     grouped=True,
     # Shopify's import takes pictures alone as media; a metafield of the product is the column that it does take.
     video_column="Video link (product.metafields.custom.video_link)",
+    most_links=1,
 )
 _WOOCOMMERCE = TableForm(
     kind=FeedKind.WOOCOMMERCE,

@@ -74,7 +74,7 @@ class FeedLines(Sequence[str]):
 
     def __init__(self, data: Buffer, codec: str, begin: int = 0) -> None:
         """`begin`: bytes of the mark in front."""
-        self._data, self.codec = data, codec
+        self.data, self.codec = data, codec
         end = len(data)
         while end > begin and width_of(codec) == 1 and data[end - 1 : end] == b"\x1a":
             end -= 1  # the end of a text file to DOS
@@ -104,7 +104,7 @@ class FeedLines(Sequence[str]):
 
     def text(self, line: int, behind: int) -> str:
         """The lines from `line` up to, and without, `behind`."""
-        return self._data[self._begins[line] : self._begins[behind]].decode(self.codec, errors_of(self.codec))
+        return self.data[self._begins[line] : self._begins[behind]].decode(self.codec, errors_of(self.codec))
 
     def bytes_of(self, text: str) -> int:
         """How many bytes a text of these lines takes."""

@@ -187,7 +187,7 @@ class XmlItems:
 
     def __init__(self, path: Path, data: Buffer) -> None:
         """Raises `ManifestError` where the document's encoding is not known."""
-        self._path, self._data = path, data
+        self._path, self.data = path, data
         self.codec = codec_of(path, data)
         #: Name of the document's element, once something was read.
         self.root = ""
@@ -201,13 +201,13 @@ class XmlItems:
         begin: int | None = 0
         while begin is not None:
             parser = _Parser(forbid_dtd=False, forbid_entities=True, forbid_external=True)
-            items = _Items(self._data, self.codec, parser, begin - (head or 0))
+            items = _Items(self.data, self.codec, parser, begin - (head or 0))
             parser.setContentHandler(items)
             try:
                 if head is not None:
-                    parser.feed(self._data[:head])
-                for at in range(begin, len(self._data), _CHUNK):
-                    parser.feed(self._data[at : at + _CHUNK])
+                    parser.feed(self.data[:head])
+                for at in range(begin, len(self.data), _CHUNK):
+                    parser.feed(self.data[at : at + _CHUNK])
                     self.root = items.root
                     yield from self._complete(items)
                 parser.close()
@@ -247,7 +247,7 @@ class XmlItems:
         if width_of(self.codec) > 1:
             return None
         tag = re.escape(name.encode())
-        found = re.compile(rb"</" + tag + rb"\s*>|<" + tag + rb"(?=[\s>/])").search(self._data, after)
+        found = re.compile(rb"</" + tag + rb"\s*>|<" + tag + rb"(?=[\s>/])").search(self.data, after)
         if found is None:
             return None
         return found.end() if found[0].startswith(b"</") else found.start()
@@ -261,9 +261,9 @@ class XmlItems:
     def _faulty(self, item: XmlItem, error: Exception) -> XmlItem:
         item.line, item.fault, item.close = self._line_of(item.begin), _why(error), -1
         if isinstance(error, SAXParseException):
-            end = self._next(item.name, item.begin + 1) or len(self._data)
+            end = self._next(item.name, item.begin + 1) or len(self.data)
             try:
-                self._data[item.begin : end].decode(self.codec)
+                self.data[item.begin : end].decode(self.codec)
             except UnicodeDecodeError as fault:
                 item.fault = f"it holds bytes that are not {self.codec.upper()} (0x{fault.object[fault.start]:02X})"
         return item
@@ -272,7 +272,7 @@ class XmlItems:
         """The physical line of a byte; asked for in order."""
         begin, line = self._counted
         while begin < at:
-            some = self._data[begin : min(at, begin + (1 << 20))]
+            some = self.data[begin : min(at, begin + (1 << 20))]
             begin, line = begin + len(some), line + some.count(b"\n")
         self._counted = (begin, line)
         return line
