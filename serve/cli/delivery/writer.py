@@ -103,9 +103,14 @@ class DeliveryWriter:
         finish: Finish | None = None,
         inputs: Inputs = NO_INPUTS,
         told: Callable[[str], None] = lambda _text: None,
+        name_of: Callable[[ResultRow, str], str] | None = None,
     ) -> None:
-        """`finish`: the last step on every file, such as marks. `told` hears of files that are kept aside."""
+        """`finish`: the last step on every file, such as marks. `told` hears of files that are kept aside.
+
+        `name_of`: what a row's file for a profile is called below `out`; None: `<profile>/<id>.mp4`.
+        """
         self._maker, self._out, self._finish = maker, out, finish
+        self.name_of = name_of
         self._inputs, self._told = inputs, told
         self._pool: ThreadPoolExecutor | None = None
         self._waiting: list[tuple[ResultRow, Future[dict[str, DeliveredFile]]]] = []
@@ -187,12 +192,14 @@ class DeliveryWriter:
 
     def _write(self, row: ResultRow, one: DeliveredFile, catalog: str) -> DeliveredFile:
         try:
-            write_delivery(self._out, row, one, self._finish, inputs=self._inputs, catalog=catalog, told=self._told)
+            name = self.name_of(row, one.profile) if self.name_of else ""
+            more = {"name": name, "inputs": self._inputs, "catalog": catalog, "told": self._told}
+            write_delivery(self._out, row, one, self._finish, **more)  # type: ignore[arg-type]
         except (RowRefusedError, MarkError) as error:
             return replace(one, path=None, verdict=refused(one.profile, error.problem))
         if one.path is None:
             return one
-        return replace(one, path=delivered_path(self._out, row, one.profile))
+        return replace(one, path=self._out / name if name else delivered_path(self._out, row, one.profile))
 
 
 def words(delivered: DeliveredFile) -> str:
@@ -243,14 +250,23 @@ def delivery_writer(
     *,
     inputs: Inputs = NO_INPUTS,
     told: Callable[[str], None] = lambda _text: None,
+    name_of: Callable[[ResultRow, str], str] | None = None,
 ) -> DeliveryWriter:
-    """What makes the deliveries of a batch; finished files are kept in the farm's storage where it is at hand.
+    """What makes the deliveries of a batch and writes them into `out`, as `delivery_maker` makes them."""
+    maker, finish = delivery_maker(source, settings, terms)
+    return DeliveryWriter(maker, out, finish=finish, inputs=inputs, told=told, name_of=name_of)
 
-    They are marked as `source` marks clips, or by this machine where they come from another's farm.
+
+def delivery_maker(
+    source: ResultsSource, settings: Settings, terms: DeliveryTerms
+) -> tuple[DeliveryMaker, Finish | None]:
+    """What makes the files of a batch's rows, and the last step on them.
+
+    Finished files are kept in the farm's storage where it is at hand. They are marked as `source` marks clips, or by
+    this machine where they come from another's farm.
     """
     local = source if isinstance(source, LocalResults) else None
     storage = local.storage if local else Storage(str(settings.home / _KEPT))
     # Made of clips as they were published: marks come last, on what was made.
     maker = DeliveryMaker(local.storage if local else source.objects, KeptDeliveries(storage), terms)
-    finish = None if local and not local.marks else DeliveryMarks(source, settings, terms)
-    return DeliveryWriter(maker, out, finish=finish, inputs=inputs, told=told)
+    return maker, None if local and not local.marks else DeliveryMarks(source, settings, terms)
