@@ -48,7 +48,8 @@ def read_mapping(path: Path) -> FeedMapping:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise BadInputError(_FIELD, f"{path} is no YAML: {str(error).splitlines()[0][:200]}", _FORM) from error
     except ValidationError as error:
-        first = error.errors()[0]
+        # A name that is misspelt says more than the one that is missing for it.
+        first = min(error.errors(), key=lambda one: one["type"] == "missing")
         where = ".".join(map(str, first["loc"])) or "it"
         raise BadInputError(_FIELD, f"{path}: {where}: {first['msg']}", _FORM) from error
     if missing := [name for name in ("id", "image") if name not in mapping.columns]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,8 @@ class _Parser(DefusedExpatParser):  # type: ignore[misc]
 
     @property
     def fault_at(self) -> int:
-        return int(self._parser.ErrorByteIndex)
+        # Closed, it does not know any more: the fault is at the end.
+        return int(getattr(self._parser, "ErrorByteIndex", sys.maxsize))
 
 
 class _UnclosedError(Exception):
@@ -236,7 +238,7 @@ class XmlItems:
         if items.open is not None:
             after = items.open.begin + 1
         else:
-            after = max(parser.fault_at + items.shift, head + 1)
+            after = min(len(self.data), max(parser.fault_at + items.shift, head + 1))
         begin = self._next(items.item_name, after)
         if begin is None and items.open is None:
             self.fault = _why(error)

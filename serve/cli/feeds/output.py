@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -179,14 +179,26 @@ def chosen_profiles(delivered: Iterable[str], *, is_google: bool) -> tuple[str, 
     return there
 
 
+def delivered_profiles(made: RowDeliveries) -> dict[str, list[str]]:
+    """The profiles for which each row has a file that keeps every rule, by the row's id."""
+    return {row_id: [name for name, one in files.items() if one.delivered] for row_id, files in made.items()}
+
+
 def links_of(
-    rows: Iterable[ResultRow], delivered: RowDeliveries, place: PublicPlace, name_of: NameOf, profiles: tuple[str, ...]
+    rows: Iterable[ResultRow],
+    delivered: Mapping[str, Collection[str]],
+    place: PublicPlace,
+    name_of: NameOf,
+    profiles: tuple[str, ...],
 ) -> list[ClipLinks]:
-    """The links of each row that was delivered, in the order of `profiles`. Raises `BadInputError` for one too long."""
+    """The links of each row, in the order of `profiles`, as far as it was `delivered` for them.
+
+    Raises `BadInputError` for a link that is too long.
+    """
     found = []
     for row in rows:
-        files = delivered.get(row.id, {})
-        names = [name_of(row, profile) for profile in profiles if profile in files and files[profile].delivered]
+        there = delivered.get(row.id, ())
+        names = [name_of(row, profile) for profile in profiles if profile in there]
         if names:
             found.append(ClipLinks(row_id=row.id, number=row.number, urls=tuple(map(place.link, names))))
     return found
@@ -221,7 +233,7 @@ class FeedOut:
         profiles = self.options.profiles() or self._chosen(delivered)
         names = (name_of(row, profile) for row in rows for profile in delivered.get(row.id, ()))
         place = PublicPlace.of(self.options.public_url, names)
-        index = LinkIndex(links_of(rows, delivered, place, name_of, profiles))
+        index = LinkIndex(links_of(rows, delivered_profiles(delivered), place, name_of, profiles))
         rules = LinkRules(existing=self.options.existing_links, is_ours=place.is_ours)
         made: list[FeedWritten] = []
 
@@ -232,7 +244,7 @@ class FeedOut:
         return made[-1], changed
 
     def _chosen(self, delivered: RowDeliveries) -> tuple[str, ...]:
-        names = (name for files in delivered.values() for name in files)
+        names = (name for there in delivered_profiles(delivered).values() for name in there)
         return chosen_profiles(names, is_google=is_google(self.source, self.reading))
 
 

@@ -78,6 +78,9 @@ def publish(
         feed = None if no_feed else _feed(feed_out, source_feed, str(found["source"]))
         source = source_with_marks(client, settings, no_marks=no_marks, quiet=as_json)
         rows = [one.row for one in source.rows(found["id"])]
+        if not any(terms.wanted(row) for row in rows):
+            message = "no row asks for a file that could be published"
+            raise BadInputError("--deliver", message, "Say for which profiles, such as --deliver google,shop.")
         maker, finish = delivery_maker(source, settings, terms)
         catalog = safe_name(feed_name or (feed.source.name if feed else str(found["name"])))
         publication = Publication(Storage(target), catalog, cache_control)
@@ -124,8 +127,8 @@ class _Run:
     template: NameTemplate
     #: What is wrong, by row and profile, or by name.
     problems: dict[str, Problem] = field(default_factory=dict)
-    #: By row and profile, as far as the file is there now.
-    there: dict[str, dict[str, DeliveredFile]] = field(default_factory=dict)
+    #: The profiles of each row, by its id, of which the file is there now.
+    there: dict[str, list[str]] = field(default_factory=dict)
 
     def send(self) -> None:
         """Send what is not there as it should be. Raises `StorageError` where the target cannot be used."""
@@ -137,11 +140,11 @@ class _Run:
         self.problems |= self.publication.count.refused
         for row in done:
             files = wanted.get(row.id, {})
-            self.there[row.id] = {
-                profile: _kept(profile)
+            self.there[row.id] = [
+                profile
                 for profile, one in files.items()
                 if one.name not in to_send and one.name not in self.problems
-            }
+            ]
             if new := {profile: one for profile, one in files.items() if one.name in to_send}:
                 self._send_row(row, new)
         if to_send:
@@ -199,17 +202,10 @@ class _Run:
                 made = DeliveredFile(profile=made.profile, verdict=refused(made.profile, error.problem))
             else:
                 self.publication.send(one, path)
-                self.there[row.id][made.profile] = made
+                self.there[row.id].append(made.profile)
                 return
         if made.verdict.problem is not None:
             self.problems[f"{row.id} {made.profile}"] = made.verdict.problem
-
-
-def _kept(profile: str) -> DeliveredFile:
-    """A file that is there as it was sent before, and kept every rule then."""
-    from pipeline.delivery.verdicts import ProfileVerdict
-
-    return DeliveredFile(profile=profile, verdict=ProfileVerdict(profile=profile), path=Path(profile))
 
 
 def _view(run: _Run, written: FeedWritten | None, name: str) -> dict[str, Any]:
