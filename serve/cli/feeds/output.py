@@ -142,6 +142,10 @@ class FeedOutOptions(OptionGroup):
         template = self.template()
         if template is None:
             return manifest
+        columns = {column for row in manifest.good for column in row.extra}
+        if manifest.good and (missing := template.missing([*columns, "image"])):
+            message = f"no row has a column {missing[0]!r}"
+            raise BadInputError("--names", message, f"Name another, or say what stands instead: {{{missing[0]}|other}}.")
         own = [(row.id, "its clip", f"{file_stem(row.id)}.mp4") for row in manifest.good]
         made = (
             (row.id, profile, template.name({**row.extra, "id": row.id, "image": stem_of(row.image)}, profile))
