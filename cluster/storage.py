@@ -110,9 +110,7 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
 
-    def put_bytes(
-        self, key: str, data: bytes, *, replace: bool = False, headers: ObjectHeaders | None = None
-    ) -> None:
+    def put_bytes(self, key: str, data: bytes, *, replace: bool = False, headers: ObjectHeaders | None = None) -> None:
         """Create the object `key` with this content; does nothing where the key exists. Raises `StorageError`.
 
         `replace`: what exists is replaced, whole or not at all. For records under `cache/`, which may change.

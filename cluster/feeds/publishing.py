@@ -173,7 +173,9 @@ class Publication:
         if found is None:
             return PublishStanding.TO_SEND
         if published is None or not _is(published, found):
-            what = "was changed by somebody else since" if published else "is there already, and clipmill did not put it"
+            what = (
+                "was changed by somebody else since" if published else "is there already, and clipmill did not put it"
+            )
             self._refuse(one, what)
             return PublishStanding.TAKEN
         same = published.source == self._source(one) and bool(published.version)

@@ -229,6 +229,4 @@ def _told(record: RawRecord) -> list[Any]:
 
 def _record_from(told: list[Any]) -> RawRecord:
     number, line, values, problems = told
-    return RawRecord(
-        number=number, line=line, values=values, problems=tuple(map(Problem.model_validate, problems))
-    )
+    return RawRecord(number=number, line=line, values=values, problems=tuple(map(Problem.model_validate, problems)))

@@ -149,7 +149,9 @@ FewStepFile = Annotated[
 ]
 
 
-Catalog = Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file, a product feed (docs/feeds.md), or a folder of images.")]
+Catalog = Annotated[
+    Path, typer.Argument(help="CSV, JSONL or Parquet file, a product feed (docs/feeds.md), or a folder of images.")
+]
 
 
 class OptionGroup:

@@ -196,9 +196,7 @@ class ResultsWriter:
         if self.deliveries is not None and (made := self.deliveries.made):
             lines = [(row, made[row.id]) for row in rows if row.id in made]
             name_of, key = self.deliveries.name_of, _key_of(batch)
-            write_deliveries_table(
-                self.out, batch.name, lines, name_of=name_of, catalog=key, told=self.notes.append
-            )
+            write_deliveries_table(self.out, batch.name, lines, name_of=name_of, catalog=key, told=self.notes.append)
         if path.name != PAGE:
             note = f"{PAGE} there is not this catalog's: its page is {path.name}"
             self.notes += [] if note in self.notes else [note]

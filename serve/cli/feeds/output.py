@@ -39,7 +39,8 @@ class FeedSourceOptions(OptionGroup):
     feed: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="The feed that the batch was made of (default: as it was called then).",
+            metavar="FILE",
+            help="The feed that the batch was made of (default: as it was called then).",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -145,7 +146,9 @@ class FeedOutOptions(OptionGroup):
         columns = {column for row in manifest.good for column in row.extra}
         if manifest.good and (missing := template.missing([*columns, "image"])):
             message = f"no row has a column {missing[0]!r}"
-            raise BadInputError("--names", message, f"Name another, or say what stands instead: {{{missing[0]}|other}}.")
+            raise BadInputError(
+                "--names", message, f"Name another, or say what stands instead: {{{missing[0]}|other}}."
+            )
         own = [(row.id, "its clip", f"{file_stem(row.id)}.mp4") for row in manifest.good]
         made = (
             (row.id, profile, template.name({**row.extra, "id": row.id, "image": stem_of(row.image)}, profile))

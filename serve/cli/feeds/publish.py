@@ -136,14 +136,14 @@ class _Run:
         self.problems |= collisions_of(done, self.maker.terms, self.name_of)
         wanted = self._wanted([row for row in done if row.id not in self.problems])
         check_names({one.name for files in wanted.values() for one in files.values()})
-        to_send = {one.name for one in self.publication.plan(one for files in wanted.values() for one in files.values())}
+        to_send = {
+            one.name for one in self.publication.plan(one for files in wanted.values() for one in files.values())
+        }
         self.problems |= self.publication.count.refused
         for row in done:
             files = wanted.get(row.id, {})
             self.there[row.id] = [
-                profile
-                for profile, one in files.items()
-                if one.name not in to_send and one.name not in self.problems
+                profile for profile, one in files.items() if one.name not in to_send and one.name not in self.problems
             ]
             if new := {profile: one for profile, one in files.items() if one.name in to_send}:
                 self._send_row(row, new)

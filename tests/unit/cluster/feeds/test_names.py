@@ -36,7 +36,11 @@ def test_a_name_is_what_the_template_says_as_far_as_disks_take_it(brand: str | N
     assert TEMPLATE.name({"Brand": brand, "id": row_id}, "google") == name
 
 
-@given(st.text(max_size=300), st.text(max_size=300), st.sampled_from(["{a}/{id}", "{id}{a}.mp4", "x/{a}/{a}/{id}-{profile}"]))
+@given(
+    st.text(max_size=300),
+    st.text(max_size=300),
+    st.sampled_from(["{a}/{id}", "{id}{a}.mp4", "x/{a}/{a}/{id}-{profile}"]),
+)
 def test_every_text_makes_a_name_that_all_systems_take(a: str, row_id: str, template: str) -> None:
     name = NameTemplate.parse(template).name({"a": a, "id": row_id}, "shop")
     assert quote(name, safe="/-._~") == name

@@ -79,7 +79,13 @@ def wanted(**sources: str) -> list[WantedFile]:
 
 
 def run(
-    place: Place, tmp_path: Path, files: list[WantedFile], *, catalog: str = "feed.xml", cache: str = "", prune: bool = False
+    place: Place,
+    tmp_path: Path,
+    files: list[WantedFile],
+    *,
+    catalog: str = "feed.xml",
+    cache: str = "",
+    prune: bool = False,
 ) -> Publication:
     """One run, whose files hold what they are made of, with a feed that names them."""
     publication = Publication(Storage(place.url), catalog, cache)
@@ -179,16 +185,15 @@ def test_in_a_bucket_files_say_what_they_are_and_how_long_they_keep(
     assert ASKING.head(f"{place.base}/a/one.mp4").headers["cache-control"] == "no-cache"
 
 
-def test_a_file_in_parts_is_known_again(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_in_parts_is_known_again(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": server}.items():
         monkeypatch.setenv(name, value)
     fsspec.filesystem("s3").clear_instance_cache()
     ASKING.put(f"{server}/parts").raise_for_status()
+    # The smallest parts that S3 takes.
+    monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda *_args, **_named: 5 * 2**20)
     path = tmp_path / "large"
-    with path.open("wb") as file:
-        file.truncate(100 * 2**20)
+    path.write_bytes(bytes(11 * 2**20))
     for uploaded in (1, 0):
         publication = Publication(Storage("s3://parts/x"), "feed.xml")
         for one in publication.plan(wanted(large="x")):

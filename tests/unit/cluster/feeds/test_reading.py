@@ -204,7 +204,10 @@ GOOGLE = "id\ttitle\timage link\tg:price\tadditional_image_link\tsize\n"
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_googles_table_is_read_in_whatever_encoding(tmp_path: Path, encoding: str) -> None:
-    content = GOOGLE + 'A\tTeekännchen 19" hoch\tttps://x.test/a.jpg\t9.90 EUR\thttps://x.test/2.jpg,https://x.test/3.jpg\tM\n'
+    content = (
+        GOOGLE
+        + 'A\tTeekännchen 19" hoch\tttps://x.test/a.jpg\t9.90 EUR\thttps://x.test/2.jpg,https://x.test/3.jpg\tM\n'
+    )
     [row], bad, facts = rows_of(written(tmp_path, "feed.txt", content.encode(encoding)))
     assert (facts.kind, facts.delimiter, bad) == (FeedKind.GOOGLE_TABLE, "\t", [])
     assert (row.id, row.extra["title"], row.extra["price"], row.extra["size"]) == (

@@ -45,7 +45,7 @@ def file(folder: Path, name: str, content: str | bytes) -> Path:
 
 # ------------------------------------------------------------------------------------------------------------ tables
 
-TEXTS = st.text(st.sampled_from('aZ äé€\U0001f375"\n,;\t|\'&<'), max_size=12)
+TEXTS = st.text(st.sampled_from("aZ äé€\U0001f375\"\n,;\t|'&<"), max_size=12)
 
 
 @dataclass
@@ -352,7 +352,9 @@ def test_each_row_of_a_batch_is_given_to_one_product(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("url", ["cdn.test/x", "ftp://cdn.test", "https://cdn.test/ä", "https://cdn.test/?a", "https://"])
+@pytest.mark.parametrize(
+    "url", ["cdn.test/x", "ftp://cdn.test", "https://cdn.test/ä", "https://cdn.test/?a", "https://"]
+)
 def test_a_public_url_that_google_would_not_take_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="--public-url"):
         PublicPlace.of(url)
