@@ -1,8 +1,8 @@
 """Kinds of tables that shops export, told by their header, and what their columns are called.
 
-Sources, read November 2026: support.google.com/merchants/answer/7052112 (Google), help.shopify.com "Using CSV files to
-import and export products" (Shopify, its names of before and after 2025), woocommerce.com/document/product-csv-importer-
-exporter (WooCommerce, English headers).
+Sources, read in November 2026: support.google.com/merchants/answer/7052112 (Google); help.shopify.com, "Using CSV files
+to import and export products" (Shopify, names of before and after 2025); WooCommerce's own product exporter, with
+its columns in English.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class TableForm:
     """What the columns of one kind of table are called."""
 
     kind: FeedKind
-    #: Their columns by our name, the one that goes before others first; a row has the first that is not empty.
+    #: Columns of theirs by our name, the one that goes before others first; a row has the first that is not empty.
     columns: dict[str, tuple[str, ...]]
     #: Columns of further pictures.
     more_images: tuple[str, ...] = ()
     #: What stands between pictures in one cell; empty: a cell is one picture.
     separator: str = ""
-    #: Their column of a picture's place among those of its product.
+    #: Name of the column of a picture's place among those of its product.
     position: str = ""
     #: Whether lines that follow each other with one id are one product.
     grouped: bool = False

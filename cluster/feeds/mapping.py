@@ -28,7 +28,7 @@ class FeedMapping(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: Their column by our name; `id` and `image` are needed.
+    #: Name of the column by our name; `id` and `image` are needed.
     columns: dict[str, str]
     #: What a row has that leaves a column empty, by our name.
     defaults: dict[str, str] = Field(default_factory=dict)

@@ -29,9 +29,9 @@ class FeedKind(StrEnum):
     MAPPED = "mapped"
 
     @property
-    def title(self) -> str:
+    def words(self) -> str:
         """The kind in words."""
-        return _TITLES[self]
+        return _WORDS[self]
 
     @property
     def is_google(self) -> bool:
@@ -39,7 +39,7 @@ class FeedKind(StrEnum):
         return self in (FeedKind.GOOGLE_RSS, FeedKind.GOOGLE_ATOM, FeedKind.GOOGLE_TABLE)
 
 
-_TITLES = {
+_WORDS = {
     FeedKind.GOOGLE_RSS: "a Google Merchant feed (RSS 2.0)",
     FeedKind.GOOGLE_ATOM: "a Google Merchant feed (Atom)",
     FeedKind.GOOGLE_TABLE: "a Google Merchant feed (table)",
@@ -93,7 +93,7 @@ class FeedFacts(BaseModel):
         """What it was taken for, in a line."""
         became = ", ".join(f"{ours} from {theirs}" for theirs, ours in self.columns if ours in ("id", "image"))
         form = self.encoding.upper().replace("_", "-") + (f", {_NAMES[self.delimiter]}" if self.delimiter else "")
-        return f"taken for {self.kind.title} in {form}: {self.products} products, {became}"
+        return f"taken for {self.kind.words} in {form}: {self.products} products, {became}"
 
 
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -109,9 +109,9 @@ class FeedProduct:
     line: int
     #: The id as written; empty where there is none.
     id: str
-    #: Its pictures in their order, the main one first.
+    #: Pictures in the feed's order, the main one first.
     images: tuple[str, ...] = ()
-    #: What else is known of it, by column: ours first, then theirs.
+    #: Whatever else the feed says, by column: ours first, then theirs.
     values: dict[str, str]
     problems: tuple[Problem, ...] = ()
 

@@ -119,8 +119,8 @@ def collisions(names: Iterable[tuple[str, str, str]]) -> dict[str, Problem]:
             folders.setdefault("/".join(key.split("/")[:depth]), (row_id, profile))
     for key, (row_id, profile) in first.items():
         # A file `a.mp4` and a folder of that name.
-        if (other := folders.get(key)) is not None and row_id not in refused:
-            refused[row_id] = _same_name(row_id, profile, other, key)
+        if (inside := folders.get(key)) is not None and row_id not in refused:
+            refused[row_id] = _same_name(row_id, profile, inside, key)
     return refused
 
 

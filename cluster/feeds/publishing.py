@@ -67,7 +67,7 @@ class WantedFile:
 class PublishStanding(Enum):
     """What is found under a name that is wanted."""
 
-    #: As it was published, of the same source: nothing is sent.
+    #: Published before, of the same source: nothing is sent.
     SAME = "same"
     #: Nothing, or a file of ours that is another now.
     TO_SEND = "to send"
@@ -90,7 +90,7 @@ class Publication:
     """One run that publishes the files of a catalog under a prefix."""
 
     def __init__(self, storage: Storage, catalog: str, cache_control: str = "") -> None:
-        """Reads the record and lists what is there. Raises `StorageError`, `BadInputError` for a record that is none."""
+        """Raises `StorageError`, and `BadInputError` for a record that is none."""
         self._storage, self._catalog, self._cache_control = storage, catalog, cache_control
         self._record = self._read()
         self._there = {one.key: one for one in storage.all_entries()}
@@ -104,7 +104,7 @@ class Publication:
         return frozenset(self._record.files)
 
     def plan(self, wanted: Iterable[WantedFile]) -> list[WantedFile]:
-        """Those files that have to be sent; records them as begun. Names that are taken are refused.
+        """Give the files that have to be sent, and record them as begun. Names that are taken are refused.
 
         Raises `StorageError` where the record cannot be written.
         """

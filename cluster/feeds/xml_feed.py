@@ -13,7 +13,7 @@ from cluster.feeds.xml_items import XmlItem, XmlItems
 from pipeline.notes import Note
 from pipeline.problems import Problem
 
-#: Their names by ours, the one that goes before others first.
+#: Google's names by ours, the one that goes before others first.
 _COLUMNS = {
     "id": ("id",),
     "image": ("image_link",),
@@ -69,8 +69,8 @@ class XmlFeed:
             message = f"the item on line {item.line} is not XML ({item.fault})"
             problem = Problem(field="row", message=message, remedy="Correct it in the feed: the others are read.")
             # Its id is known where that stood before the fault.
-            found = item.google.get("id", item.plain.get("id", [""]))[0]
-            return FeedProduct(number=number, line=item.line, id=found, values={}, problems=(problem,))
+            known = item.google.get("id", item.plain.get("id", [""]))[0]
+            return FeedProduct(number=number, line=item.line, id=known, values={}, problems=(problem,))
         texts = {**item.plain, **item.google}
         values: dict[str, str] = {}
         for ours, names in _COLUMNS.items():

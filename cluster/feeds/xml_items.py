@@ -54,7 +54,7 @@ class XmlItem:
     #: Texts of its own elements, of Google's name space and of none, by name without prefix.
     google: dict[str, list[str]] = field(default_factory=dict)
     plain: dict[str, list[str]] = field(default_factory=dict)
-    #: Its links to videos.
+    #: Links to videos that it has already.
     links: list[XmlElement] = field(default_factory=list)
     #: The byte at which its last element begins; -1: it has none.
     last_child: int = -1
@@ -110,7 +110,7 @@ class _Items(ContentHandler):
     def _at(self) -> int:
         return self._parser.at + self.shift
 
-    def startElement(self, name: str, attrs: Any) -> None:
+    def startElement(self, name: str, attrs: Any) -> None:  # noqa: N802 - SAX calls it so
         self._depth += 1
         self._is_bare = True
         if not self.root:
@@ -130,7 +130,7 @@ class _Items(ContentHandler):
         elif self._depth == self._item_depth + 1:
             self._begin_child(name, attrs, declared)
 
-    def endElement(self, name: str) -> None:
+    def endElement(self, name: str) -> None:  # noqa: N802 - SAX calls it so
         bare, self._is_bare = self._is_bare, False
         if self.open is not None and self._depth == self._item_depth + 1:
             self._end_child(bare)

@@ -128,10 +128,10 @@ def write_delivery(
 ) -> list[str]:
     """Bring a row's file for a profile into `out/<profile>/`, with what was judged of it; give the names written.
 
-    It is `<id>.mp4`, finished by `finish`, and `<id>.json`; with a `name`, a path below `out` that no other file has, it
-    is called so, and what was judged of it alike. Of a row that was not delivered there is the judgement
-    alone, and a file of before is kept under another name: nobody takes it for the one that was asked for. Files are
-    replaced as `write_clip` does, and it raises the same.
+    It is `<id>.mp4`, finished by `finish`, and `<id>.json`; with a `name`, a path below `out` that no other file has,
+    it is called so, and what was judged of it alike. Of a row that was not delivered there is the judgement alone,
+    and a file of before is kept under another name: nobody takes it for the one that was asked for. Files are replaced
+    as `write_clip` does, and it raises the same.
     """
     _check_name(row.id)
     called = Path(name or f"{delivered.profile}/{file_stem(row.id)}.mp4")

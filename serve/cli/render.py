@@ -119,15 +119,13 @@ def render(
         lock = FarmLock(settings.home)
         asked = farm_options(cards, few_step, weights=f"{family}={weights.absolute()}" if weights else None)
         where = _cards_of_running(lock, asked, farm) or cards_text(args)
-        inputs = Inputs.of(
-            manifest.root, [(row.number, row.image) for row in manifest.good], [catalog, few_step, deliveries.brand]
-        )
+        read = [catalog, few_step, deliveries.brand]
+        inputs = Inputs.of(manifest.root, [(row.number, row.image) for row in manifest.good], read)
         folder = out_folder(out, catalog, inputs)
         manifest = with_refusals(manifest, folder.refusals([row.id for row in manifest.good]))
         facts = {"model_choice": choice, "catalog": catalog.name}
-        source = LocalResults(farm)
-        made = delivery_writer(source, settings, out, terms, inputs=inputs, name_of=feed_out.name_of())
-        writer = ResultsWriter(source, out, facts, inputs, made)
+        made = delivery_writer(LocalResults(farm), settings, out, terms, inputs=inputs, name_of=feed_out.name_of())
+        writer = ResultsWriter(LocalResults(farm), out, facts, inputs, made)
         if not as_json:
             words = f"[bold]clipmill[/] · {format_rows(len(manifest.rows))} · {family} ({choice}) · cards {where}"
             _print_beginning(words, args, family, cards)
@@ -154,17 +152,13 @@ def render(
         writer.write_feed(batch.id, feed)
         sheet = writer.sheet(batch.id, where)
         jobs = [job_view(job) for job in farm.jobs(batch.id)]
-        failed = [job for job in jobs if job["state"] == JobState.FAILED]
         if as_json:
-            print_json(
-                {"batch": batch_view(batch), "jobs": jobs, "out": str(out), "sheet": str(sheet)} | writer.to_json()
-            )
+            print_json(_view(batch, jobs, out, sheet) | writer.to_json())
         else:
-            made = farm.batch_store.attempts_of(batch.owner, batch.id)
-            rendered = sum(attempt.outcome is Outcome.COMPLETED for attempt in made)
             for note in [*unknown_text(manifest), *notes.new(jobs), *writer.notes_text()]:
                 console.print(f"  note: {note}", style="dim", markup=False, soft_wrap=True)
-            _summary(batch, rendered, failed, sheet, writer)
+            failed = [job for job in jobs if job["state"] == JobState.FAILED]
+            _summary(batch, _rendered(farm, batch), failed, sheet, writer)
     whole = batch.status == "completed" and not writer.refused and not writer.undelivered
     raise typer.Exit(Exit.DONE if whole else Exit.SOME_FAILED)
 
@@ -337,6 +331,15 @@ def _run(session: RenderSession, work: Callable[[], Batch], leave: Callable[[str
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+def _view(batch: Batch, jobs: list[dict[str, Any]], out: Path, sheet: Path) -> dict[str, Any]:
+    return {"batch": batch_view(batch), "jobs": jobs, "out": str(out), "sheet": str(sheet)}
+
+
+def _rendered(farm: Farm, batch: Batch) -> int:
+    attempts = farm.batch_store.attempts_of(batch.owner, batch.id)
+    return sum(attempt.outcome is Outcome.COMPLETED for attempt in attempts)
 
 
 def _summary(batch: Batch, rendered: int, failed: list[dict[str, Any]], sheet: Path, writer: ResultsWriter) -> None:

@@ -177,7 +177,7 @@ def collisions_of(rows: Iterable[ResultRow], terms: DeliveryTerms, name_of: Name
 
 
 def chosen_profiles(delivered: Iterable[str], *, is_google: bool) -> tuple[str, ...]:
-    """Of which of the profiles that files were `delivered` for a feed's links are, where nobody says it."""
+    """The profiles that a feed's links are of where nobody says it, of those that files were `delivered` for."""
     there = tuple(dict.fromkeys(delivered))
     beginnings = (_FOR_GOOGLE,) if is_google else (_FOR_SHOPS, _FOR_GOOGLE)
     for beginning in beginnings:

@@ -233,7 +233,8 @@ def test_further_pictures_are_rows_where_they_are_asked_for(tmp_path: Path) -> N
 
 
 SHOPIFY = (
-    "Handle,Title,Body (HTML),Vendor,Type,Option1 Name,Option1 Value,Variant SKU,Variant Price,Image Src,Image Position\n"
+    "Handle,Title,Body (HTML),Vendor,Type,Option1 Name,Option1 Value,"
+    "Variant SKU,Variant Price,Image Src,Image Position\n"
     'mug,Mug,"<p>Two\nlines</p>",Daybird,Kitchen,Size,S,MUG-S,9.90,https://x.test/side.jpg,2\n'
     "mug,,,,,,M,MUG-M,11.90,https://x.test/front.jpg,1\n"
     "mug,,,,,,,,,https://x.test/back.jpg,3\n"

@@ -1,4 +1,4 @@
-"""The feed written again: what is expected is put together here, byte by byte, from the pieces that the feed is made of."""
+"""The feed written again: what is expected is put together here, from the pieces that the feed is made of."""
 
 from __future__ import annotations
 
