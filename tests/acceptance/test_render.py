@@ -212,12 +212,6 @@ def test_every_diffusion_model_gives_equal_frames_twice(terminal: Terminal) -> N
     assert len(set(hashes[0])) == 4
 
 
-def test_the_shared_catalog(terminal: Terminal, shared_catalog: Path) -> None:
-    result = terminal.run("render", str(shared_catalog), "--out", "out", "--limit", "3", "--class", "256p")
-    assert result.code == 0, result.err
-    assert len(list((terminal.folder / "out").glob("*.mp4"))) == 3
-
-
 def completed(terminal: Terminal) -> set[str]:
     """Content keys with a finished clip."""
     return {key for (key,) in terminal.rows("SELECT content_key FROM clips")}
