@@ -18,6 +18,8 @@ from pipeline.clips.encode import encode_mp4
 from serve.cli.common import Exit
 from serve.cli.feeds.output import chosen_profiles
 from serve.settings import Settings
+from tests.building import still_png
+from tests.unit.cluster.remote.hosts import Asked, host
 from tests.unit.pipeline.delivery.clips import product_clip
 from tests.unit.serve.cli.test_results import clipmill, complete, farm, home, office_of
 
@@ -259,3 +261,32 @@ def test_links_are_of_googles_profiles_in_googles_feeds_and_of_the_shops_in_othe
     assert chosen_profiles(there, is_google=True) == ("google-square", "google")
     assert chosen_profiles(there, is_google=False) == ("shop",)
     assert chosen_profiles(["reels", "tiktok"], is_google=True) == ("reels", "tiktok")
+
+
+def test_pictures_by_url_that_fail_cost_their_products_alone(tmp_path: Path, home: Path) -> None:
+    def shop(asked: Asked) -> None:
+        asked.send(200 if asked.path == "/a.png" else 404, still_png())
+
+    with host(shop) as server:
+        at = f"http://127.0.0.1:{server.port}"
+        table = tmp_path / "feed.tsv"
+        lines = [f"A\t{at}/a.png", f"B\t{at}/gone.png", "C\tftp://shop.test/c.png", f"D\t{at}/a.png"]
+        table.write_text("id\timage_link\n" + "\n".join(lines) + "\n")
+        words = ["--model", "camera", "--json", "--allow-private-hosts", f"127.0.0.1:{server.port}"]
+        answer = clipmill("check", str(table), *words)
+    assert answer.exit_code == Exit.SOME_FAILED, answer.output
+    told = json.loads(answer.stdout)
+    assert told["taken_for"].startswith("taken for a Google Merchant feed (table) in UTF-8, tabs: 4 products")
+    assert {row["name"]: bool(row["problems"]) for row in told["rows"]} == {
+        "A": False,
+        "B": True,
+        "C": True,
+        "D": False,
+    }
+
+
+def test_a_feed_is_not_rewritten_by_lint(shop: Path) -> None:
+    answer = clipmill("lint", str(shop), "--model", "camera", "--fix")
+    assert answer.exit_code == Exit.USAGE, answer.output
+    assert "--template" in " ".join(answer.output.split())
+    assert [path.name for path in shop.parent.glob("*fixed*")] == []
