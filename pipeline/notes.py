@@ -35,6 +35,7 @@ REDUCED = frozenset(
 )
 #: Titles that are not the code's own words.
 _TITLES = {
+    "prompt_default": "motion chosen",
     "enlarged": "still enlarged",
     "cut": "prompt cut",
     "within_chosen": "chosen for the time",

@@ -210,7 +210,7 @@ def manifest_of_feed(
 
 _MOTION = Note(
     code="prompt_default",
-    message=f"the feed says nothing of motion: {DEFAULT_MOTION!r}. Choose with --prompt or --template",
+    message=f"the feed says nothing of motion: {DEFAULT_MOTION!r}. A prompt for all, or a template, says otherwise",
     field="prompt",
 )
 
