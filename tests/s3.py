@@ -28,8 +28,8 @@ LIMIT_S = 60
 @contextmanager
 def s3_server(folder: Path) -> Iterator[str]:
     """The URL of a server that is up until the block ends."""
-    if find_spec("moto") is None or find_spec("s3fs") is None:
-        pytest.skip("moto[server,s3] and s3fs are not installed")
+    if not all(map(find_spec, ("moto", "flask", "flask_cors", "s3fs"))):
+        pytest.skip("moto[s3], flask, flask-cors and s3fs are not installed")
     log = (folder / "s3.log").open("wb")
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],

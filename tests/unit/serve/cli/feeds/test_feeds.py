@@ -113,6 +113,18 @@ def test_the_feed_comes_back_with_links_and_is_the_same_bytes_otherwise(farm: Fa
     assert target.read_bytes().decode() == linked(FEED, both)
 
 
+def test_waiting_writes_the_feed_too(farm: Farm, shop: Path, tmp_path: Path) -> None:
+    batch, target = submitted(farm, shop), tmp_path / "new.xml"
+    words = ["--deliver", "google-small", "--feed-out", str(target), "--public-url", PUBLIC]
+    answer = clipmill("wait", batch.id, "--out", str(tmp_path / "out"), *words)
+    assert answer.exit_code == Exit.SOME_FAILED, answer.output
+    links = {name: [f"{PUBLIC}/google-small/{name}.mp4"] for name in "AB"}
+    assert target.read_bytes().decode() == linked(FEED, links)
+    answer = clipmill("wait", batch.id, *words)
+    assert answer.exit_code == Exit.USAGE
+    assert "name a folder with --out" in " ".join(answer.output.split())
+
+
 def test_somebody_elses_file_and_the_feed_itself_are_never_written_to(farm: Farm, shop: Path, tmp_path: Path) -> None:
     batch = submitted(farm, shop)
     (tmp_path / "theirs.xml").write_text("theirs")
