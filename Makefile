@@ -90,6 +90,7 @@ bench: $(DEV) ## Run the benchmarks; figures are printed with the machine they w
 	$(BIN)/python benchmarks/store.py --check
 	$(BIN)/python benchmarks/scale.py --check
 	$(BIN)/python benchmarks/polling.py --check
+	$(BIN)/python benchmarks/feeds.py --check
 	$(BIN)/python benchmarks/results_zip.py --keep --check
 	$(BIN)/python benchmarks/api_load.py --check
 	$(BIN)/python benchmarks/page.py --check

@@ -72,6 +72,17 @@ class StoredObject:
     size: int
     #: When it was written, in seconds since the epoch, by the storage's clock; the present where it does not say.
     modified_at: float
+    #: What the storage says of its content, another for another one (an S3 ETag, of whatever parts); else its time.
+    version: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectHeaders:
+    """What a bucket says of an object to whoever fetches it; a folder says nothing."""
+
+    content_type: str
+    #: `Cache-Control`; empty: none.
+    cache_control: str = ""
 
 
 class Storage:
@@ -99,19 +110,24 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
 
-    def put_bytes(self, key: str, data: bytes, *, replace: bool = False) -> None:
+    def put_bytes(self, key: str, data: bytes, *, replace: bool = False, headers: ObjectHeaders | None = None) -> None:
         """Create the object `key` with this content; does nothing where the key exists. Raises `StorageError`.
 
         `replace`: what exists is replaced, whole or not at all. For records under `cache/`, which may change.
         """
-        self._put(key, data, replace=replace)
+        self._put(key, data, replace=replace, headers=headers)
 
-    def put_file(self, key: str, path: str | Path) -> None:
-        """Create the object `key` from a local file; does nothing where the key exists. Raises `StorageError`."""
+    def put_file(
+        self, key: str, path: str | Path, *, replace: bool = False, headers: ObjectHeaders | None = None
+    ) -> None:
+        """Create the object `key` from a local file; does nothing where the key exists. Raises `StorageError`.
+
+        `replace`: what exists is replaced, whole or not at all. For files that are published, which may change.
+        """
         source = Path(path)
         if not source.is_file():
             raise StorageError(key, f"{source} is not there to be stored as {key!r}", "Check that it was written.")
-        self._put(key, source, replace=False)
+        self._put(key, source, replace=replace, headers=headers)
 
     def get_bytes(self, key: str) -> bytes:
         """The bytes of the whole object `key`. Raises `MissingObjectError` or `StorageError`."""
@@ -187,16 +203,27 @@ class Storage:
 
         What a killed process left half written in a folder is among them.
         """
-        path = self._path(prefix)
+        return self._listed(self._path(prefix), prefix)
+
+    def all_entries(self) -> list[StoredObject]:
+        """Every object under the root, sorted by key. Raises `StorageError`."""
+        return self._listed(self._root, "")
+
+    def _listed(self, path: str, prefix: str) -> list[StoredObject]:
         with self._explained(prefix, "listed"):
             try:
                 found = self._fs.find(path, detail=True)
             except FileNotFoundError:
                 return []
         # Listed with or without the root's leading slash, as the driver likes.
-        start = len(path.strip("/")) - len(prefix)
+        start = len(path.strip("/")) - len(prefix) + (0 if prefix else 1)
         return sorted(
-            StoredObject(key=name.strip("/")[start:], size=int(info["size"] or 0), modified_at=_modified_at(info))
+            StoredObject(
+                key=name.strip("/")[start:],
+                size=int(info["size"] or 0),
+                modified_at=_modified_at(info),
+                version=_version_of(info),
+            )
             for name, info in found.items()
         )
 
@@ -256,17 +283,31 @@ class Storage:
             raise ValueError(f"{key!r} is not a storage key: segments of A-Z a-z 0-9 ._@=+,~- joined by single slashes")
         return f"{self._root}/{key}"
 
-    def _put(self, key: str, source: bytes | Path, *, replace: bool) -> None:
+    def _put(self, key: str, source: bytes | Path, *, replace: bool, headers: ObjectHeaders | None = None) -> None:
         path = self._path(key)
+        more = self._said(headers)
         with self._explained(key, _WRITTEN):
             if not replace and self._fs.isfile(path):
                 return
             if self._folder is not None:
                 _create(Path(path), source)
             elif isinstance(source, bytes):
-                self._fs.pipe_file(path, source)
+                self._fs.pipe_file(path, source, **more)
             else:
-                self._fs.put_file(str(source), path)
+                self._fs.put_file(str(source), path, **more)
+
+    def _said(self, headers: ObjectHeaders | None) -> dict[str, Any]:
+        """Arguments by which the driver of this storage tells an object's headers."""
+        if headers is None:
+            return {}
+        kinds = self._fs.protocol if isinstance(self._fs.protocol, (list, tuple)) else (self._fs.protocol,)
+        cache = headers.cache_control
+        if "s3" in kinds:
+            return {"ContentType": headers.content_type, **({"CacheControl": cache} if cache else {})}
+        if "gs" in kinds or "gcs" in kinds:
+            fixed = {"fixed_key_metadata": {"cache_control": cache}} if cache else {}
+            return {"content_type": headers.content_type, **fixed}
+        return {}
 
     @contextlib.contextmanager
     def _explained(self, key: str, done: str) -> Iterator[None]:
@@ -335,6 +376,13 @@ def _modified_at(info: Mapping[str, Any]) -> float:
             return float(found)
     # Of unknown age: too young for anything to be swept.
     return time.time()
+
+
+def _version_of(info: Mapping[str, Any]) -> str:
+    found = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("generation")
+    if found is None:
+        found = info.get("mtime") or info.get("created")
+    return str(found or "").strip('"')
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ QUIET = frozenset(
     {
         *("note", "unused", "prompt_unused", "negative_prompt_unused", "candidates_equal", "fps_of_draft"),
         *("size_rounded", "seconds_rounded", "column_cut", "encoding_guessed", "within_chosen"),
-        *("number_read", "time_read", "id_made", "id_not_portable", "delivery_repeated"),
+        *("number_read", "time_read", "id_made", "id_not_portable", "delivery_repeated", "prompt_default"),
         *("alpha_flattened", "cmyk_converted", "colours_converted", "move_shortened", "still_fixed"),
     }
 )
@@ -35,6 +35,7 @@ REDUCED = frozenset(
 )
 #: Titles that are not the code's own words.
 _TITLES = {
+    "prompt_default": "motion chosen",
     "enlarged": "still enlarged",
     "cut": "prompt cut",
     "within_chosen": "chosen for the time",

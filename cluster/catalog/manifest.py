@@ -191,6 +191,8 @@ class Manifest:
     rows: list[RowRead]
     #: Columns that the farm does not know, in one sentence; empty where it knows all.
     unknown: str = ""
+    #: What a file that is no manifest of its own was taken for, in a line; empty: it is a manifest.
+    taken_for: str = ""
 
     @property
     def good(self) -> list[Row]:
@@ -234,8 +236,12 @@ def manifest_of(
     model: str | None = None,
     template: PromptTemplate | None = None,
     prompts: Sequence[str] = (),
+    strangers_known: bool = False,
 ) -> Manifest:
-    """The rows of a manifest whose records were read, as `read_manifest` reads them. Raises `ManifestError`."""
+    """The rows of a manifest whose records were read, as `read_manifest` reads them. Raises `ManifestError`.
+
+    `strangers_known`: columns that are none of ours are somebody else's and meant so, as those of a feed.
+    """
     is_folder = path.is_dir()
     template = template or plain_template(prompt or "")
     if is_folder and template is None and not prompts and _reads_prompts(model):
@@ -246,7 +252,7 @@ def manifest_of(
     if template is not None and alike and (missing := template.missing(columns)):
         message = f"the prompt for all has places for columns that the catalog has not: {', '.join(missing)}"
         raise ManifestError(path, message, "Add the columns, or say what stands instead: {column|instead}.")
-    strange = [column for column in columns if column not in COLUMNS]
+    strange = [] if strangers_known else [column for column in columns if column not in COLUMNS]
     meant = {column: found for column in strange[:MAX_GUESSED_COLUMNS] if (found := meant_by(column, columns))}
     read = [_read_cells(record, meant) for record in records]
     if prompts:

@@ -60,6 +60,11 @@ def _escaped(found: re.Match[str]) -> str:
     return f"%{ord(found[0]):02X}"
 
 
+def is_reserved(name: str) -> bool:
+    """Whether Windows takes a name for that of a device, whatever its suffix."""
+    return _RESERVED.match(name) is not None
+
+
 def elsewhere(name: str) -> Note | None:
     """A note that the files of a row with this id are called otherwise, and why; None where they bear the id."""
     stem = file_stem(name)

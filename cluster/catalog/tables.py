@@ -214,10 +214,10 @@ def _decode(path: Path, data: bytes) -> tuple[str, Note | None]:
     Bytes that are in no encoding that can be told come as lone surrogates (PEP 383), so only their rows suffer.
     """
     data = data.rstrip(b"\x1a")  # the end of a text file to DOS
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
-    note = None
-    if encoding is None:
-        encoding, note = _guess(data)
+    marked, note = marked_encoding(data), None
+    encoding = marked[1] if marked else ""
+    if not marked:
+        encoding, note = guess_encoding(data)
     try:
         text = data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
     except UnicodeDecodeError as error:
@@ -227,7 +227,12 @@ def _decode(path: Path, data: bytes) -> tuple[str, Note | None]:
     return text, note
 
 
-def _guess(data: bytes) -> tuple[str, Note | None]:
+def marked_encoding(data: bytes) -> tuple[bytes, str] | None:
+    """(the mark with which text begins, the encoding that it says); None where there is none."""
+    return next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), None)
+
+
+def guess_encoding(data: bytes) -> tuple[str, Note | None]:
     """(encoding of text without a mark, a note where it is not UTF-8)."""
     head = data[:4096]
     for encoding, at in (("utf-16-le", 1), ("utf-16-be", 0)):

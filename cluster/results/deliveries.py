@@ -152,6 +152,11 @@ class DeliveryMaker:
             found |= self._made(row, missing, folder)
         return found
 
+    def keys_of(self, row: ResultRow) -> dict[str, str]:
+        """The keys of a row's files by profile, of those that are profiles; nothing is made or fetched."""
+        wanted = [name for name in self.terms.wanted(row) if name in self.terms.profiles.names]
+        return {name: delivery_key(row, self.terms.profiles.named(name), self.terms) for name in wanted}
+
     def for_profile(self, row: ResultRow, profile: DeliveryProfile, folder: Path) -> DeliveredFile:
         """What becomes of a completed row for one profile, whether it asks for it or not; as `deliver` does."""
         key = delivery_key(row, profile, self.terms)

@@ -121,19 +121,23 @@ def write_delivery(
     delivered: DeliveredFile,
     finish: Finish | None = None,
     *,
+    name: str = "",
     inputs: Inputs = NO_INPUTS,
     catalog: str = "",
     told: Callable[[str], None] = lambda _text: None,
 ) -> list[str]:
     """Bring a row's file for a profile into `out/<profile>/`, with what was judged of it; give the names written.
 
-    It is `<id>.mp4`, finished by `finish`, and `<id>.json`. Of a row that was not delivered there is the judgement
-    alone, and a file of before is kept under another name: nobody takes it for the one that was asked for. Files are
-    replaced as `write_clip` does, and it raises the same.
+    It is `<id>.mp4`, finished by `finish`, and `<id>.json`; with a `name`, a path below `out` that no other file has,
+    it is called so, and what was judged of it alike. Of a row that was not delivered there is the judgement alone,
+    and a file of before is kept under another name: nobody takes it for the one that was asked for. Files are replaced
+    as `write_clip` does, and it raises the same.
     """
     _check_name(row.id)
-    folder = OutFolder(out / delivered.profile, inputs, told)
-    stem, marks = file_stem(row.id), finish.name if finish else ""
+    called = Path(name or f"{delivered.profile}/{file_stem(row.id)}.mp4")
+    folder = OutFolder(out / called.parent, inputs, told)
+    # What is written is recorded by the file's name, which is the row's id where nobody chose another.
+    stem, record, marks = called.stem, called.stem if name else row.id, finish.name if finish else ""
     path = delivered.path
     facts = delivered.verdict.model_dump(mode="json") | {"row": row.id, "key": delivered.key, "marks": marks}
     judged = _json(facts, indent=2) + b"\n"
@@ -147,9 +151,9 @@ def write_delivery(
                 shutil.copyfile(path, target)
 
         files.append(_File(f"{stem}.mp4", f"{delivered.key} {marks}".strip(), copy))
-    elif (name := f"{stem}.mp4") in folder.record(row.id) and (folder.path / name).exists():
-        folder.keep_aside(name, "before")
-    return _written(folder, row.id, files, catalog)
+    elif (own := f"{stem}.mp4") in folder.record(record) and (folder.path / own).exists():
+        folder.keep_aside(own, "before")
+    return _written(folder, record, files, catalog)
 
 
 def write_sheet(
@@ -191,11 +195,12 @@ def write_deliveries_table(
     batch_name: str,
     rows: Sequence[tuple[ResultRow, Mapping[str, DeliveredFile]]],
     *,
+    name_of: Callable[[ResultRow, str], str] | None = None,
     catalog: str = "",
     told: Callable[[str], None] = lambda _text: None,
 ) -> Path:
     """Write what became of each row for each profile as CSV, as `write_table` does. Raises `ResultsError`."""
-    content = deliveries_table_of(rows)
+    content = deliveries_table_of(rows, name_of)
     return _write_page(OutFolder(out, told=told), batch_name, Path(DELIVERIES), content, catalog)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from cluster.catalog.names import file_stem
 from cluster.results.contact_sheet import ResultRow
@@ -40,8 +40,14 @@ def table_lines(rows: Iterable[tuple[ResultRow, Mapping[str, object]]], more: Se
         yield text.getvalue().encode("utf-8", "replace")
 
 
-def deliveries_table_of(rows: Iterable[tuple[ResultRow, Mapping[str, DeliveredFile]]]) -> bytes:
-    """What became of each row for each profile as CSV, one line for each, as `table_of` writes rows."""
+def deliveries_table_of(
+    rows: Iterable[tuple[ResultRow, Mapping[str, DeliveredFile]]],
+    name_of: Callable[[ResultRow, str], str] | None = None,
+) -> bytes:
+    """What became of each row for each profile as CSV, one line for each, as `table_of` writes rows.
+
+    `name_of` gives a row's file for a profile its name below OUT; None: `<profile>/<id>.mp4`.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(
@@ -50,11 +56,12 @@ def deliveries_table_of(rows: Iterable[tuple[ResultRow, Mapping[str, DeliveredFi
     for row, delivered in rows:
         for name, one in delivered.items():
             facts, problem = one.verdict.facts, one.verdict.problem
+            file = name_of(row, name) if name_of else f"{name}/{file_stem(row.id)}.mp4"
             cells: list[object] = [
                 row.id,
                 name,
                 "delivered" if one.delivered else "refused",
-                f"{name}/{file_stem(row.id)}.mp4" if one.delivered else "",
+                file if one.delivered else "",
                 " ".join(one.verdict.broken),
                 problem.message if problem else "",
                 problem.remedy if problem else "",

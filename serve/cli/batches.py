@@ -48,6 +48,7 @@ from serve.cli.common import (
     settings_for,
 )
 from serve.cli.failures import FailureNotices
+from serve.cli.feeds.told import print_taken_for
 from serve.cli.follow import BatchWait, exit_code, print_batch, print_card_faults
 from serve.cli.options import (
     AllowPrivateHosts,
@@ -305,6 +306,8 @@ def submit(
         # Another machine's farm does not tell which model it takes by default.
         known = model or (None if url or settings.url else farm_facts(settings).get("default_model"))
         manifest = rows.read(catalog, known, settings.home)
+        if not as_json:
+            print_taken_for(manifest)
         require_farm(settings, url)
         if not (url or settings.url):
             _tell_what_cannot_run(manifest, rows, known, settings)

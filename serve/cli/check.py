@@ -30,6 +30,7 @@ from serve.cli.common import (
     print_json,
     settings_for,
 )
+from serve.cli.feeds.told import print_taken_for
 from serve.cli.options import Catalog, FewStepFile, RowOptions, few_step_of, with_option_groups
 from serve.cli.render import choose_model
 from serve.cli.show import notes_text, problems_table, unknown_text, waits_text
@@ -100,8 +101,10 @@ def check(
         ]
         bad = [row for row in found if row["problems"]]
         if as_json:
-            print_json({"rows": found, "unknown_columns": manifest.unknown, "model": family})
+            told = {"taken_for": manifest.taken_for} if manifest.taken_for else {}
+            print_json({"rows": found, "unknown_columns": manifest.unknown, "model": family, **told})
         else:
+            print_taken_for(manifest)
             for note in [*unknown_text(manifest), *notes_text(found)]:
                 console.print(f"  note: {note}", style="dim", markup=False, soft_wrap=True)
             for words in waits_text([row for row in found if not row["problems"]]):

@@ -28,6 +28,7 @@ from serve.cli.common import (
     settings_for,
 )
 from serve.cli.delivery.writer import DeliveryOptions, delivery_writer
+from serve.cli.feeds.output import FeedOutOptions, FeedSourceOptions, collisions_of
 from serve.cli.marks.option import NoMarks, source_with_marks
 from serve.cli.options import Deliver, with_option_groups
 from serve.cli.results import ResultsWriter, inputs_of, out_folder
@@ -127,21 +128,26 @@ def wait(
     no_marks: NoMarks = False,
     deliver: Deliver = "",
     deliveries: DeliveryOptions = DeliveryOptions(),  # noqa: B008 - frozen
+    source_feed: FeedSourceOptions = FeedSourceOptions(),  # noqa: B008 - frozen
+    feed_out: FeedOutOptions = FeedOutOptions(),  # noqa: B008 - frozen
     url: Url = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Wait until every row of a batch has ended."""
     with exit_on_error():
+        if out is None and (feed_out.feed_out or feed_out.names):
+            fail(Exit.USAGE, "--feed-out and --names are of files that are written: name a folder with --out")
         settings = settings_for(home)
         terms = deliveries.terms(settings, deliver)
         client = connect(settings, url)
         found = client.batch(client.find(batch) if batch else newest(client))
         # Before a night of waiting, not after it.
-        writer = None
+        writer, feed = None, None
         if out is not None:
             source = source_with_marks(client, settings, no_marks=no_marks, quiet=as_json)
-            writer = writer_of(source, found["id"], out, settings, terms)
+            feed = feed_out.feed(source_feed.path(str(found["source"])), source_feed.options())
+            writer = writer_of(source, found["id"], out, settings, terms, feed_out)
         if found["status"] not in FINAL:
             require_farm(settings, url)
         try:
@@ -152,6 +158,8 @@ def wait(
                 writer.sheet(found["id"], "")
                 _print_page(writer)
             raise
+        if writer is not None:
+            writer.write_feed(found["id"], feed)
         print_batch(client, found, as_json, writer)
     lacking = writer is not None and (writer.refused or writer.undelivered)
     raise typer.Exit(Exit.SOME_FAILED if lacking else exit_code(found, ended=True))
@@ -164,6 +172,8 @@ def results(
     no_marks: NoMarks = False,
     deliver: Deliver = "",
     deliveries: DeliveryOptions = DeliveryOptions(),  # noqa: B008 - frozen
+    source_feed: FeedSourceOptions = FeedSourceOptions(),  # noqa: B008 - frozen
+    feed_out: FeedOutOptions = FeedOutOptions(),  # noqa: B008 - frozen
     url: Url = None,
     home: Home = None,
     as_json: Json = False,
@@ -178,10 +188,12 @@ def results(
         client = connect(settings, url)
         found = client.batch(client.find(batch) if batch else newest(client))
         source = source_with_marks(client, settings, no_marks=no_marks, quiet=as_json)
-        writer = writer_of(source, found["id"], out, settings, terms)
+        feed = feed_out.feed(source_feed.path(str(found["source"])), source_feed.options())
+        writer = writer_of(source, found["id"], out, settings, terms, feed_out)
         writer.update(found["id"])
         with console.status("making the deliveries"):
             writer.finish_deliveries()
+        writer.write_feed(found["id"], feed)
         writer.sheet(found["id"], "")
         print_batch(client, found, as_json, writer)
         counts = found["counts"]
@@ -191,14 +203,24 @@ def results(
 
 
 def writer_of(
-    source: ResultsSource, batch_id: str, out: Path, settings: Settings, terms: DeliveryTerms
+    source: ResultsSource,
+    batch_id: str,
+    out: Path,
+    settings: Settings,
+    terms: DeliveryTerms,
+    feed_out: FeedOutOptions = FeedOutOptions(),  # noqa: B008 - frozen
 ) -> ResultsWriter:
     """What writes the results of a batch into `out`, and its deliveries. Raises `ResultsError`."""
     batch = source.batch(batch_id)
-    inputs = inputs_of(batch, (one.row for one in source.rows(batch_id)))
+    rows = [one.row for one in source.rows(batch_id)]
+    inputs = inputs_of(batch, rows)
     out_folder(out, Path(batch.source) if batch.source else None, inputs)
-    writer = ResultsWriter(source, out, {}, inputs, delivery_writer(source, settings, out, terms, inputs=inputs))
+    name_of = feed_out.name_of()
+    made = delivery_writer(source, settings, out, terms, inputs=inputs, name_of=name_of)
+    writer = ResultsWriter(source, out, {}, inputs, made)
     writer.refuse_twins(batch_id)
+    if name_of is not None:
+        writer.refused |= collisions_of(rows, terms, name_of)
     return writer
 
 
@@ -224,6 +246,8 @@ def print_batch(client: FarmClient, batch: View, as_json: bool, writer: ResultsW
         console.print(refusals_table(writer.refused))
     for line in writer.undelivered_text() if writer else ():
         console.print(f"  not delivered: {line}", style="yellow", markup=False, soft_wrap=True)
+    for line in writer.feed_text() if writer else ():
+        console.print(line, markup=False, soft_wrap=True)
     if writer:
         _print_page(writer)
 

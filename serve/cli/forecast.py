@@ -29,6 +29,7 @@ from serve.cli.common import (
     print_json,
     settings_for,
 )
+from serve.cli.feeds.told import print_taken_for
 from serve.cli.options import Catalog, FewStepFile, RowOptions, few_step_of, with_option_groups
 from serve.cli.render import choose_model
 from serve.cli.show import clock_text
@@ -87,6 +88,7 @@ def forecast_catalog(
         if as_json:
             print_json(forecast_view(found, cards, model=family))
         else:
+            print_taken_for(manifest)
             console.print(f"model of rows that name none: {family} ({choice})", markup=False, soft_wrap=True)
             _show(found, cards)
     raise typer.Exit(Exit.DONE if all(row.fits for row in found.rows) else Exit.SOME_FAILED)

@@ -13,6 +13,7 @@ from cluster.catalog.advice.copies import write_copy
 from cluster.catalog.advice.row_advice import RowAdvice, advise
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.manifest import BadRow, Row, RowRead
+from cluster.feeds.reading import read_feed
 from cluster.fleet.cards import Fleet
 from cluster.forecast.suggest import usable_of
 from pipeline.families import family_named
@@ -57,6 +58,9 @@ def lint(
     with exit_on_error():
         settings = settings_for(home)
         family = _model(settings, model)
+        if fix and catalog is not None and read_feed(catalog, rows.feed_options()) is not None:
+            remedy = "Give one prompt for all with --prompt, or --template: both are judged as well."
+            raise BadInputError("--fix", f"{catalog} is a feed, which has no prompts to be rewritten", remedy)
         fast = few_step_of(settings, few_step)
         defaults = Defaults(model=family, **rows.defaults().model_dump(), few_step=fast)
         read = _rows(catalog, rows, family, settings)

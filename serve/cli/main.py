@@ -16,6 +16,8 @@ from serve.cli import batches, cards, commands, doctor, follow, footprint, manif
 from serve.cli.access import keys
 from serve.cli.access.login import login, logout, whoami
 from serve.cli.check import check
+from serve.cli.feeds import show as feeds
+from serve.cli.feeds.publish import publish
 from serve.cli.forecast import forecast_catalog
 from serve.cli.lint import lint
 from serve.cli.logs import logs
@@ -60,6 +62,7 @@ app.command()(batches.submit)
 app.command()(batches.status)
 app.command()(follow.wait)
 app.command()(follow.results)
+app.command()(publish)
 app.command()(watch)
 app.command()(logs)
 app.command()(why)
@@ -69,6 +72,7 @@ app.add_typer(cards.app, name="cards")
 app.command()(doctor.doctor)
 app.command()(suggest)
 app.command("forecast")(forecast_catalog)
+app.add_typer(feeds.app, name="feed")
 app.add_typer(footprint.app, name="footprint")
 app.add_typer(manifests.app, name="manifests")
 app.add_typer(models.app, name="models")

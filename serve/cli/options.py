@@ -14,10 +14,13 @@ from pydantic import ValidationError
 
 from cluster.catalog.advice.templates import template_named
 from cluster.catalog.defaults import STRENGTH, FewStep, RowDefaults
-from cluster.catalog.manifest import Manifest, ManifestError, read_manifest
+from cluster.catalog.manifest import Manifest, ManifestError
 from cluster.catalog.review.prompts import read_prompts
 from cluster.catalog.review.rounds import rounds_of
 from cluster.catalog.times import parse_time, read_duration
+from cluster.feeds.mapping import read_mapping
+from cluster.feeds.model import FeedImages, FeedOptions
+from cluster.feeds.reading import read_catalog
 from cluster.remote.policy import FetchPolicy
 from cluster.remote.stills import RemoteStills
 from cluster.results.ownership import twins, with_refusals
@@ -132,13 +135,23 @@ Rounds = Annotated[
         help="Drafts first, each approved before the next: draft,final or quick,tune,final (docs/review.md).",
     ),
 ]
+MappingFile = Annotated[
+    Path | None,
+    typer.Option("--mapping", metavar="FILE", help="YAML: which column of a table means what (docs/feeds.md)."),
+]
+WhichImages = Annotated[
+    FeedImages,
+    typer.Option("--feed-images", help="Of a feed's product: a clip of its main picture, or one of each."),
+]
 FewStepFile = Annotated[
     Path | None,
     typer.Option("--few-step", help="TOML or JSON: which adapter makes tier fast of which model.", metavar="FILE"),
 ]
 
 
-Catalog = Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet file, or a folder of images.")]
+Catalog = Annotated[
+    Path, typer.Argument(help="CSV, JSONL or Parquet file, a product feed (docs/feeds.md), or a folder of images.")
+]
 
 
 class OptionGroup:
@@ -158,6 +171,8 @@ class RowOptions(OptionGroup):
     templates: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where templates are (default: templates.yaml in the home).")
     ] = None
+    mapping: MappingFile = None
+    feed_images: WhichImages = FeedImages.MAIN
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -219,6 +234,10 @@ class RowOptions(OptionGroup):
             raise BadInputError("--deliver", str(error), remedy) from None
         return RowDefaults(**values)
 
+    def feed_options(self) -> FeedOptions:
+        """How a feed is read. Raises `BadInputError` for a mapping that is none."""
+        return feed_options_of(self.mapping, self.feed_images)
+
     def read(self, catalog: Path, model: str | None, home: Path) -> Manifest:
         """The rows of `catalog` that are wanted; `model` is the one of rows that name none, where it is known.
 
@@ -235,7 +254,9 @@ class RowOptions(OptionGroup):
             if self.prompt is not None or template is not None:
                 raise BadInputError("--prompts", "a prompt was given as well", "Leave out --prompt and --template.")
             prompts = read_prompts(self.prompts)
-        manifest = read_manifest(catalog, prompt=self.prompt, model=model, template=template, prompts=prompts)
+        manifest = read_catalog(
+            catalog, self.feed_options(), prompt=self.prompt, model=model, template=template, prompts=prompts
+        )
         if self.limit is not None:
             manifest = replace(manifest, rows=manifest.rows[: self.limit])
         if not manifest.rows:
@@ -331,6 +352,11 @@ def _options_of(group: Any, leave_out: Collection[str]) -> dict[str, inspect.Par
         for field in fields(group)
         if field.name not in leave_out
     }
+
+
+def feed_options_of(mapping: Path | None, images: FeedImages) -> FeedOptions:
+    """How a feed is read, as options say. Raises `BadInputError` for a mapping that is none."""
+    return FeedOptions(mapping=None if mapping is None else read_mapping(mapping), images=images)
 
 
 def allowing(policy: FetchPolicy, private_hosts: str | None) -> FetchPolicy:

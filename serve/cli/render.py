@@ -23,7 +23,6 @@ from cluster.fleet.cards import card_class_of
 from cluster.fleet.fleet_file import EMULATED, cards_of, parse_fleet
 from cluster.fleet.fleet_file import Cards as FleetCards
 from cluster.jobs.model import Batch, JobState, Outcome
-from cluster.results.deliveries import DeliveryTerms
 from cluster.results.ownership import Inputs, with_refusals
 from pipeline.families import family_named
 from pipeline.kernels.kernels import KernelChoice
@@ -47,6 +46,8 @@ from serve.cli.common import (
     settings_for,
 )
 from serve.cli.delivery.writer import DeliveryOptions, delivery_writer
+from serve.cli.feeds.output import FeedOutOptions
+from serve.cli.feeds.told import print_taken_for
 from serve.cli.marks.option import NoMarks, tell_of_marks, unmarked
 from serve.cli.options import Catalog, FewStepFile, RowOptions, few_step_of, with_option_groups
 from serve.cli.results import ResultsWriter, out_folder
@@ -87,6 +88,7 @@ def render(
     model: Annotated[str, typer.Option(help="Model of rows that name none; `clipmill models` lists them.")] = "auto",
     rows: RowOptions = RowOptions(),  # noqa: B008 - frozen
     deliveries: DeliveryOptions = DeliveryOptions(),  # noqa: B008 - frozen
+    feed_out: FeedOutOptions = FeedOutOptions(),  # noqa: B008 - frozen
     few_step: FewStepFile = None,
     cards: Cards = None,
     weights: Annotated[Path | None, typer.Option(help="Local folder of the model's weights.")] = None,
@@ -104,7 +106,8 @@ def render(
         family, choice = choose_model(model)
         settings = settings_for(home)
         terms = deliveries.terms(settings, rows.deliver)
-        manifest = rows.read(catalog, family, settings.home)
+        manifest = feed_out.refuse(rows.read(catalog, family, settings.home), terms.default)
+        feed = feed_out.feed(catalog, rows.feed_options())
         open_home(settings)
         accept_licenses(settings, accept_license)
         fast = few_step_of(settings, few_step)
@@ -116,16 +119,17 @@ def render(
         lock = FarmLock(settings.home)
         asked = farm_options(cards, few_step, weights=f"{family}={weights.absolute()}" if weights else None)
         where = _cards_of_running(lock, asked, farm) or cards_text(args)
-        inputs = Inputs.of(
-            manifest.root, [(row.number, row.image) for row in manifest.good], [catalog, few_step, deliveries.brand]
-        )
+        read = [catalog, few_step, deliveries.brand]
+        inputs = Inputs.of(manifest.root, [(row.number, row.image) for row in manifest.good], read)
         folder = out_folder(out, catalog, inputs)
         manifest = with_refusals(manifest, folder.refusals([row.id for row in manifest.good]))
         facts = {"model_choice": choice, "catalog": catalog.name}
-        writer = _writer(farm, out, facts, inputs, settings, terms)
+        made = delivery_writer(LocalResults(farm), settings, out, terms, inputs=inputs, name_of=feed_out.name_of())
+        writer = ResultsWriter(LocalResults(farm), out, facts, inputs, made)
         if not as_json:
             words = f"[bold]clipmill[/] · {format_rows(len(manifest.rows))} · {family} ({choice}) · cards {where}"
             _print_beginning(words, args, family, cards)
+            print_taken_for(manifest)
         tell_of_marks(settings, no_marks=no_marks, quiet=as_json)
         with ProgressView(console, silent=as_json) as show:
             session = RenderSession(farm, lock, lambda: EmbeddedFarm(args), writer, show, {"options": asked}, remote)
@@ -145,28 +149,18 @@ def render(
             )
         with console.status("making the deliveries"):
             writer.finish_deliveries()
+        writer.write_feed(batch.id, feed)
         sheet = writer.sheet(batch.id, where)
         jobs = [job_view(job) for job in farm.jobs(batch.id)]
-        failed = [job for job in jobs if job["state"] == JobState.FAILED]
         if as_json:
-            print_json(
-                {"batch": batch_view(batch), "jobs": jobs, "out": str(out), "sheet": str(sheet)} | writer.to_json()
-            )
+            print_json(_view(batch, jobs, out, sheet) | writer.to_json())
         else:
-            made = farm.batch_store.attempts_of(batch.owner, batch.id)
-            rendered = sum(attempt.outcome is Outcome.COMPLETED for attempt in made)
             for note in [*unknown_text(manifest), *notes.new(jobs), *writer.notes_text()]:
                 console.print(f"  note: {note}", style="dim", markup=False, soft_wrap=True)
-            _summary(batch, rendered, failed, sheet, writer)
+            failed = [job for job in jobs if job["state"] == JobState.FAILED]
+            _summary(batch, _rendered(farm, batch), failed, sheet, writer)
     whole = batch.status == "completed" and not writer.refused and not writer.undelivered
     raise typer.Exit(Exit.DONE if whole else Exit.SOME_FAILED)
-
-
-def _writer(
-    farm: Farm, out: Path, facts: Mapping[str, Any], inputs: Inputs, settings: Settings, terms: DeliveryTerms
-) -> ResultsWriter:
-    source = LocalResults(farm)
-    return ResultsWriter(source, out, facts, inputs, delivery_writer(source, settings, out, terms, inputs=inputs))
 
 
 class _Notes:
@@ -339,6 +333,15 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _view(batch: Batch, jobs: list[dict[str, Any]], out: Path, sheet: Path) -> dict[str, Any]:
+    return {"batch": batch_view(batch), "jobs": jobs, "out": str(out), "sheet": str(sheet)}
+
+
+def _rendered(farm: Farm, batch: Batch) -> int:
+    attempts = farm.batch_store.attempts_of(batch.owner, batch.id)
+    return sum(attempt.outcome is Outcome.COMPLETED for attempt in attempts)
+
+
 def _summary(batch: Batch, rendered: int, failed: list[dict[str, Any]], sheet: Path, writer: ResultsWriter) -> None:
     counts = batch.counts
     done, wall = counts[JobState.COMPLETED], ""
@@ -370,4 +373,6 @@ def _summary(batch: Batch, rendered: int, failed: list[dict[str, Any]], sheet: P
     for line in writer.undelivered_text():
         console.print(f"  not delivered: {line}", style="yellow", markup=False, soft_wrap=True)
     console.print(f"{mark} " + " · ".join(parts), soft_wrap=True, markup=True)
+    for line in writer.feed_text():
+        console.print(line, markup=False, soft_wrap=True)
     console.print(f"  {sheet}", style="bold", soft_wrap=True)

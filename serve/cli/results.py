@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.feeds.writing import FeedWritten
 from cluster.results.contact_sheet import BatchSummary, ResultRow
 from cluster.results.export import PAGE, RowRefusedError, write_clip, write_deliveries_table, write_sheet, write_table
 from cluster.results.ownership import NO_INPUTS, Inputs, OutFolder, catalog_key, twins
@@ -15,6 +16,7 @@ from cluster.results.rows import JobResult
 from cluster.storage import CorruptObjectError, MissingObjectError
 from pipeline.problems import Problem
 from serve.cli.delivery.writer import DeliveryWriter
+from serve.cli.feeds.output import FeedOut, written_view, written_words
 from serve.results_source import BatchFacts, ResultsSource
 
 #: Notes on files that a terminal shows.
@@ -52,6 +54,8 @@ class ResultsWriter:
         self.refused: dict[str, Problem] = {}
         #: What a person should hear of: files that are now under another name.
         self.notes: list[str] = []
+        #: The feed, once it is written: what was done with it, and whether it is another file now.
+        self.feed: tuple[FeedOut, FeedWritten, bool] | None = None
         #: The contact sheet, once it is written.
         self.page: Path | None = None
         self._page_is_old = False
@@ -125,6 +129,23 @@ class ResultsWriter:
         """Refuse rows whose ids name one file on some disks; those of the API went through no manifest's reader."""
         self.refused |= twins(one.row.id for one in self._source.rows(batch_id))
 
+    def write_feed(self, batch_id: str, feed: FeedOut | None) -> None:
+        """Write the feed of a batch with links to what was delivered, where one is asked for.
+
+        Raises `ManifestError`, `BadInputError`, `ResultsError`.
+        """
+        if feed is None or self.deliveries is None:
+            return
+        rows = [one.row for one in self._source.rows(batch_id)]
+        self.feed = feed, *feed.write(rows, self.deliveries.made, self._inputs, self.notes.append)
+
+    def feed_text(self) -> list[str]:
+        """What was done with the feed, for a terminal."""
+        if self.feed is None:
+            return []
+        feed, written, _ = self.feed
+        return [f"  feed: {written_words(feed.target, written, feed.options.public_url)}"]
+
     def notes_text(self) -> list[str]:
         """The notes for a terminal: the first ones, and how many more there are."""
         more = len(self.notes) - MAX_NOTES
@@ -134,7 +155,10 @@ class ResultsWriter:
         """For `--json`: what could not be written and what lies elsewhere now; empty where all is well."""
         refused = {name: problem.model_dump() for name, problem in self.refused.items()}
         delivered = self.deliveries.to_json() if self.deliveries is not None else {}
-        told = (("not_written", refused), ("notes", self.notes), ("deliveries", delivered))
+        feed: Mapping[str, Any] = {}
+        if self.feed is not None:
+            feed = written_view(self.feed[0].target, self.feed[1], changed=self.feed[2])
+        told = (("not_written", refused), ("notes", self.notes), ("deliveries", delivered), ("feed", feed))
         return {name: value for name, value in told if value}
 
     def _write(self, row: ResultRow, catalog: str) -> None:
@@ -171,7 +195,8 @@ class ResultsWriter:
         write_table(self.out, batch.name, rows, catalog=_key_of(batch), told=self.notes.append)
         if self.deliveries is not None and (made := self.deliveries.made):
             lines = [(row, made[row.id]) for row in rows if row.id in made]
-            write_deliveries_table(self.out, batch.name, lines, catalog=_key_of(batch), told=self.notes.append)
+            name_of, key = self.deliveries.name_of, _key_of(batch)
+            write_deliveries_table(self.out, batch.name, lines, name_of=name_of, catalog=key, told=self.notes.append)
         if path.name != PAGE:
             note = f"{PAGE} there is not this catalog's: its page is {path.name}"
             self.notes += [] if note in self.notes else [note]

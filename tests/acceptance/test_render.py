@@ -68,6 +68,24 @@ def test_a_catalog_becomes_clips_and_every_repetition_is_free(terminal: Terminal
     facts = probe_mp4(out / "small" / "row-0.mp4")
     assert (facts.width, facts.height, facts.codec, facts.pix_fmt) == (128, 128, "h264", "yuv420p")
 
+    # The same rows as a shop's own table: nothing is rendered or encoded, and it comes back with a column more.
+    table = catalog.parent / "liste.csv"
+    rows = [json.loads(line) for line in catalog.read_text().splitlines()]
+    lines = [f"{one['id']};{one['image']};{one['prompt']};256p;12;12\r\n" for one in rows]
+    table.write_text("Nr;Bild;Text;Klasse;Bilder;Rate\r\n" + "".join(lines), newline="")
+    ours = "{id: Nr, image: Bild, prompt: Text, resolution_class: Klasse, frames: Bilder, fps: Rate}"
+    (terminal.folder / "map.yaml").write_text(f"columns: {ours}\nvideo_column: Film\n")
+    words = ["--out", str(terminal.folder / "feed-out"), "--deliver", "small", "--mapping", "map.yaml"]
+    fed = terminal.run("render", str(table), *words, "--feed-out", "neu.csv", "--public-url", "https://cdn.test")
+    assert fed.code == 0, fed.err
+    assert "taken for a table read by a mapping in UTF-8, semicolons: 6 products" in fed.err
+    assert "nothing had to be rendered" in fed.err
+    assert "6 delivered (0 encoded now)" in fed.err
+    urls = [f"https://cdn.test/small/{one['id']}.mp4" for one in rows]
+    linked = [line.replace("\r\n", f";{url}\r\n") for line, url in zip(lines, urls, strict=True)]
+    expected = "Nr;Bild;Text;Klasse;Bilder;Rate;Film\r\n" + "".join(linked)
+    assert (terminal.folder / "neu.csv").read_bytes().decode() == expected
+
     changed = catalog.read_text().replace("pan left", "pan right")
     catalog.write_text(changed)
     result = terminal.run("render", str(catalog), "--out", str(out), "--json")

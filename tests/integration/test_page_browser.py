@@ -224,6 +224,20 @@ def test_pictures_are_checked_and_then_handed_in(page: Any, house: House, tmp_pa
     assert (made.name, made.counts[JobState.FAILED], made.counts.total) == ("bags.csv", 2, 4)
 
 
+def test_a_product_feed_is_taken_as_a_table_is(page: Any, house: House, tmp_path: Path) -> None:
+    (tmp_path / "mug.png").write_bytes(still_png(seed=3))
+    (tmp_path / "feed.xml").write_text(
+        '<rss xmlns:g="http://base.google.com/ns/1.0"><channel><item><g:id>MUG</g:id><g:brand>Tonwerk</g:brand>'
+        "<g:image_link>mug.png</g:image_link></item></channel></rss>"
+    )
+    page.goto(f"{house.url}/new")
+    page.get_by_label("Prompt for rows that have none").fill("{brand} turning around")
+    page.set_input_files("#files", [tmp_path / "mug.png", tmp_path / "feed.xml"])
+    page.wait_for_selector("text=Taken for a Google Merchant feed (RSS 2.0)")
+    assert page.get_by_text("Tonwerk turning around").is_visible()
+    assert faults(page) == []
+
+
 def test_a_warning_is_fixed_with_one_click_and_time_is_left_to_the_farm(
     page: Any, house: House, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from cluster.results.deliveries import (
     deliveries_key,
     refused_all,
 )
-from cluster.results.export import ResultRow, write_delivery
+from cluster.results.export import ClipObjects, ResultRow, write_delivery
 from cluster.results.marked import FileOrigin, MarkedObjects
 from cluster.results.ownership import NO_INPUTS, Inputs, RowRefusedError
 from cluster.storage import Storage, StorageError
@@ -101,9 +101,14 @@ class DeliveryWriter:
         finish: Finish | None = None,
         inputs: Inputs = NO_INPUTS,
         told: Callable[[str], None] = lambda _text: None,
+        name_of: Callable[[ResultRow, str], str] | None = None,
     ) -> None:
-        """`finish`: the last step on every file, such as marks. `told` hears of files that are kept aside."""
+        """`finish`: the last step on every file, such as marks. `told` hears of files that are kept aside.
+
+        `name_of`: what a row's file for a profile is called below `out`; None: `<profile>/<id>.mp4`.
+        """
         self._maker, self._out, self._finish = maker, out, finish
+        self.name_of = name_of
         self._inputs, self._told = inputs, told
         self._pool: ThreadPoolExecutor | None = None
         self._waiting: list[tuple[ResultRow, Future[dict[str, DeliveredFile]]]] = []
@@ -185,12 +190,14 @@ class DeliveryWriter:
 
     def _write(self, row: ResultRow, one: DeliveredFile, catalog: str) -> DeliveredFile:
         try:
-            write_delivery(self._out, row, one, self._finish, inputs=self._inputs, catalog=catalog, told=self._told)
+            name = self.name_of(row, one.profile) if self.name_of else ""
+            more = {"name": name, "inputs": self._inputs, "catalog": catalog, "told": self._told}
+            write_delivery(self._out, row, one, self._finish, **more)  # type: ignore[arg-type]
         except (RowRefusedError, StorageError) as error:
             return replace(one, path=None, verdict=refused(one.profile, error.problem))
         if one.path is None:
             return one
-        return replace(one, path=delivered_path(self._out, row, one.profile))
+        return replace(one, path=self._out / name if name else delivered_path(self._out, row, one.profile))
 
 
 def words(delivered: DeliveredFile) -> str:
@@ -236,22 +243,30 @@ def delivery_writer(
     *,
     inputs: Inputs = NO_INPUTS,
     told: Callable[[str], None] = lambda _text: None,
+    name_of: Callable[[ResultRow, str], str] | None = None,
 ) -> DeliveryWriter:
-    """What makes the deliveries of a batch; finished files are kept in the farm's storage where it is at hand.
+    """What makes the deliveries of a batch and writes them into `out`, as `delivery_maker` makes them."""
+    maker, finish = delivery_maker(source, settings, terms)
+    return DeliveryWriter(maker, out, finish=finish, inputs=inputs, told=told, name_of=name_of)
 
-    They are marked as `source` marks clips, or by this machine where they come from another's farm.
+
+def delivery_maker(
+    source: ResultsSource, settings: Settings, terms: DeliveryTerms
+) -> tuple[DeliveryMaker, Finish | None]:
+    """What makes the files of a batch's rows, and the last step on them.
+
+    Finished files are kept in the farm's storage where it is at hand. They are marked as `source` marks clips, or by
+    this machine where they come from another's farm.
     """
     # Made of clips as they were published: marks come last, on what was made.
+    objects: ClipObjects
     if isinstance(source, LocalResults):
         objects, storage, marked = source.storage, source.storage, source.marked
     elif isinstance(source, RemoteResults):
         storage = Storage(str(settings.home / _KEPT))
-        objects, marked = (
-            source.objects,
-            MarkedObjects(storage, lambda: Marker.of(settings.marks), origins=source.objects),
-        )
+        objects = source.objects
+        marked = MarkedObjects(storage, lambda: Marker.of(settings.marks), origins=source.objects)
     else:
         raise TypeError(f"{type(source).__name__} has no clips to deliver")
     maker = DeliveryMaker(objects, KeptDeliveries(storage), terms)
-    finish = None if marked is None else DeliveryMarks(marked, terms)
-    return DeliveryWriter(maker, out, finish=finish, inputs=inputs, told=told)
+    return maker, None if marked is None else DeliveryMarks(marked, terms)

@@ -62,6 +62,7 @@ class ManifestFormat(StrEnum):
     TSV = "tsv"
     JSONL = "jsonl"
     PARQUET = "parquet"
+    XML = "xml"
 
 
 class ManifestOptions(TermFields):

@@ -15,6 +15,7 @@ from cluster.catalog.ingest import IncomingRow, gather
 from cluster.catalog.manifest import Manifest, Row, manifest_of
 from cluster.catalog.tables import ManifestError, read_records
 from cluster.farm import Farm
+from cluster.feeds.reading import manifest_of_feed, read_feed
 from cluster.remote.stills import RemoteStills
 from cluster.remote.urls import is_remote, shown
 from pipeline.problems import BadInputError, Problem
@@ -48,6 +49,8 @@ def read_sent(
         path = Path(folder) / f"manifest.{kind.value}"
         path.write_bytes(data)
         try:
+            if (feed := read_feed(path)) is not None:
+                return ManifestRead(manifest=manifest_of_feed(path, feed, template=template, model=defaults.model))
             records = read_records(path)
             if kind is ManifestFormat.JSONL and are_requests(records):
                 found: RequestLines = read_lines(records, farm.put_still, defaults.model, template=template)

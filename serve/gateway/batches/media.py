@@ -22,6 +22,11 @@ MEDIA_TYPES = {
     "application/vnd.apache.parquet": ManifestFormat.PARQUET,
     "application/parquet": ManifestFormat.PARQUET,
     "application/x-parquet": ManifestFormat.PARQUET,
+    # Product feeds.
+    "application/xml": ManifestFormat.XML,
+    "text/xml": ManifestFormat.XML,
+    "application/rss+xml": ManifestFormat.XML,
+    "application/atom+xml": ManifestFormat.XML,
 }
 #: The media type of each kind that documentation shows.
 SHOWN_TYPES = ("text/csv", "text/tab-separated-values", "application/jsonl", "application/vnd.apache.parquet")
@@ -34,6 +39,9 @@ _SUFFIXES = {
     ".ndjson": ManifestFormat.JSONL,
     ".parquet": ManifestFormat.PARQUET,
     ".pq": ManifestFormat.PARQUET,
+    ".xml": ManifestFormat.XML,
+    ".rss": ManifestFormat.XML,
+    ".atom": ManifestFormat.XML,
 }
 
 

@@ -139,7 +139,8 @@ class _BatchMaker:
             name=arrived.name,
             strict=read.strict,
         )
-        notes = [*([read.manifest.unknown] if read.manifest.unknown else []), *answer.get("notes", ())]
+        said = filter(None, (read.manifest.taken_for, read.manifest.unknown))
+        notes = [*said, *answer.get("notes", ())]
         return answer | ({"notes": notes} if notes else {})
 
     def _defaults(self, said: BatchDefaults) -> Defaults:

@@ -69,6 +69,8 @@ class Preflight:
     within_s: float | None = None
     #: Whether no choice of clips is done by the time that was asked for.
     too_late: bool = False
+    #: What a file that is no manifest of its own was taken for; empty: it is a manifest.
+    taken_for: str = ""
 
     @property
     def good(self) -> list[Draft]:
@@ -223,6 +225,7 @@ def _checked(
             if one.spec is not None and not one.problems
         ],
         unknown=read.manifest.unknown,
+        taken_for=read.manifest.taken_for,
         forecast=_forecast(fleet, times, drafts),
         within_s=defaults.within,
         too_late=too_late,

@@ -3,7 +3,7 @@ import { reachable, tell } from "./page.js";
 
 const byId = (id) => document.getElementById(id);
 const form = byId("new-form");
-const TABLES = /\.(csv|tsv|txt|tab|jsonl|ndjson|parquet|pq)$/i;
+const TABLES = /\.(csv|tsv|txt|tab|jsonl|ndjson|parquet|pq|xml|rss|atom)$/i;
 const PICTURES = /\.(jpe?g|png|webp|bmp|gif|tiff?|avif|heic|heif)$/i;
 const AT_ONCE = 3;
 const MOST_ROWS = 100000;

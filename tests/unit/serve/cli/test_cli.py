@@ -180,7 +180,8 @@ def test_the_summary_counts_clips_apart_from_attempts(capsys: pytest.CaptureFixt
         counts=BatchCounts(by_state={JobState.COMPLETED: 10}),
         attempts=12,
     )
-    writer = types.SimpleNamespace(written=30, refused={}, undelivered=[], undelivered_text=list, deliveries=None)
+    told = {"undelivered": [], "undelivered_text": list, "deliveries": None, "feed_text": list}
+    writer = types.SimpleNamespace(written=30, refused={}, **told)
     render_module._summary(batch, 10, [], tmp_path / "index.html", writer)
     assert "10 rendered now · 12 attempts" in capsys.readouterr().err
     render_module._summary(dataclasses.replace(batch, attempts=10), 10, [], tmp_path / "index.html", writer)

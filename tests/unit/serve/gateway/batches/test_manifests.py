@@ -505,3 +505,32 @@ def test_every_refusal_has_a_code_a_param_and_a_remedy(http, method, path, sent)
     assert error["code"]
     assert error["remedy"].endswith((".", "…"))
     assert "param" in error
+
+
+FEED = (
+    '<?xml version="1.0"?><rss xmlns:g="http://base.google.com/ns/1.0"><channel>'
+    "<item><g:id>BAG-1</g:id><g:image_link>bag-1.png</g:image_link><g:price>9.90 EUR</g:price></item>"
+    "<item><g:id>BAG-2</g:id><g:image_link>https://tea & mug</g:image_link></item>"
+    "</channel></rss>"
+)
+
+
+@pytest.mark.parametrize("name", ["feed.xml", "feed.rss"])
+def test_a_product_feed_is_read_wherever_a_manifest_is(http, farm, name) -> None:
+    form = {"manifest": (name, FEED, "application/xml"), "images": ("bag-1.png", still_png(), "image/png")}
+    answer = http.post("/v1/batches", files=form)
+    assert answer.status_code == 202, answer.text
+    assert "taken for a Google Merchant feed (RSS 2.0)" in answer.json()["notes"][0]
+    done, bad = farm.jobs(answer.json()["id"])
+    assert (done.name, done.problems, done.row["extra"]["price"]) == ("BAG-1", (), "9.90 EUR")
+    assert (bad.name, bad.problems[0].field) == ("BAG-2", "row")
+    # As the whole body, by its media type.
+    answer = http.post("/v1/batches", content=FEED.encode(), headers={"content-type": "text/xml"})
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["counts"]["total"] == 2
+
+
+def test_a_feed_that_grows_is_refused_by_the_gateway_too(http) -> None:
+    bomb = FEED.replace("<rss", '<!DOCTYPE rss [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><rss', 1)
+    answer = http.post("/v1/batches", content=bomb.encode(), headers={"content-type": "application/xml"})
+    assert "entities" in refusal(answer, 400, "manifest")["message"]
