@@ -15,8 +15,8 @@ from cluster.feeds.model import FeedFacts, FeedOptions, FeedProduct
 from cluster.feeds.text import Buffer, FeedLines, encoding_of
 from pipeline.problems import Problem
 
-#: Lines among which the header has to end.
-_HEAD_LINES = 200
+#: Lines, and bytes, among which the header has to end.
+_HEAD_LINES, _HEAD_BYTES = 200, 1 << 20
 #: Pictures of one product that are looked at.
 _MOST_IMAGES = 250
 
@@ -173,14 +173,15 @@ def open_delimited(path: Path, data: Buffer, options: FeedOptions) -> tuple[Deli
     Raises `ManifestError` where it is one and cannot be read as a whole.
     """
     codec, mark, note = encoding_of(data)
-    lines = FeedLines(data, codec, mark)
     try:
-        found = _header(lines, options)
+        # What is no feed is not taken apart to its end to find that out.
+        found = _header(FeedLines(data[:_HEAD_BYTES], codec, mark), options)
     except UnicodeDecodeError as error:
         raise damaged_text(path, codec) from error
     if found is None:
         return None
     delimiter, header, form = found
+    lines = FeedLines(data, codec, mark)
     feed = DelimitedFeed(path, lines, delimiter, header, form)
     if len(feed.header) > MAX_COLUMNS:
         message = f"it has {len(feed.header):,} columns, and {MAX_COLUMNS:,} are the limit"
@@ -205,7 +206,9 @@ def damaged_text(path: Path, codec: str) -> ManifestError:
 
 
 def _header(lines: FeedLines, options: FeedOptions) -> tuple[str, TableRecord, TableForm] | None:
-    head = lines[: min(_HEAD_LINES, len(lines))]
+    # The last one may be cut off, within a character even.
+    whole = len(lines) - 1 if lines.begin(len(lines)) >= _HEAD_BYTES else len(lines)
+    head = lines[: min(_HEAD_LINES, whole)]
     delimiter, begin = named_delimiter(head)
     if delimiter is None:
         delimiter = delimiter_of(head, lambda cells: form_of(cells, options.mapping) is not None)
