@@ -60,7 +60,7 @@ class BatchLook:
 class JobChange:
     """A job that has changed, as all streams of its batch tell it."""
 
-    #: Its id, when it changed (UTC epoch seconds), and its state since.
+    #: The job's id, when it changed (UTC epoch seconds), and its state since.
     key: tuple[str, int, str]
     text: str
 
