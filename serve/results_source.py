@@ -60,7 +60,7 @@ class LocalResults:
         self.objects: ClipObjects = farm.outgoing
         #: The farm's storage, where finished deliveries are kept too.
         self.storage = farm.storage
-        #: That storage as its files leave; None: they leave as they are.
+        #: The farm's storage as its files leave; None: they leave as they are in it.
         self.marked = farm.marked
 
     @property

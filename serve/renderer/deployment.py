@@ -53,6 +53,9 @@ NICENESS = 15
 class Renderer:
     """The renderer of one card as Serve runs it: `run` is called once per assignment, all else happens by heartbeat."""
 
+    #: Whether its threads are nice to what shares the processor with them.
+    _gives_way = False
+
     async def __init__(self, args: dict[str, Any], card_class: str) -> None:  # type: ignore[misc]  # Serve awaits it
         farm = FarmArgs.model_validate(args)
         farm.set_umask()

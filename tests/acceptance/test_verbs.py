@@ -148,7 +148,7 @@ def test_what_waits_is_queued_and_the_gauges_agree_with_the_store(up: Up) -> Non
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedVideo:
     """A video that was asked for, and what the gateway said of it before it died."""
 
     fields: dict[str, str]
@@ -166,14 +166,14 @@ class Asked:
         )
 
 
-def ask_and_kill_the_gateway(up: Up) -> list[Asked]:
+def ask_and_kill_the_gateway(up: Up) -> list[AskedVideo]:
     """One video for much later and one for now; the gateway dies before anybody asks for either again."""
     still = up.terminal.folder / "asked.png"
     draw_still(still, 7)
     clip = {"model": "i2vgen-xl-tiny", "size": "256x256", "num_frames": "8", "num_inference_steps": "2"}
     asked = []
     for fields in (clip | {"prompt": "much later", "not_before": "2099-01-01T00:00"}, clip | {"prompt": "now"}):
-        one = Asked(fields, still.read_bytes(), {})
+        one = AskedVideo(fields, still.read_bytes(), {})
         made = one.again(up)
         assert made.status_code == 200, made.text
         asked.append(replace(one, answer=made.json()))
@@ -182,7 +182,7 @@ def ask_and_kill_the_gateway(up: Up) -> list[Asked]:
     return asked
 
 
-def answers_as_before(up: Up, asked: list[Asked]) -> None:
+def answers_as_before(up: Up, asked: list[AskedVideo]) -> None:
     """Whoever polls hears what the gateway that died would have said."""
     later, now = asked
     assert httpx.get(f"{up.url}/v1/videos/{later.answer['id']}", timeout=30).json() == later.answer

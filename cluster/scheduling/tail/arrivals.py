@@ -106,7 +106,7 @@ class _VirtualCards:
     ) -> None:
         """`in_turn`: tasks as they choose, by index; `first`: from when on some go before others, who give way."""
         self._tasks, self._places, self._in_turn, self._first_from_s = tasks, places, in_turn, first
-        #: Those that are first by now.
+        #: Tasks that are first by now.
         self._first: frozenset[int] = frozenset()
         #: When each task ends, or has ended.
         self.end_s = [math.inf] * len(tasks)
