@@ -106,6 +106,8 @@ class Guard(StrEnum):
     UNDECIDED = "undecided"
     PICKED = "picked"
     OTHER_PICKED = "other_picked"
+    #: One of several clips of a row that somebody rejected.
+    LET_GO = "let_go"
     #: The row never became a clip's specification: nothing can be rendered.
     UNRENDERABLE = "unrenderable"
     BEFORE_COMING = "before_coming"
@@ -342,6 +344,9 @@ RULES: Mapping[Event, tuple[Rule, ...]] = {
         _no(_Q, "it waits for a card: there is nothing to retry"),
         _no(_H, "it is held and has not failed: `clipmill resume` or `clipmill approve` lets it go"),
         _no(_R, "it is being rendered: there is nothing to retry"),
+        _no(_DONE, _OTHER, when=Guard.OTHER_PICKED),
+        # A finished clip that was rejected is looked at once more.
+        _to(_DONE, _DONE, pick=Pick.OPEN, when=Guard.LET_GO),
         _no(_DONE, "it has completed: for another clip hand it in with another seed"),
     ),
     Verb.REJECT: (
@@ -438,6 +443,8 @@ def is_met(guard: Guard, facts: JobFacts) -> bool:
             return facts.has_others and facts.pick is Pick.PICKED
         case Guard.OTHER_PICKED:
             return facts.other_picked
+        case Guard.LET_GO:
+            return facts.has_others and facts.pick is Pick.LET_GO
         case Guard.UNRENDERABLE:
             return not facts.renderable
         case Guard.BEFORE_COMING:

@@ -55,7 +55,16 @@ document.addEventListener("visibilitychange", play);
 
 /* -- deciding ---------------------------------------------------------------------------------------------------- */
 
-const rejected = [];
+/* Over a reload as well: what was rejected by a slip is taken back after it, too. */
+const REJECTED = `clipmill:rejected:${location.pathname}`;
+const rejected = (() => {
+  try { return JSON.parse(sessionStorage.getItem(REJECTED)) ?? []; } catch { return []; }
+})();
+function keepRejected() {
+  byId("undo").hidden = !rejected.length;
+  try { sessionStorage.setItem(REJECTED, JSON.stringify(rejected.slice(-100))); } catch { /* Kept until a reload. */ }
+}
+keepRejected();
 async function decide(clip, verb, body = {}) {
   if (!clip?.hasAttribute("data-waits") || clip.dataset.busy) return;
   clip.dataset.busy = "yes";
@@ -72,6 +81,7 @@ async function decide(clip, verb, body = {}) {
       return;
     }
     if (verb === "reject" && !Object.keys(body).length) rejected.push({ job, name });
+    keepRejected();
     const words = verb === "reject" && body.prompt ? "made again" : DONE[verb];
     tell(`${name}: ${words}.`, true);
     leave(clip, verb, words);
@@ -112,8 +122,13 @@ async function undo() {
     return;
   }
   const answer = await fetch(`/v1/jobs/${encodeURIComponent(last.job)}/retry`, { method: "POST" }).catch(() => null);
-  if (!answer) reachable(false);
-  else if (answer.ok) tell(`${last.name}: ${DONE.retry}.`, true);
+  if (!answer) {
+    rejected.push(last);
+    reachable(false);
+    return;
+  }
+  keepRejected();
+  if (answer.ok) tell(`${last.name}: ${DONE.retry}.`, true);
   else tell((await answer.json()).error.message);
   await update();
   choose(rows.querySelector(`[data-job="${CSS.escape(last.job)}"][data-waits]`));
@@ -158,6 +173,7 @@ function help() {
   toggle.setAttribute("aria-expanded", String(!byId("help").hidden));
 }
 toggle.addEventListener("click", help);
+byId("undo").addEventListener("click", undo);
 
 const KEYS = {
   a: () => decide(chosen(), "approve"),
@@ -209,6 +225,7 @@ async function update() {
     if (!answer || answer.status >= 500) reachable(false);
     return;
   }
+  reachable(true);
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   if (mine !== asked) return;
   const job = current?.dataset.job;
@@ -242,4 +259,9 @@ for (const kind of ["job", "batch", "end"]) {
   });
 }
 document.addEventListener("clipmill:again", update);
+/* The events of a batch end with it, and finished candidates are decided on after that, in other tabs as well. */
+let over = false;
+document.addEventListener("clipmill:end", () => { over = true; });
+setInterval(() => { if (over && !document.hidden) update(); }, 10000);
+document.addEventListener("visibilitychange", () => { if (over && !document.hidden) update(); });
 choose(clips()[0], { scroll: false });
