@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,10 +16,10 @@ from cluster.farm import Farm
 from cluster.results.contact_sheet import ResultRow
 from cluster.results.deliveries import DeliveryMaker, KeptDeliveries, actions_of, deliveries_key, delivery_key
 from cluster.results.marked import FileOrigin
-from cluster.results.rows import result_row
-from cluster.storage import MissingObjectError
+from cluster.results.rows import JobResult, result_row
+from cluster.storage import MissingObjectError, StorageError
 from pipeline.delivery.profiles import DeliveryProfile
-from pipeline.problems import BadInputError
+from pipeline.problems import BadInputError, Problem
 from serve.gateway.access.gate import OwnersFarm
 from serve.gateway.openai.content import ClipFile, answer_with
 
@@ -83,6 +84,19 @@ def deliveries_of(farm: Farm, job_id: str, row: ResultRow, base: str) -> list[di
                 }
         found.append(told)
     return found
+
+
+def files_for(farm: Farm, result: JobResult, profiles: Sequence[str]) -> Iterator[tuple[str, str | Problem]]:
+    """Files of a completed row as a zip takes them: (profile, key of its file in storage or why there is none).
+
+    What is not kept is made, which takes seconds; each is made when it is asked for.
+    """
+    for name in profiles:
+        try:
+            kept = _kept(farm, result.job_id, name)
+            yield name, deliveries_key(kept if kept is not None else _made(farm, result.job_id, name))
+        except (BadInputError, StorageError) as error:
+            yield name, error.problem
 
 
 def _kept(farm: Farm, job_id: str, name: str) -> str | None:

@@ -210,9 +210,9 @@ document.addEventListener("keydown", (event) => {
 
 /* -- up to date -------------------------------------------------------------------------------------------------- */
 
-function counted() {
+function counted(told) {
   const number = sections().length;
-  byId("left").textContent = `${number} ${number === 1 ? "row" : "rows"} to look at`;
+  byId("left").textContent = told ?? `${number} ${number === 1 ? "row" : "rows"} to look at`;
   byId("none").hidden = number > 0;
 }
 
@@ -223,6 +223,7 @@ async function update() {
   const answer = await fetch(live.dataset.page, { headers: { Accept: "text/html" } }).catch(() => null);
   if (!answer?.ok) {
     if (!answer || answer.status >= 500) reachable(false);
+    else if (answer.status === 401) location.reload();
     return;
   }
   reachable(true);
@@ -249,7 +250,8 @@ async function update() {
     const again = job && rows.querySelector(`[data-job="${CSS.escape(job)}"][data-waits]`);
     choose(again || clips()[0], { focus: !document.activeElement || document.activeElement === document.body });
   }
-  counted();
+  /* A page has the first rows only: the gateway knows whether there are more. */
+  counted(page.getElementById("left")?.textContent);
   play();
 }
 let soon = 0;

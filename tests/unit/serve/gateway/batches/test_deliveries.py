@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +96,26 @@ def test_rows_of_others_are_not_there(url: str, jobs: list[str], farm: Farm) -> 
     job = theirs.jobs(batch.id)[0].id
     assert httpx.get(f"{url}/v1/jobs/{job}/deliveries").status_code == 404
     assert httpx.get(f"{url}/v1/jobs/{job}/deliveries/small").status_code == 404
+
+
+def test_a_zip_brings_the_files_along_and_says_which_could_not_be_made(url: str, jobs: list[str]) -> None:
+    results = f"{url}/v1/batches/{jobs[0]}/results"
+
+    def zipped(**query: str) -> zipfile.ZipFile:
+        answer = httpx.get(results, params={"format": "zip"} | query, timeout=120)
+        assert answer.status_code == 200, answer.text
+        return zipfile.ZipFile(io.BytesIO(answer.content))
+
+    plain = set(zipped().namelist())
+    assert "small/SKU-1.mp4" not in plain
+    # Made meanwhile; the row that waits has no clip, and so no file.
+    with zipped(deliver="asked") as made:
+        assert set(made.namelist()) == plain | {"small/SKU-1.mp4"}
+        file = httpx.get(f"{url}/v1/jobs/{jobs[1]}/deliveries/small", timeout=120).content
+        assert made.read("small/SKU-1.mp4") == file
+    with zipped(deliver="strict, small") as made:
+        assert set(made.namelist()) == plain | {"small/SKU-1.mp4", "missing.txt"}
+        assert "strict/SKU-1.mp4: " in made.read("missing.txt").decode()
+        assert "would cut the product" in made.read("missing.txt").decode()
+    for query in ({"format": "zip", "deliver": "nobody"}, {"format": "csv", "deliver": "small"}):
+        assert httpx.get(results, params=query).status_code == 400
