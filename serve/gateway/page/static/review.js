@@ -47,6 +47,8 @@ let stopped = calm.matches;
 function play() {
   const now = current?.closest(".review-row");
   for (const video of rows.querySelectorAll("video")) {
+    /* They are for those without scripts, or without a say. */
+    video.controls = false;
     if (!stopped && !document.hidden && now?.contains(video)) video.play().catch(() => { /* Its poster stays. */ });
     else video.pause();
   }

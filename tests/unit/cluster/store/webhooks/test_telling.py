@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from cluster.dispatch.retry import after_attempt
-from cluster.jobs.model import FINAL_STATES, JobState, PlannedRound
+from cluster.jobs.model import FINAL_STATES, HoldReason, JobState, PlannedRound
 from cluster.jobs.outcomes import Invalid
 from cluster.jobs.transitions import RULES, Happening, RefusedError, Verb
 from cluster.store import BatchStore, Database, DispatchStore
@@ -289,6 +289,20 @@ def test_only_what_watches_again_brings_an_ended_row_back():
         if rule.state in FINAL_STATES and rule.to is not None and rule.to is not rule.state
     }
     assert brings_back == {Verb.RETRY, Verb.REROLL, Happening.CLIP_LOST, Happening.BEFORE_REVIVED}
+
+
+def test_only_what_watches_drafts_brings_a_waiting_row_to_another_one():
+    # Whoever adds another way has what comes of it told (`watch_drafts`), and then adds it here.
+    brings = {
+        event
+        for event, rules in RULES.items()
+        for rule in rules
+        if rule.state not in (JobState.QUEUED, JobState.RUNNING)
+        and not rule.keeps
+        and (rule.to is JobState.QUEUED or (rule.renews and rule.because is HoldReason.REVIEW))
+    }
+    watched = {Verb.APPROVE, Verb.RESUME, Verb.REROLL, Verb.RETRY, Happening.CLIP_LOST, Happening.BEFORE_DONE}
+    assert brings == watched
 
 
 @pytest.mark.parametrize("ends", ["completed", "failed", "cancelled"])
