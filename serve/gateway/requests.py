@@ -96,7 +96,7 @@ class TermFields(LimitFields):
     comment: str = Field(default="", max_length=2000)
     """A note for people."""
     webhook_url: str | None = Field(default=None, max_length=MAX_WEBHOOK_URL_CHARACTERS)
-    """An https or http URL that is told of the batch: its first failure, drafts that wait, its end (docs/webhooks.md)."""
+    """An https or http URL that is told of the batch's first failure, drafts and end (docs/webhooks.md)."""
 
     def terms(self) -> Terms:
         """The fields as the store takes them. Raises `BadInputError` for a URL that nothing can be sent to."""

@@ -152,14 +152,10 @@ _HEARD = sa.or_(
     sa.exists().where(webhooks.c.owner == batches.c.owner, webhooks.c.disabled_at.is_(None)),
 )
 # Made once: asked every second.
-_NEWS = (
-    sa.select(batches.c.id)
-    .where(sa.text(UNTOLD), _HEARD, _IS_NEWS)
-    .order_by(batches.c.id)
+_NEWS = sa.select(batches.c.id).where(sa.text(UNTOLD), _HEARD, _IS_NEWS).order_by(batches.c.id)
+_NEWS_OF = sa.select(batches, _FAILED.label("has_failed"), _WAITS.label("has_drafts"), _ENDED.label("has_ended")).where(
+    batches.c.id == sa.bindparam("batch"), sa.text(UNTOLD), _IS_NEWS
 )
-_NEWS_OF = sa.select(
-    batches, _FAILED.label("has_failed"), _WAITS.label("has_drafts"), _ENDED.label("has_ended")
-).where(batches.c.id == sa.bindparam("batch"), sa.text(UNTOLD), _IS_NEWS)
 
 
 def _facts_of(batch: Batch) -> BatchNews:

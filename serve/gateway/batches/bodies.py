@@ -34,8 +34,8 @@ class NewBatch(TermFields):
     source: str = Field(default="", max_length=4000)
     """Where the rows come from; a later batch of the same source takes its place in lists."""
     rows: list[IncomingRow] = Field(min_length=1, max_length=MAX_BATCH_ROWS)
-    """`{"still": …, "name": …, "prompt": …}` with any other column, where a list as `prompt` asks for a clip of each and
-    `candidates` for several; or an `IncomingRow` for each clip."""
+    """`{"still": …, "name": …, "prompt": …}` with any other column, where a list as `prompt` asks for a clip of each
+    and `candidates` for several; or an `IncomingRow` for each clip."""
     defaults: BatchDefaults = BatchDefaults()
     """What rows get that say nothing themselves."""
 

@@ -247,9 +247,7 @@ def test_that_drafts_wait_is_told_once_for_what_waits(batch_store, dispatch_stor
     assert told() == ["batch.completed"]
 
 
-def test_drafts_of_rows_that_waited_for_others_are_told_when_they_come(
-    batch_store, dispatch_store, hooks, verbs, told
-):
+def test_drafts_of_rows_that_waited_for_others_are_told_when_they_come(batch_store, dispatch_store, hooks, verbs, told):
     hooks.create(ME, URL)
     batch_id = hand_in(batch_store, draft(1, **rounds_of(1)), draft(2, after="row1", **rounds_of(2)))
     first, _ = batch_store.jobs(ME, batch_id)
