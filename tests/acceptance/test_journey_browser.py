@@ -98,9 +98,8 @@ def hand_in(page: Any, folder: Path) -> None:
     """From an empty farm to a batch of four rows; a reload in the middle loses nothing."""
     page.get_by_role("link", name="New batch").first.click()
     page.get_by_label("Prompt for rows that have none").fill("camera tilting up slowly along {title}")
-    page.get_by_label("Model").select_option("camera")
-    page.get_by_label("Resolution").select_option("256p")
-    page.get_by_label("Review").select_option("draft,final")
+    for name, value in {"model": "camera", "resolution_class": "256p", "rounds": "draft,final"}.items():
+        page.locator(f"#new-form [name={name}]").select_option(value)
     page.get_by_label("shop", exact=True).check()
     page.locator("#new-form [name=name]").fill("Spring")
     drop(page, folder)

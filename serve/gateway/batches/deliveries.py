@@ -12,6 +12,7 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
+from cluster.catalog.names import file_stem
 from cluster.farm import Farm
 from cluster.results.contact_sheet import ResultRow
 from cluster.results.deliveries import DeliveryMaker, KeptDeliveries, actions_of, deliveries_key, delivery_key
@@ -51,11 +52,12 @@ def add_deliveries(routes: APIRouter) -> None:
         # What is kept does not wait for what is being made.
         kept = await run_sync(_kept, farm, job_id, profile)
         key: str = kept if kept is not None else await run_sync(_made, farm, job_id, profile, limiter=limiter)
+        row_name = (await run_sync(farm.batch_store.job, farm.owner, job_id)).name
         marked = f"-{farm.marks}" if farm.marks else ""
         file = ClipFile(
             key=deliveries_key(key),
             media_type="video/mp4",
-            name=f"{job_id}-{profile}.mp4",
+            name=f"{file_stem(row_name)}-{profile}.mp4",
             etag=f'"{key[:32]}{marked}"',
         )
         return await run_sync(answer_with, farm.outgoing, file, request.headers)

@@ -69,6 +69,9 @@ def test_a_file_is_made_when_it_is_asked_for_and_told_of_then(url: str, jobs: li
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "video/mp4"
     assert answer.content[4:8] == b"ftyp"
+    assert answer.headers["content-disposition"] == "inline; filename*=UTF-8''SKU-1-small.mp4"
+    content = httpx.get(f"{url}/v1/videos/{done}/content")
+    assert content.headers["content-disposition"] == "inline; filename*=UTF-8''SKU-1.mp4"
     assert httpx.get(told["url"], headers={"Range": "bytes=0-7"}).content == answer.content[:8]
     assert httpx.get(told["url"], headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
     [told] = httpx.get(f"{url}/v1/jobs/{done}/deliveries").json()["data"]

@@ -46,6 +46,7 @@ def test_drafts_are_shown_with_what_may_be_done_and_go_as_they_are_decided(it: P
     assert clips_on(http, batch.id) == []
     assert "Drafts come here" in http.get(f"/batches/{batch.id}/review").text
     render(it, batch.id)
+    assert "3 drafts wait for a review" in Markup(http.get("/").text).text
     assert [one["data-name"] for one in clips_on(http, batch.id)] == ["SKU-001", "SKU-002", "SKU-003"]
     assert 'id="review"' in http.get(f"/batches/{batch.id}").text
     job = named(it, batch.id, "SKU-001")
