@@ -130,10 +130,11 @@ async function undo() {
     return;
   }
   keepRejected();
-  if (answer.ok) tell(`${last.name}: ${DONE.retry}.`, true);
-  else tell((await answer.json()).error.message);
+  if (answer.ok) {
+    tell(`${last.name}: ${DONE.retry}.`, true);
+    comesBack = last.job;
+  } else tell((await answer.json()).error.message);
   await update();
-  choose(rows.querySelector(`[data-job="${CSS.escape(last.job)}"][data-waits]`));
 }
 
 const edit = byId("edit");
@@ -218,6 +219,8 @@ function counted(told) {
   byId("none").hidden = number > 0;
 }
 
+/** The clip whose rejection was taken back: it is meant as soon as it is there, whichever look brings it. */
+let comesBack = "";
 let asked = 0;
 /** Bring in what has come, and what has become of the rest; what is as it was stays in place, and goes on playing. */
 async function update() {
@@ -248,7 +251,11 @@ async function update() {
     before = section;
   }
   for (const gone of had.values()) gone.remove();
-  if (!current?.isConnected) {
+  const returned = comesBack && rows.querySelector(`[data-job="${CSS.escape(comesBack)}"][data-waits]`);
+  if (returned) {
+    comesBack = "";
+    choose(returned);
+  } else if (!current?.isConnected) {
     const again = job && rows.querySelector(`[data-job="${CSS.escape(job)}"][data-waits]`);
     choose(again || clips()[0], { focus: !document.activeElement || document.activeElement === document.body });
   }
