@@ -178,7 +178,8 @@ def values_of(
         values["clip_id"] = where(done, clip.scalar_subquery(), where(undone, None, jobs.c.clip_id))
     elif undone:
         values["clip_id"] = where(undone, None, jobs.c.clip_id)
-    picks = {n: PICKED[rule.pick] for n, rule in rules if rule.pick is not None}
+    picks: dict[int, Any] = {n: PICKED[rule.pick] for n, rule in rules if rule.pick is not None}
+    picks |= {n: sa.case((jobs.c.picked.is_(True), sa.true())) for n, rule in rules if rule.takes_back}
     if picks:
         values["picked"] = by_rule(picks, jobs.c.picked)
     if fresh or done:
