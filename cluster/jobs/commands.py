@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from cluster.jobs.model import Batch, HoldReason, JobState, Limits
-from cluster.jobs.transitions import RefusedError, Verb
+from cluster.jobs.transitions import Guard, RefusedError, Verb
+
+#: Rows that a command to their whole batch leaves as they are, though each would obey it by itself: whoever puts back
+#: what was cancelled does not mean clips that were passed over for another of their row.
+SPARED: Mapping[Verb, Guard] = {Verb.RETRY: Guard.OTHER_PICKED}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from cluster.jobs.model import HoldReason, JobState, Pick, Reason
 from cluster.jobs.outcomes import Transition
@@ -106,6 +106,8 @@ class Guard(StrEnum):
     UNDECIDED = "undecided"
     PICKED = "picked"
     OTHER_PICKED = "other_picked"
+    #: One of several clips of a row that somebody rejected.
+    LET_GO = "let_go"
     #: The row never became a clip's specification: nothing can be rendered.
     UNRENDERABLE = "unrenderable"
     BEFORE_COMING = "before_coming"
@@ -188,6 +190,8 @@ class Rule:
     keeps: bool = False
     #: Whether it is chosen after that; None: as before.
     pick: Pick | None = None
+    #: One that was rejected is undecided after that; one that was chosen stays so.
+    takes_back: bool = False
     #: The content may be another than before: its clip is looked up anew.
     renews: bool = False
 
@@ -247,14 +251,14 @@ def _back(state: JobState, *does: Instruction, reason: str | None = None) -> tup
 
 def _again(state: JobState) -> tuple[Rule, ...]:
     fresh = (Instruction.FRESH, Instruction.REVIVE_AFTER)
-    # One that was let go may be chosen again; one that failed stays what it was chosen to be.
-    pick = Pick.OPEN if state is _GONE else None
+    # One that was let go may be chosen again; one that failed stays chosen.
+    picks: dict[str, Any] = {"pick": Pick.OPEN} if state is _GONE else {"takes_back": True}
     return (
-        _to(state, _H, *fresh, because=_REVIEW, pick=pick, when=Guard.HAS_DRAFT),
-        _to(state, _DONE, Instruction.RELEASE_AFTER, pick=pick, when=Guard.HAS_CLIP),
+        _to(state, _H, *fresh, because=_REVIEW, when=Guard.HAS_DRAFT, **picks),
+        _to(state, _DONE, Instruction.RELEASE_AFTER, when=Guard.HAS_CLIP, **picks),
         _no(state, "its row is at fault: correct it and hand it in again", when=Guard.UNRENDERABLE),
         _no(state, "the row it waits for has failed or was cancelled: retry that one", when=Guard.BEFORE_LOST),
-        *(replace(rule, pick=pick) for rule in _back(state, *fresh)),
+        *(replace(rule, **picks) for rule in _back(state, *fresh)),
     )
 
 
@@ -342,6 +346,9 @@ RULES: Mapping[Event, tuple[Rule, ...]] = {
         _no(_Q, "it waits for a card: there is nothing to retry"),
         _no(_H, "it is held and has not failed: `clipmill resume` or `clipmill approve` lets it go"),
         _no(_R, "it is being rendered: there is nothing to retry"),
+        _no(_DONE, _OTHER, when=Guard.OTHER_PICKED),
+        # A finished clip that was rejected is looked at once more.
+        _to(_DONE, _DONE, pick=Pick.OPEN, when=Guard.LET_GO),
         _no(_DONE, "it has completed: for another clip hand it in with another seed"),
     ),
     Verb.REJECT: (
@@ -438,6 +445,8 @@ def is_met(guard: Guard, facts: JobFacts) -> bool:
             return facts.has_others and facts.pick is Pick.PICKED
         case Guard.OTHER_PICKED:
             return facts.other_picked
+        case Guard.LET_GO:
+            return facts.has_others and facts.pick is Pick.LET_GO
         case Guard.UNRENDERABLE:
             return not facts.renderable
         case Guard.BEFORE_COMING:
@@ -474,6 +483,9 @@ def step(facts: JobFacts, event: Event, what: str = "the job") -> tuple[JobFacts
         raise RefusedError(event, what, rule.refusal if rule else f"it is {facts.state}")
     if rule.keeps:
         return facts, rule.does
+    pick = facts.pick if rule.pick is None else rule.pick
+    if rule.takes_back and pick is Pick.LET_GO:
+        pick = Pick.OPEN
     # Requests are obeyed by a change of state; a job that stays where it is keeps them.
     stays = rule.to is facts.state
     asked = stays or rule.keeps_requests
@@ -483,7 +495,7 @@ def step(facts: JobFacts, event: Event, what: str = "the job") -> tuple[JobFacts
         reason=rule.because or (facts.reason if stays else None),
         cancel_requested=asked and facts.cancel_requested,
         hold_requested=facts.hold_requested if asked else None,
-        pick=facts.pick if rule.pick is None else rule.pick,
+        pick=pick,
     )
     if rule.ask is not None:
         after = replace(after, hold_requested=rule.ask)

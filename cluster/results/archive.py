@@ -14,6 +14,7 @@ from cluster.results.export import TABLE, provenance_of
 from cluster.results.rows import JobResult
 from cluster.results.table import table_lines
 from cluster.storage import MissingObjectError, StorageError
+from pipeline.problems import Problem
 from pipeline.units import MIB
 
 #: What is read of an object at once, and the most that is in memory of one.
@@ -22,6 +23,10 @@ _AT_ONCE = MIB
 MISSING = "missing.txt"
 #: The earliest and the latest time that a zip can tell, in UTC epoch seconds.
 _FIRST_S, _LAST_S = 315_532_800, 4_354_819_198
+
+
+#: What comes along of a row, besides its clip: (name of a delivery profile, key of the file or why there is none).
+DeliveriesOf = Callable[[JobResult], Iterable[tuple[str, str | Problem]]]
 
 
 class ArchivedObjects(Protocol):
@@ -59,14 +64,18 @@ class _Sink:
 
 
 def archive(
-    results: Callable[[], Iterable[JobResult]], storage: ArchivedObjects, extra_provenance: Mapping[str, object]
+    results: Callable[[], Iterable[JobResult]],
+    storage: ArchivedObjects,
+    extra_provenance: Mapping[str, object],
+    deliveries: DeliveriesOf = lambda _result: (),
 ) -> Iterator[bytes]:
     """The zip of a batch, part by part: `<id>.mp4`, `.jpg` and `.json` of each clip, and `results.csv` of all rows.
 
     Names are those that `write_clip` gives in a folder, and the table has those that are in the zip. Nothing is packed,
     as clips and posters are packed already; lengths and offsets have 64 bits where they need them. `results` gives the
-    rows, and is asked twice. Files that are gone are named in `missing.txt`. Raises `StorageError` half way where an
-    object cannot be read: whoever reads then has a zip without an end, which no program takes for whole.
+    rows, and is asked twice; `deliveries` what comes along of each, as `<profile>/<id>.mp4`. Files that are gone, or
+    cannot be made, are named in `missing.txt`. Raises `StorageError` half way where an object cannot be read: whoever
+    reads then has a zip without an end, which no program takes for whole.
     """
     sink, missing, taken = _Sink(), list[str](), set[str]()
     #: Videos that are in the zip, by the places of their rows.
@@ -76,7 +85,8 @@ def archive(
             row = result.row
             if row.state != "completed" or id_fault(row.id):
                 continue
-            for name, key in _files(row, _stem(result, taken)):
+            stem = _stem(result, taken)
+            for name, key in _files(row, stem):
                 try:
                     if name.endswith(".json"):
                         data = provenance_of(row, storage.get_bytes(key), extra_provenance)
@@ -89,6 +99,15 @@ def archive(
                         yield from _copied(made, sink, storage, key, _entry(name, storage.size(key), result.updated_at))
                         if name.endswith(".mp4"):
                             videos[result.number] = name
+                except MissingObjectError:
+                    missing.append(f"{name}: its object is gone")
+            for profile, found in deliveries(result):
+                name = f"{profile}/{stem}.mp4"
+                if isinstance(found, Problem):
+                    missing.append(f"{name}: {found.message}")
+                    continue
+                try:
+                    yield from _copied(made, sink, storage, found, _entry(name, storage.size(found), result.updated_at))
                 except MissingObjectError:
                     missing.append(f"{name}: its object is gone")
         yield from _tables(made, sink, results, videos, missing)

@@ -175,7 +175,7 @@ def _tile(row: ResultRow) -> dict[str, object]:
         "seconds": round(row.seconds, 3),
         "length": format_duration(row.seconds) if row.seconds else "",
         "field": row.problem.field if row.problem else "",
-        "message": row.problem.message if row.problem else _why(row),
+        "message": row.problem.message if row.problem else why_no_clip(row, "when this sheet was written"),
         "remedy": row.problem.remedy if row.problem else "",
         "lossy": "; ".join(row.lossy),
         "look": [note.title for note in looks_of(row)],
@@ -183,23 +183,41 @@ def _tile(row: ResultRow) -> dict[str, object]:
     }
 
 
-def _why(row: ResultRow) -> str:
-    reason = row.reason.replace("_", " ")
+_HELD = {
+    "approval": "Waiting for an approval",
+    "paused": "Paused",
+    "after": "Waiting for another row",
+    "review": "Its draft waits for a review",
+    "budget": "Its batch has used what it may",
+    "failures": "Its batch has stopped: too many rows failed",
+}
+
+
+def why_no_clip(row: ResultRow, moment: str = "") -> str:
+    """Why a row has no finished clip to play, in words; empty where it has one.
+
+    `moment`: what is said of things that go on, such as `when this sheet was written`.
+    """
+    reason, then = row.reason.replace("_", " "), f" {moment}" if moment else ""
     match row.state:
         case "failed":
             return f"Failed: {reason}." if reason else "Failed; the batch's status says more."
+        case "cancelled" if row.review.get("picked") is False:
+            return "Rejected, or another was picked."
         case "cancelled":
             return "Cancelled before it was finished."
-        case "held" if reason == "review":
-            return "Its draft waits for a review."
+        case "held" if row.reason == "review" and row.expired_at is not None:
+            return "Its draft was deleted, being old: approve it, or make another."
         case "held":
-            return f"Waiting for {reason}." if reason else "On hold."
+            return f"{_HELD.get(row.reason, f'Held: {reason}' if reason else 'On hold')}."
         case "running":
-            return "Being rendered when this sheet was written."
+            return f"Being rendered{then}."
         case "queued":
-            return "Waiting for a card when this sheet was written."
+            return f"Waiting for a card{then}."
         case "completed":
-            return "Done; its clip is kept elsewhere."
+            if row.expired_at is not None:
+                return "Its clip was deleted, being old."
+            return "" if row.shows_clip else "Done; its clip is kept elsewhere."
 
 
 def facts_of(row: ResultRow) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from cluster.store.office import Office, read_office
 from cluster.store.rows import job_values
 from cluster.store.schema import batches, clips, idempotency_keys, jobs, stills
 from cluster.store.transitions import moves, values_of
-from cluster.store.webhooks.again import watch_again
+from cluster.store.webhooks.again import watch_again, watch_drafts
 from cluster.store.webhooks.registry import require_secret
 
 #: How old the record of a still gets before handing it in again renews it; less than a sweep's grace by far.
@@ -289,13 +289,14 @@ class BatchStore(BatchReader):
         begun_anew = {"checkpoint_key": None, "checkpoint_step": None}
         for some in chunks(clip_ids, _MANY):
             with self.database.write() as c:
-                again = c.scalars(
+                again = c.execute(
                     sa.update(jobs)
                     .where(jobs.c.owner == owner, jobs.c.clip_id.in_(some), moves(Happening.CLIP_LOST))
                     .values(values_of(Happening.CLIP_LOST, self.database.now(c)) | begun_anew)
-                    .returning(jobs.c.batch_id)
+                    .returning(jobs.c.batch_id, jobs.c.rounds_left)
                 ).all()
-                watch_again(c, set(again))
+                watch_again(c, {row.batch_id for row in again})
+                watch_drafts(c, {row.batch_id for row in again if row.rounds_left})
                 deleted += c.execute(sa.delete(clips).where(clips.c.owner == owner, clips.c.id.in_(some))).rowcount
         return deleted
 

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from cluster.jobs.commands import CardOrder, CardVerb, for_batch, give_order, reached
+from cluster.jobs.commands import SPARED, CardOrder, CardVerb, for_batch, give_order, reached
 from cluster.jobs.model import INTERACTIVE_FROM, INTERACTIVE_PRIORITY, HoldReason, JobState, Limits, Reason
 from cluster.jobs.review import ReviewChange, in_review, renewed, with_step
 from cluster.jobs.transitions import RULES, Event, Guard, Happening, Instruction, RefusedError, Verb
@@ -27,8 +27,8 @@ from cluster.store.dependencies import follow, follow_batch
 from cluster.store.lookup import NoSuchJobError, glance_at, require_batch
 from cluster.store.rows import job_from, limits_of, review_value, select_jobs
 from cluster.store.schema import LIMITED, batches, card_orders, jobs
-from cluster.store.transitions import leads_to, moves, number_of_rule, values_of
-from cluster.store.webhooks.again import watch_again
+from cluster.store.transitions import brings_back, goes_on, guard_sql, leads_to, moves, number_of_rule, values_of
+from cluster.store.webhooks.again import watch_again, watch_drafts
 from pipeline.clips.clip import ClipSpec
 from pipeline.memory.footprint import footprint
 
@@ -106,6 +106,8 @@ class CommandStore:
                 # A clip that somebody looks at is decided on by itself (`job`): what follows is written before.
                 seen = jobs.c.reason.is_not_distinct_from(HoldReason.REVIEW.value)
                 mine = sa.and_(mine, jobs.c.state != JobState.COMPLETED.value, ~seen)
+            if verb in SPARED:
+                mine = sa.and_(mine, ~guard_sql(SPARED[verb]))
             large = order.rows and _has_more_than(c, mine, self.rows_at_once)
             if verb is Verb.CANCEL:
                 # Nothing comes after a cancel: rows that are still being handed in are cancelled as they come.
@@ -317,10 +319,14 @@ class CommandStore:
 
     def _move_some(self, c: Connection, now: int, verb: Event, which: sa.ColumnElement[bool], priority: int) -> int:
         again: list[str] = []
+        drafts: list[str] = []
         if verb is Verb.RETRY:
             self._freshen(c, which)
+        batches_of = sa.select(jobs.c.batch_id).distinct()
         if verb in (Verb.RETRY, Verb.REROLL):
-            again = list(c.scalars(sa.select(jobs.c.batch_id).distinct().where(which, moves(verb))))
+            again = list(c.scalars(batches_of.where(which, brings_back(verb))))
+        if verb in _GO_ON:
+            drafts = list(c.scalars(batches_of.where(which, goes_on(verb))))
         self._tally(c, verb, which)
         values = values_of(verb, now)
         if verb is Verb.PRIORITIZE:
@@ -329,6 +335,7 @@ class CommandStore:
             values = {"priority": priority + mark, "updated_at": now}
         moved = int(c.execute(sa.update(jobs).where(which, moves(verb)).values(**values)).rowcount)
         watch_again(c, again)
+        watch_drafts(c, drafts)
         return moved
 
     def _tally(self, c: Connection, verb: Event, which: sa.ColumnElement[bool]) -> None:
@@ -363,6 +370,8 @@ class CommandStore:
 _ASKED = (Guard.PAUSING, Guard.HOLDING)
 #: Commands of whoever looks at a clip.
 _REVIEWS = (Verb.APPROVE, Verb.REJECT, Verb.REROLL)
+#: Commands after which another draft may come.
+_GO_ON = (Verb.APPROVE, Verb.RESUME, Verb.REROLL, Verb.RETRY)
 _PREEMPTED = jobs.alias("preempted")
 
 #: A transaction of so many rows takes some tenths of a second.

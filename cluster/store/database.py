@@ -191,7 +191,7 @@ class Database:
 
 
 #: The newest migration, and where alembic writes down which one a database is at.
-HEAD = "0009"
+HEAD = "0010"
 _VERSIONS = sa.Table(
     "alembic_version",
     sa.MetaData(),

@@ -15,7 +15,7 @@ from cluster.store.counters import count
 from cluster.store.database import Database
 from cluster.store.schema import jobs
 from cluster.store.transitions import moves, values_of
-from cluster.store.webhooks.again import watch_again
+from cluster.store.webhooks.again import watch_again, watch_drafts
 from pipeline.problems import Problem
 
 #: Ids in one statement.
@@ -100,11 +100,13 @@ def _pass_on(database: Database, c: Connection, now: int, some: Sequence[str]) -
     alive = [first.id for first in awaited if JobState(first.state) not in FINAL_STATES]
     changed: list[str] = []
     if completed:
-        c.execute(
+        freed = c.execute(
             sa.update(jobs)
             .where(jobs.c.after.in_(completed), jobs.c.state == JobState.HELD.value, moves(Happening.BEFORE_DONE))
             .values(**values_of(Happening.BEFORE_DONE, now))
-        )
+            .returning(jobs.c.batch_id, jobs.c.rounds_left)
+        ).all()
+        watch_drafts(c, {row.batch_id for row in freed if row.rounds_left})
     if alive:
         revived = c.execute(
             sa.update(jobs)

@@ -83,10 +83,11 @@ batches = Table(
     Column("rows_sealed", Integer, nullable=True),
     # Where its events are sent, besides its owner's webhooks.
     Column("webhook_url", Text, nullable=True),
-    # When its end, and its first failure, became events or were passed over; NULL: that is still to come
-    # (`cluster.store.webhooks.telling`).
+    # When its end, its first failure, and that its drafts wait became events or were passed over; NULL: that is still
+    # to come (`cluster.store.webhooks.telling`).
     Column("end_told_at", BigInteger, nullable=True),
     Column("failure_told_at", BigInteger, nullable=True),
+    Column("review_told_at", BigInteger, nullable=True),
     Index("ix_batches_owner_created", "owner", "created_at"),
     Index("ix_batches_held", "id", sqlite_where=text("held IS NOT NULL"), postgresql_where=text("held IS NOT NULL")),
     # What the dispatcher looks at once a second: the few that can stop by themselves.

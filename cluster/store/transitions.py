@@ -59,6 +59,8 @@ def guard_sql(guard: Guard) -> sa.ColumnElement[bool]:
             return sa.and_(jobs.c.row_number.is_not(None), sa.func.coalesce(jobs.c.picked, sa.false()))
         case Guard.OTHER_PICKED:
             return other_picked()
+        case Guard.LET_GO:
+            return sa.and_(jobs.c.row_number.is_not(None), sa.func.coalesce(jobs.c.picked, sa.true()).is_(False))
         case Guard.UNRENDERABLE:
             return jobs.c.content_key.is_(None)
         case Guard.BEFORE_COMING:
@@ -100,6 +102,24 @@ def leads_to(event: Event, state: JobState) -> sa.ColumnElement[bool]:
     """Whether the event takes this row of `jobs` to `state` out of another."""
     rules = enumerate(RULES[event])
     return number_of_rule(event).in_([n for n, r in rules if r.to is state and r.state is not state])
+
+
+def brings_back(event: Event) -> sa.ColumnElement[bool]:
+    """Whether the event takes this row of `jobs` out of the state that it is in, or asks for another clip of it."""
+    rules = enumerate(RULES[event])
+    leaves = [n for n, r in rules if r.to is not None and not r.keeps and (r.to is not r.state or r.renews)]
+    return number_of_rule(event).in_(leaves)
+
+
+def goes_on(event: Event) -> sa.ColumnElement[bool]:
+    """Whether after the event a draft of this row of `jobs` may come that nobody has looked at."""
+    comes = [n for n, rule in enumerate(RULES[event]) if not rule.keeps and _comes_to_a_clip(rule)]
+    return sa.and_(jobs.c.rounds_left > 0, number_of_rule(event).in_(comes))
+
+
+def _comes_to_a_clip(rule: Rule) -> bool:
+    waits = rule.to is JobState.QUEUED or rule.because is HoldReason.AFTER
+    return waits or (rule.renews and rule.because is HoldReason.REVIEW)
 
 
 def values_of(
@@ -158,7 +178,8 @@ def values_of(
         values["clip_id"] = where(done, clip.scalar_subquery(), where(undone, None, jobs.c.clip_id))
     elif undone:
         values["clip_id"] = where(undone, None, jobs.c.clip_id)
-    picks = {n: PICKED[rule.pick] for n, rule in rules if rule.pick is not None}
+    picks: dict[int, Any] = {n: PICKED[rule.pick] for n, rule in rules if rule.pick is not None}
+    picks |= {n: sa.case((jobs.c.picked.is_(True), sa.true())) for n, rule in rules if rule.takes_back}
     if picks:
         values["picked"] = by_rule(picks, jobs.c.picked)
     if fresh or done:

@@ -23,6 +23,8 @@ class EventType(StrEnum):
     BATCH_CANCELLED = "batch.cancelled"
     #: A row of a batch has failed, and none had before.
     BATCH_FIRST_FAILURE = "batch.first_failure"
+    #: Nothing of a batch goes on before somebody has looked at its drafts.
+    BATCH_NEEDS_REVIEW = "batch.needs_review"
     #: A video that was asked for by itself is there.
     VIDEO_COMPLETED = "video.completed"
     #: A video that was asked for by itself will not come.
@@ -45,6 +47,8 @@ class BatchNews:
     counts: Mapping[JobState, int]
     #: Cancelled rows that a review let go.
     let_go: int = 0
+    #: Drafts that wait for a review.
+    drafts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,12 @@ def of_first_failure(batch: BatchNews, row: RowNews) -> tuple[EventType, dict[st
     """What is told when the first row of a batch has failed."""
     failed = {"id": row.id, "name": row.name, "number": row.number, "reason": row.reason, "url": f"/v1/jobs/{row.id}"}
     return EventType.BATCH_FIRST_FAILURE, _of_batch(batch) | {"row": failed}
+
+
+def of_review(batch: BatchNews) -> tuple[EventType, dict[str, Any]]:
+    """What is told when nothing of a batch goes on before somebody has looked at its drafts."""
+    waits = {"drafts": batch.drafts, "review_url": f"/v1/batches/{batch.id}/jobs?review=true"}
+    return EventType.BATCH_NEEDS_REVIEW, _of_batch(batch) | waits | {"page_url": f"/batches/{batch.id}/review"}
 
 
 def of_video(row: RowNews) -> tuple[EventType, dict[str, Any]]:

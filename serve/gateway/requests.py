@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from cluster.catalog.cells import JsonNumbers
+from cluster.catalog.cells import MAX_CANDIDATES, JsonNumbers, texts_of
 from cluster.catalog.manifest import MAX_PRIORITY
+from cluster.catalog.names import clip_names
 from cluster.jobs.model import Limits
 from cluster.jobs.review import ReviewChange
 from cluster.jobs.transitions import Verb
@@ -95,7 +96,7 @@ class TermFields(LimitFields):
     comment: str = Field(default="", max_length=2000)
     """A note for people."""
     webhook_url: str | None = Field(default=None, max_length=MAX_WEBHOOK_URL_CHARACTERS)
-    """An https or http URL that is told of the batch's first failure and of its end (docs/webhooks.md)."""
+    """An https or http URL that is told of the batch's first failure, drafts and end (docs/webhooks.md)."""
 
     def terms(self) -> Terms:
         """The fields as the store takes them. Raises `BadInputError` for a URL that nothing can be sent to."""
@@ -120,25 +121,64 @@ def priority_of(verb: Verb, given: int | None) -> int:
 
 #: Fields of a row on its way; all others are columns of its manifest row.
 _OF_INCOMING = frozenset({"position", "name", "still", "number", "line"})
+#: A flat row that says one of these is one clip of a row that somebody else has spread out.
+_OF_ONE_CLIP = frozenset({"number", "candidate", "prompts", "prompt_number"})
+#: Rows of one request at most.
+MAX_BATCH_ROWS = 100_000
 
 
 def filled_rows(rows: list[Any]) -> list[Any]:
     """Rows of a new batch: those that are written flat (`{"still": …, "prompt": …}`) as `IncomingRow` has them.
 
-    A flat row is called as its `name` or `id`, else by its place. Rows with a `row` or with `problems`, and what is no
-    object, are left as they are.
+    A flat row is called as its `name` or `id`, else by its place. One with a list as `prompt`, or with `candidates`,
+    becomes as many rows as it asks for clips, called as a manifest's are (`NAME-p2-c1`); where the list is none of
+    texts, it becomes a row with that problem. Rows with a `row` or with `problems`, and what is no object, are left as
+    they are. No more than one row above `MAX_BATCH_ROWS` are made, so that whoever counts them refuses.
     """
-    return [_filled(place, row) if isinstance(row, dict) else row for place, row in enumerate(rows, start=1)]
+    found: list[Any] = []
+    for place, row in enumerate(rows, start=1):
+        if len(found) > MAX_BATCH_ROWS:
+            break
+        if not isinstance(row, dict) or "row" in row or "problems" in row:
+            found.append(row)
+        else:
+            found += _filled(place, len(found) + 1, row)
+    return found[: MAX_BATCH_ROWS + 1]
 
 
-def _filled(place: int, given: dict[str, Any]) -> dict[str, Any]:
-    if "row" in given or "problems" in given:
-        return given
+def _filled(place: int, position: int, given: dict[str, Any]) -> list[dict[str, Any]]:
     row = {name: value for name, value in given.items() if name in _OF_INCOMING}
     columns = {name: value for name, value in given.items() if name not in _OF_INCOMING}
     if isinstance(still := row.get("still"), str):
         # The id of a file that was handed in names it as well.
         row["still"] = still.removeprefix("file-")
     name = row.setdefault("name", columns.get("id") or f"row-{place}")
-    number = row.setdefault("number", row.setdefault("position", place))
-    return row | {"row": {"number": number, "id": name, "image": row.get("still") or name} | columns}
+    number = row.setdefault("number", row.get("position", place))
+    first = row.setdefault("position", position)
+    whole = {"number": number, "id": name, "image": row.get("still") or name} | columns
+    try:
+        prompts, count = _clips_of(given)
+    except BadInputError as error:
+        return [{key: row[key] for key in row if key != "still"} | {"problems": [error.problem.model_dump()]}]
+    names = clip_names(name, count, len(prompts)) if isinstance(name, str) and type(first) is int else []
+    if len(names) <= 1:
+        return [row | {"row": whole | ({"prompt": prompts[0]} if prompts[0] is not None else {})}]
+    return [
+        row
+        | {
+            "position": first + at,
+            "name": one,
+            "row": whole
+            | {"id": one, "prompt": prompts[at // count], "candidates": count, "candidate": at % count}
+            | {"prompts": len(prompts), "prompt_number": at // count},
+        }
+        for at, one in enumerate(names)
+    ]
+
+
+def _clips_of(given: dict[str, Any]) -> tuple[tuple[str | None, ...], int]:
+    """(prompts of a flat row, how many clips of each). Raises `BadInputError` for a list that is none of texts."""
+    prompt, count = given.get("prompt"), given.get("candidates", 1)
+    prompts = texts_of("prompt", prompt, []) if isinstance(prompt, list) else prompt
+    alone = bool(_OF_ONE_CLIP & given.keys()) or type(count) is not int or not 1 <= count <= MAX_CANDIDATES
+    return prompts if isinstance(prompts, tuple) else (prompts,), 1 if alone else count

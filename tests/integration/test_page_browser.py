@@ -16,6 +16,7 @@ from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import IncomingRow
 from cluster.catalog.manifest import Row
 from cluster.jobs.model import JobState
+from cluster.jobs.transitions import Verb
 from tests.building import still_png
 from tests.integration.test_contact_sheet_browser import ARGUMENTS
 from tests.page_store import PageFarm, beats_of, fill, gateway, page_farm, row
@@ -267,6 +268,45 @@ def test_a_warning_is_fixed_with_one_click_and_time_is_left_to_the_farm(
     made = house.it.jobs(house.it.farm.batch_store.batches("local", 1)[0].id)
     assert {job.spec.guidance for job in made if job.spec} == {9.0}
     assert {note.code for note in made[0].notes} & {"within_chosen", "within_missed"}
+
+
+def test_a_batch_that_had_ended_and_goes_on_is_followed_again(page: Any, house: House) -> None:
+    it = house.it
+    batch = it.batch("Ended once", [row(1, "AGAIN-1", it.still)])
+    it.fail(it.jobs(batch)[0])
+    page.goto(f"{house.url}/batches/{batch}")
+    page.wait_for_selector(".tile.failed")
+    # Elsewhere somebody puts it back; the page, which looks now and then, is made to look at once.
+    it.farm.command_batch(batch, Verb.RETRY)
+    page.evaluate("document.dispatchEvent(new Event('clipmill:again'))")
+    page.wait_for_selector(".tile.queued")
+    page.wait_for_selector("#live:not([data-ended])")
+    it.complete(it.jobs(batch)[0])
+    page.wait_for_selector(".tile.completed")
+
+
+def test_what_was_begun_on_new_outlives_a_reload_and_is_gone_once_it_is_begun_anew(
+    page: Any, house: House, tmp_path: Path
+) -> None:
+    (tmp_path / "one.png").write_bytes(still_png(seed=1))
+    page.goto(f"{house.url}/new")
+    page.get_by_label("Prompt for rows that have none").fill("pan left across {name}")
+    page.get_by_label("Or a clip within").fill("2 min")
+    page.set_input_files("#files", [tmp_path / "one.png"])
+    page.wait_for_selector("h2:has-text('1 row, and all can be rendered')")
+    page.reload()
+    page.wait_for_selector("h2:has-text('1 row, and all can be rendered')")
+    assert page.get_by_label("Or a clip within").input_value() == "2 min"
+    assert page.locator("[name=resolution_class]").is_disabled()
+    assert page.get_by_text("pan left across one").is_visible()
+    page.get_by_role("button", name="Begin anew").click()
+    page.reload()
+    assert page.locator("#chosen").is_hidden()
+    assert page.get_by_label("Prompt for rows that have none").input_value() == "pan left across {name}"
+    # Another tab begins with nothing.
+    other = page.context.new_page()
+    other.goto(f"{house.url}/new")
+    assert other.get_by_label("Prompt for rows that have none").input_value() == ""
 
 
 def test_an_administrator_chooses_whose_batches_are_shown(page: Any, house: House) -> None:

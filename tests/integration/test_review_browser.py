@@ -124,6 +124,32 @@ def test_the_best_candidate_stands_first_and_one_is_picked_by_its_number(page: A
     assert [one.row.id for one in results_of(it.farm.batch_store, OWNER, batch.id)][:1] == ["SKU-001-c3"]
 
 
+def test_a_rejected_candidate_is_taken_back_by_a_key_and_after_a_reload_by_a_button(
+    page: Any,  # noqa: F811
+    house: Reviewing,
+) -> None:
+    it = house.it
+    batch = hand_in(it, 1, candidates=2, name="Taken back", seed=3)
+    render(it, batch.id)
+    house.open(page, batch.id)
+    assert page.locator("#undo").is_hidden()
+    press(page, "r", "SKU-001-c2")
+    assert named(it, batch.id, "SKU-001-c1").pick is Pick.LET_GO
+    press(page, "u", "SKU-001-c1")
+    assert named(it, batch.id, "SKU-001-c1").pick is Pick.OPEN
+    press(page, "r", "SKU-001-c2")
+    page.reload()
+    page.wait_for_selector(NOW)
+    assert page.locator(".review-clip[data-waits]").count() == 1
+    page.get_by_role("button", name="Take back").click()
+    until(page, f"document.querySelector('{NOW}')?.dataset.name === 'SKU-001-c1'")
+    assert page.locator("#undo").is_hidden()
+    # Without anything rejected, the key says so and asks for nothing.
+    page.keyboard.press("u")
+    page.wait_for_selector("#told:has-text('Nothing was rejected')")
+    assert len(it.farm.batch_store.in_review(OWNER, batch.id)) == 2
+
+
 def test_a_second_tab_and_a_second_person_are_told(page: Any, house: Reviewing) -> None:  # noqa: F811
     it = house.it
     batch = hand_in(it, 3, rounds="draft,final", name="Two people")
@@ -173,5 +199,5 @@ def test_drafts_can_be_seen_without_scripts(page: Any, house: Reviewing) -> None
     batch = hand_in(house.it, 1, rounds="draft,final", name="Plain", seed=9)
     render(house.it, batch.id)
     page.goto(f"{house.url}/batches/{batch.id}/review")
-    assert page.locator("video").count() == 1
+    assert page.locator("video[controls]").count() == 1
     assert page.get_by_role("button").count() == 0

@@ -1,4 +1,4 @@
-"""Batches that have ended and go on: their next end is told as well."""
+"""What becomes news again: the end of a batch that goes on after it, and drafts after somebody has decided."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def watch_again(c: Connection, batch_ids: Collection[str]) -> None:
         .where(among(batches.c.id, sorted(set(batch_ids))))
         .values(end_told_at=None, failure_told_at=told)
     )
+
+
+def watch_drafts(c: Connection, batch_ids: Collection[str]) -> None:
+    """Rows of these batches may come to another draft: once nothing else is left, that it waits will be told.
+
+    Within the transaction that moved them, as `watch_again`.
+    """
+    if batch_ids:
+        which = among(batches.c.id, sorted(set(batch_ids)))
+        c.execute(sa.update(batches).where(which).values(review_told_at=None))

@@ -14,13 +14,22 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cluster.jobs.ids import new_id
-from cluster.jobs.model import FINAL_STATES, Batch, JobState
+from cluster.jobs.model import FINAL_STATES, Batch, HoldReason, JobState
 from cluster.store.batch_reader import VIDEO_SOURCE
 from cluster.store.bulk import is_one_of
 from cluster.store.database import Database
 from cluster.store.lookup import KeptCounts
 from cluster.store.schema import UNTOLD, batches, jobs, webhook_deliveries, webhooks
-from cluster.webhooks.events import BatchNews, EventType, RowNews, of_end, of_first_failure, of_video, payload_of
+from cluster.webhooks.events import (
+    BatchNews,
+    EventType,
+    RowNews,
+    of_end,
+    of_first_failure,
+    of_review,
+    of_video,
+    payload_of,
+)
 from cluster.webhooks.model import DeliveryState
 
 #: Batches whose news are told in one transaction.
@@ -53,6 +62,10 @@ def tell_batch(database: Database, c: Connection, now: int, batch_id: str) -> bo
         values["failure_told_at"] = now
         if not alone:
             told.append(of_first_failure(_facts_of(batch), _first_failed(c, batch_id)))
+    if row.has_drafts and row.review_told_at is None:
+        values["review_told_at"] = now
+        if not alone:
+            told.append(of_review(_facts_of(batch)))
     if row.has_ended:
         values["end_told_at"] = now
         # A batch that nothing was handed in of has nothing to tell.
@@ -115,6 +128,7 @@ def pass_over(c: Connection, now: int, owner: str | None = None) -> None:
     whose = nobody if owner is None else sa.and_(nobody, batches.c.owner == owner)
     quiet = sa.and_(sa.text(UNTOLD), batches.c.webhook_url.is_(None), whose)
     c.execute(sa.update(batches).where(quiet, _FAILED, batches.c.failure_told_at.is_(None)).values(failure_told_at=now))
+    c.execute(sa.update(batches).where(quiet, _WAITS, batches.c.review_told_at.is_(None)).values(review_told_at=now))
     c.execute(sa.update(batches).where(quiet, _ENDED).values(end_told_at=now))
 
 
@@ -122,26 +136,34 @@ _MINE = jobs.c.batch_id == batches.c.id
 _FAILED = sa.exists().where(_MINE, jobs.c.state == JobState.FAILED.value)
 _GOING_ON = [state for state in JobState if state not in FINAL_STATES]
 _ENDED = sa.and_(batches.c.sealed, ~sa.exists().where(_MINE, is_one_of(jobs.c.state, *_GOING_ON)))
+#: Nothing goes on by itself, and a draft is there: whoever decides on it is waited for.
+_WAITS = sa.and_(
+    batches.c.sealed,
+    ~sa.exists().where(_MINE, is_one_of(jobs.c.state, JobState.QUEUED, JobState.RUNNING)),
+    sa.exists().where(_MINE, jobs.c.state == JobState.HELD.value, jobs.c.reason == HoldReason.REVIEW.value),
+)
+_IS_NEWS = sa.or_(
+    sa.and_(batches.c.failure_told_at.is_(None), _FAILED),
+    sa.and_(batches.c.review_told_at.is_(None), _WAITS),
+    _ENDED,
+)
 _HEARD = sa.or_(
     batches.c.webhook_url.is_not(None),
     sa.exists().where(webhooks.c.owner == batches.c.owner, webhooks.c.disabled_at.is_(None)),
 )
 # Made once: asked every second.
-_NEWS = (
-    sa.select(batches.c.id)
-    .where(sa.text(UNTOLD), _HEARD, sa.or_(sa.and_(batches.c.failure_told_at.is_(None), _FAILED), _ENDED))
-    .order_by(batches.c.id)
-)
-_NEWS_OF = sa.select(batches, _FAILED.label("has_failed"), _ENDED.label("has_ended")).where(
-    batches.c.id == sa.bindparam("batch"),
-    sa.text(UNTOLD),
-    sa.or_(sa.and_(batches.c.failure_told_at.is_(None), _FAILED), _ENDED),
+_NEWS = sa.select(batches.c.id).where(sa.text(UNTOLD), _HEARD, _IS_NEWS).order_by(batches.c.id)
+_NEWS_OF = sa.select(batches, _FAILED.label("has_failed"), _WAITS.label("has_drafts"), _ENDED.label("has_ended")).where(
+    batches.c.id == sa.bindparam("batch"), sa.text(UNTOLD), _IS_NEWS
 )
 
 
 def _facts_of(batch: Batch) -> BatchNews:
     counts: Mapping[JobState, int] = batch.counts.by_state
-    return BatchNews(id=batch.id, name=batch.name, status=batch.status, counts=counts, let_go=batch.let_go)
+    drafts = batch.held_by.get(HoldReason.REVIEW, 0)
+    return BatchNews(
+        id=batch.id, name=batch.name, status=batch.status, counts=counts, let_go=batch.let_go, drafts=drafts
+    )
 
 
 _ROW = sa.select(jobs.c.id, jobs.c.batch_id, jobs.c.name, jobs.c.number, jobs.c.state, jobs.c.reason)

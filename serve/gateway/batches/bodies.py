@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from cluster.catalog.defaults import RowDefaults
 from cluster.catalog.ingest import IncomingRow
-from serve.gateway.requests import TermFields, filled_rows
+from serve.gateway.requests import MAX_BATCH_ROWS, TermFields, filled_rows
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
@@ -33,8 +33,9 @@ class NewBatch(TermFields):
     """For people, such as the manifest's file name."""
     source: str = Field(default="", max_length=4000)
     """Where the rows come from; a later batch of the same source takes its place in lists."""
-    rows: list[IncomingRow] = Field(min_length=1, max_length=100_000)
-    """One for each clip: `{"still": …, "name": …, "prompt": …}` with any other column, or as an `IncomingRow`."""
+    rows: list[IncomingRow] = Field(min_length=1, max_length=MAX_BATCH_ROWS)
+    """`{"still": …, "name": …, "prompt": …}` with any other column, where a list as `prompt` asks for a clip of each
+    and `candidates` for several; or an `IncomingRow` for each clip."""
     defaults: BatchDefaults = BatchDefaults()
     """What rows get that say nothing themselves."""
 

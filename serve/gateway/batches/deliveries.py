@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,14 +12,15 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
+from cluster.catalog.names import file_stem
 from cluster.farm import Farm
 from cluster.results.contact_sheet import ResultRow
 from cluster.results.deliveries import DeliveryMaker, KeptDeliveries, actions_of, deliveries_key, delivery_key
 from cluster.results.marked import FileOrigin
-from cluster.results.rows import result_row
-from cluster.storage import MissingObjectError
+from cluster.results.rows import JobResult, result_row
+from cluster.storage import MissingObjectError, StorageError
 from pipeline.delivery.profiles import DeliveryProfile
-from pipeline.problems import BadInputError
+from pipeline.problems import BadInputError, Problem
 from serve.gateway.access.gate import OwnersFarm
 from serve.gateway.openai.content import ClipFile, answer_with
 
@@ -50,11 +52,12 @@ def add_deliveries(routes: APIRouter) -> None:
         # What is kept does not wait for what is being made.
         kept = await run_sync(_kept, farm, job_id, profile)
         key: str = kept if kept is not None else await run_sync(_made, farm, job_id, profile, limiter=limiter)
+        row_name = (await run_sync(farm.batch_store.job, farm.owner, job_id)).name
         marked = f"-{farm.marks}" if farm.marks else ""
         file = ClipFile(
             key=deliveries_key(key),
             media_type="video/mp4",
-            name=f"{job_id}-{profile}.mp4",
+            name=f"{file_stem(row_name)}-{profile}.mp4",
             etag=f'"{key[:32]}{marked}"',
         )
         return await run_sync(answer_with, farm.outgoing, file, request.headers)
@@ -83,6 +86,19 @@ def deliveries_of(farm: Farm, job_id: str, row: ResultRow, base: str) -> list[di
                 }
         found.append(told)
     return found
+
+
+def files_for(farm: Farm, result: JobResult, profiles: Sequence[str]) -> Iterator[tuple[str, str | Problem]]:
+    """Files of a completed row as a zip takes them: (profile, key of its file in storage or why there is none).
+
+    What is not kept is made, which takes seconds; each is made when it is asked for.
+    """
+    for name in profiles:
+        try:
+            kept = _kept(farm, result.job_id, name)
+            yield name, deliveries_key(kept if kept is not None else _made(farm, result.job_id, name))
+        except (BadInputError, StorageError) as error:
+            yield name, error.problem
 
 
 def _kept(farm: Farm, job_id: str, name: str) -> str | None:

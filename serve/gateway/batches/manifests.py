@@ -81,7 +81,7 @@ def incoming(
     alike = {name for name, found in paths.items() if len(found) > 1}
 
     def find(row: Row) -> str:
-        return _hand_in(row.image, farm, stills, alike)
+        return _hand_in(row.image, farm, stills, alike, _CHOOSE if handed_in is not None else _SEND)
 
     yield from gather(read.manifest, farm.put_still, remote, find=find)
 
@@ -106,7 +106,14 @@ def _require_still(farm: Farm, sha256: str, named: str) -> str:
     return sha256
 
 
-def _hand_in(image: str, farm: Farm, stills: Mapping[str, Callable[[], str]], alike: Collection[str]) -> str:
+#: What to do about a picture that is not there: of a program, and of somebody before the page.
+_SEND = "Send it in the form as a file of that name, or name it by an https:// URL or by the id of its file."
+_CHOOSE = "Choose it as well, or the whole folder; or name it by an https:// URL."
+
+
+def _hand_in(
+    image: str, farm: Farm, stills: Mapping[str, Callable[[], str]], alike: Collection[str], remedy: str
+) -> str:
     if still := _STILL.fullmatch(image):
         return _require_still(farm, still[1], image)
     if is_remote(image):
@@ -116,7 +123,6 @@ def _hand_in(image: str, farm: Farm, stills: Mapping[str, Callable[[], str]], al
     if hand_in is None and last not in alike:
         hand_in = stills.get(last)
     if hand_in is None:
-        remedy = "Send it in the form as a file of that name, or name it by an https:// URL or by the id of its file."
         other = f": {last[:100]!r}, which did, may be another row's" if last in stills else ""
         raise BadInputError("image", f"{shown(image)[:100]!r} did not come with the manifest{other}", remedy)
     return hand_in()

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from enum import StrEnum
 from itertools import islice
 from typing import Annotated
 from urllib.parse import quote
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from cluster.catalog.names import file_stem
 from cluster.farm import Farm
-from cluster.results.archive import archive
+from cluster.results.archive import DeliveriesOf, archive
 from cluster.results.rows import JobResult, results_of
 from cluster.results.table import table_lines
+from pipeline.problems import BadInputError
 from serve.gateway.access.gate import OwnersFarm
-from serve.gateway.batches.deliveries import deliveries_of
+from serve.gateway.batches.deliveries import deliveries_of, files_for
 from serve.gateway.openai.content import Variant
 from serve.gateway.requests import MAX_ROW_NUMBER
 
@@ -51,6 +54,8 @@ class ResultsFormat(StrEnum):
 
 def add_results(routes: APIRouter) -> None:
     """Add `GET /batches/{batch_id}/results`."""
+    # Making a file takes a thread for seconds: one such zip goes on at a time, in no thread that others need.
+    making = CapacityLimiter(1)
 
     @routes.get("/batches/{batch_id}/results", response_class=Response)
     def get_results(
@@ -61,6 +66,7 @@ def add_results(routes: APIRouter) -> None:
         after: Annotated[int, Query(ge=-1)] = -1,
         limit: Annotated[int | None, Query(ge=1, le=_MOST)] = None,
         format: Annotated[ResultsFormat | None, Query()] = None,
+        deliver: Annotated[str | None, Query(max_length=1000)] = None,
         accept: Annotated[str, Header(include_in_schema=False)] = "",
     ) -> Response:
         """What the contact sheet shows of a batch's rows, with the URLs of their files; or the files themselves.
@@ -69,10 +75,13 @@ def add_results(routes: APIRouter) -> None:
         (`application/zip`), made as it is sent: `<id>.mp4`, `.jpg` and `.json` of every clip, and `results.csv`.
         `job` names the video whose content is the row's clip (`GET /v1/videos/{id}/content`). `completed_since`: only
         rows completed at or after that time, in UTC epoch seconds; `after`: the last row's number of the page before;
-        `limit`: rows at most (`json`: 100 where nothing is said, else all). `marks` names who marks files: another
-        text, other files.
+        `limit`: rows at most (`json`: 100 where nothing is said, else all). `deliver`: delivery profiles, with
+        commas, whose files come along in a zip as `<profile>/<id>.mp4`, or `asked` for those that each row asks for.
+        What was not made yet is made meanwhile, which takes seconds a file; `missing.txt` says what could not. `marks`
+        names who marks files: another text, other files.
         """
         kind = format or accepted_format(accept)
+        deliveries = _asked_deliveries(farm, kind, deliver)
         since = None if completed_since is None else min(completed_since, 2**62)
         base = str(request.base_url).rstrip("/")
         if kind is ResultsFormat.JSON:
@@ -92,7 +101,8 @@ def add_results(routes: APIRouter) -> None:
             facts: dict[str, object] = {"batch": {"id": batch.id, "name": batch.name}}
             if not farm.marks:
                 facts["marks"] = "off"
-            return _stream(archive(all_rows, farm.outgoing, facts), "application/zip", f"{name}.zip")
+            parts = archive(all_rows, farm.outgoing, facts, deliveries or (lambda _result: ()))
+            return _stream(parts, "application/zip", f"{name}.zip", making if deliveries else None)
         if kind is ResultsFormat.CSV:
             lines = table_lines(((one.row, _cells(one, base)) for one in all_rows()), _COLUMNS)
             return _stream(lines, "text/csv; charset=utf-8", f"{name}.csv")
@@ -101,6 +111,20 @@ def add_results(routes: APIRouter) -> None:
             for one in all_rows()
         )
         return _stream(texts, "application/jsonl", f"{name}.jsonl")
+
+
+def _asked_deliveries(farm: Farm, kind: ResultsFormat, deliver: str | None) -> DeliveriesOf | None:
+    """What makes the files that come along in a zip; None where none is asked for. Raises `BadInputError`."""
+    if not deliver:
+        return None
+    if kind is not ResultsFormat.ZIP:
+        raise BadInputError("deliver", "files for marketplaces come in a zip alone", "Ask for format=zip.")
+    if deliver.strip() == "asked":
+        return lambda result: files_for(farm, result, farm.deliveries.wanted(result.row))
+    names = tuple(dict.fromkeys(name.strip() for name in deliver.split(",") if name.strip()))
+    for name in names:
+        farm.deliveries.profiles.named(name)
+    return lambda result: files_for(farm, result, names)
 
 
 def accepted_format(accept: str) -> ResultsFormat:
@@ -170,10 +194,24 @@ def _blocks(parts: Iterator[bytes]) -> Iterator[bytes]:
     yield b"".join(held)
 
 
-def _stream(parts: Iterator[bytes], media_type: str, name: str) -> StreamingResponse:
+async def _one_after_another(blocks: Iterator[bytes], threads: CapacityLimiter) -> AsyncIterator[bytes]:
+    """The blocks, each fetched in a thread of `threads`."""
+
+    def following() -> bytes | None:
+        return next(blocks, None)
+
+    while (block := await run_sync(following, limiter=threads)) is not None:
+        yield block
+
+
+def _stream(
+    parts: Iterator[bytes], media_type: str, name: str, threads: CapacityLimiter | None = None
+) -> StreamingResponse:
     headers = {
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
     }
-    return StreamingResponse(_blocks(parts), headers=headers, media_type=media_type)
+    blocks = _blocks(parts)
+    content = blocks if threads is None else _one_after_another(blocks, threads)
+    return StreamingResponse(content, headers=headers, media_type=media_type)

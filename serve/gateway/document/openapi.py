@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from cluster.catalog.cells import MAX_PROMPTS
 from serve.gateway.access.scopes import ROUTE_SCOPES
 from serve.gateway.batches.bodies import ManifestOptions
 from serve.gateway.document import examples
@@ -109,6 +110,12 @@ def _flat_rows(schemas: dict[str, Any]) -> dict[str, Any]:
     """A batch whose rows are written flat, as `filled_rows` reads them: an `IncomingRow` and its row in one object."""
     outer, inner = schemas["IncomingRow"]["properties"], schemas["Row"]["properties"]
     columns = {name: schema for name, schema in inner.items() if name not in ("image", "number", "line", "notes")}
+    several = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS}
+    prompt = columns["prompt"]
+    columns["prompt"] = prompt | {
+        "anyOf": [*prompt["anyOf"], several],
+        "description": f"{prompt['description']} A list asks for a clip of each.",
+    }
     own = {name: outer[name] for name in ("still", "name", "position", "number", "line")}
     # One who writes it flat has a still, as a row without one is a row with problems.
     still = {"still": {"type": "string", "description": outer["still"]["description"]}}

@@ -91,7 +91,7 @@ OPERATIONS: dict[tuple[str, str], DescribedOperation] = {
         answer=answers.ResultPageAnswer,
         example=examples.page(examples.RESULT, of_ids=False) | {"marks": "5f0c1a77e2b94d36"},
         files={"text/csv": examples.TABLE, "application/jsonl": examples.LINES, "application/zip": None},
-        refusals=(404, 422),
+        refusals=(400, 404, 422),
         parameters=_BATCH | {"format": "zip"},
     ),
     ("get", "/v1/batches/{batch_id}/events"): DescribedOperation(

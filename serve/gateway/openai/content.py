@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from urllib.parse import quote
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
+from cluster.catalog.names import file_stem
 from cluster.jobs.model import Clip, Objects
 from cluster.results.archive import ArchivedObjects
 from pipeline.units import MIB
@@ -33,13 +35,14 @@ class ClipFile:
 
     key: str
     media_type: str
+    #: What it is saved as; any text.
     name: str
     #: Strong: a published object never changes, and its mark only with who marks.
     etag: str
 
 
-def file_of(clip: Clip, video_id: str, variant: Variant, marks: str = "") -> ClipFile:
-    """Where a variant of a clip lies. `marks`: how files are marked that are handed out."""
+def file_of(clip: Clip, row: str, variant: Variant, marks: str = "") -> ClipFile:
+    """Where a variant of the clip of a row lies. `marks`: how files are marked that are handed out."""
     objects: Objects = clip.objects
     key, media_type = {
         Variant.VIDEO: (objects.video, "video/mp4"),
@@ -48,7 +51,8 @@ def file_of(clip: Clip, video_id: str, variant: Variant, marks: str = "") -> Cli
         Variant.PROVENANCE: (objects.provenance, "application/json"),
     }[variant]
     suffix = {"video/mp4": "mp4", "image/jpeg": "jpg", "application/json": "json"}[media_type]
-    name = f"{video_id}.mp4" if variant is Variant.VIDEO else f"{video_id}-{variant}.{suffix}"
+    stem = file_stem(row)
+    name = f"{stem}.mp4" if variant is Variant.VIDEO else f"{stem}-{variant}.{suffix}"
     # Provenance carries no mark.
     marked = f"-{marks}" if marks and variant is not Variant.PROVENANCE else ""
     etag = f'"{clip.attempt_id}-{variant}{marked}"'
@@ -66,7 +70,8 @@ def answer_with(storage: ArchivedObjects, file: ClipFile, headers: Mapping[str, 
         "ETag": file.etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
-        "Content-Disposition": f'inline; filename="{file.name}"',
+        # As results call it, whatever a page would have it called.
+        "Content-Disposition": f"inline; filename*=UTF-8''{quote(file.name, safe='')}",
         # Whatever a browser makes of it, it is no page.
         "X-Content-Type-Options": "nosniff",
     }

@@ -286,7 +286,7 @@ def _content(farm: Farm, video: Video, variant: Variant, headers: Mapping[str, s
     gone = video.clip.expired_at is not None
     if not gone:
         try:
-            file = file_of(video.clip, job.id, variant, farm.marks)
+            file = file_of(video.clip, job.name, variant, farm.marks)
             return answer_with(farm.outgoing, file, headers)
         except MissingObjectError:
             gone = True

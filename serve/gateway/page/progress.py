@@ -12,7 +12,7 @@ from cluster.explain.reasons import Rules
 from cluster.farm import Farm
 from cluster.fleet.fleet_file import cards_of_roster
 from cluster.forecast.forecast import Wanted, forecast
-from cluster.jobs.model import Batch, BatchCounts, Job, JobState
+from cluster.jobs.model import Batch, BatchCounts, HoldReason, Job, JobState
 from cluster.results.contact_sheet import STATES, State
 from cluster.store.lookup import NoSuchJobError
 from cluster.store.measurements import load_times
@@ -44,6 +44,11 @@ class BatchProgress:
     def percent(self) -> int:
         """Whole percent; 100 only where every row has ended."""
         return 100 if self.batch.done else min(99, int(100 * self.share))
+
+    @property
+    def drafts(self) -> int:
+        """How many drafts wait for somebody who looks at them."""
+        return self.batch.held_by.get(HoldReason.REVIEW, 0)
 
     @property
     def states(self) -> list[tuple[State, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.farm import Farm
 from cluster.jobs.model import Clip, Job, JobState, Pick
 from cluster.jobs.review import in_review
+from cluster.results.contact_sheet import why_no_clip
 from cluster.results.rows import result_row
 from pipeline.clips.clip import NO_PROMPT
 from pipeline.families import family_named
@@ -38,6 +39,8 @@ class ReviewClip:
     prompt: str
     #: What makes it worth a look.
     looks: Sequence[str]
+    #: Why there is no finished clip of it; empty where there is one.
+    why: str = ""
     #: Place by its review, from 1: fewer findings first.
     rank: int = 1
     #: Whether its model can make another from another seed, reads prompts, and has guidance.
@@ -49,18 +52,8 @@ class ReviewClip:
     def state(self) -> str:
         """What is the matter with one that cannot be decided on, in words."""
         if self.waits:
-            return "" if self.plays else "Its file was deleted, being old."
-        match self.job.state:
-            case JobState.QUEUED:
-                return "Waiting for a card."
-            case JobState.RUNNING:
-                return "Being rendered."
-            case JobState.FAILED:
-                return "It failed."
-            case JobState.CANCELLED:
-                return "Let go."
-            case _:
-                return "Picked." if self.job.pick is Pick.PICKED else ""
+            return "" if self.plays else self.why
+        return "Picked." if self.plays and self.job.pick is Pick.PICKED else self.why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +139,7 @@ def _clip(job: Job, clip: Clip | None, waits: bool) -> ReviewClip:
         length=format_duration(row.seconds) if row.seconds and shown else "",
         prompt=spec.prompt if spec and spec.prompt != NO_PROMPT else str(job.row.get("prompt") or ""),
         looks=[note.message for note in row.noted if note.worth_a_look],
+        why=why_no_clip(row),
         has_seed=family is not None and family.uses_seed,
         reads_prompt=family is not None and family.uses_prompt,
         has_guidance=family is not None and family.max_steps > 1,

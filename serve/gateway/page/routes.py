@@ -117,6 +117,7 @@ def _add_batches(routes: APIRouter, progress: ProgressReader) -> None:
             to_review=bool(farm.batch_store.in_review(farm.owner, batch_id, limit=1)),
             tiles=[tile(row) for row in rows[:_PLAIN_ROWS]],
             next_after=rows[_PLAIN_ROWS - 1].number if len(rows) > _PLAIN_ROWS else None,
+            delivers=any(farm.deliveries.wanted(one.row) for one in rows),
             after=after,
             now=farm.batch_store.now(),
             **frame(card_panels(farm), caller, farm),

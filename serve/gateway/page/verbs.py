@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from cluster.jobs.commands import CardOrder, CardVerb, for_batch
-from cluster.jobs.model import Batch, HoldReason, Job, JobState
+from cluster.jobs.model import Batch, HoldReason, Job, JobState, Pick
 from cluster.jobs.transitions import JobFacts, RefusedError, Verb, rule_for
 from pipeline.families import family_named
 
@@ -105,6 +105,7 @@ def job_verbs(job: Job, batch: Batch, *, other_picked: bool = False) -> list[Off
         other_picked=other_picked,
     )
     found = []
+    rejected = job.pick is Pick.LET_GO and job.state in (JobState.COMPLETED, JobState.CANCELLED) and not other_picked
     for verb, label in _LABELS.items():
         rule = rule_for(facts, verb)
         if rule is None or rule.to is None or rule.keeps:
@@ -113,7 +114,7 @@ def job_verbs(job: Job, batch: Batch, *, other_picked: bool = False) -> list[Off
             continue
         found.append(
             OfferedVerb(
-                label=label,
+                label="Take the rejection back" if verb is Verb.RETRY and rejected else label,
                 url=f"/v1/jobs/{quote(job.id, safe='')}/{verb.value}",
                 confirm="What was rendered of it is lost. Cancel this clip?" if verb is Verb.CANCEL else "",
                 priority=job.own_priority if verb is Verb.PRIORITIZE else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.farm import Farm
-from cluster.results.contact_sheet import looks_of
+from cluster.results.contact_sheet import looks_of, why_no_clip
 from cluster.results.rows import JobResult, results_of
 from pipeline.units import format_duration
 
@@ -48,7 +48,7 @@ def tile(result: JobResult) -> dict[str, Any]:
         "length": format_duration(row.seconds) if row.seconds else "",
         "size": f"{row.width} × {row.height}" if row.width and row.height else "",
         "field": row.problem.field if row.problem else "",
-        "message": (row.problem.message if row.problem else words_of(result))[:_MOST_CHARACTERS],
+        "message": (row.problem.message if row.problem else why_no_clip(row))[:_MOST_CHARACTERS],
         "remedy": row.problem.remedy[:_MOST_CHARACTERS] if row.problem else "",
         "look": [note.title for note in looks],
         "round": row.review.get("round", "") if row.review.get("rounds_left") or row.state != "completed" else "",
@@ -56,26 +56,3 @@ def tile(result: JobResult) -> dict[str, Any]:
         "columns": " ".join(str(value) for value in row.extra.values() if value is not None)[:_MOST_CHARACTERS],
     }
     return {name: value for name, value in facts.items() if value not in ("", 0, False, [])}
-
-
-def words_of(result: JobResult) -> str:
-    """Why a row has no clip to play, in words."""
-    row = result.row
-    reason = row.reason.replace("_", " ")
-    match row.state:
-        case "failed":
-            return f"Failed: {reason}." if reason else "Failed."
-        case "cancelled" if row.review.get("picked") is False:
-            return "Rejected, or another was picked."
-        case "cancelled":
-            return "Cancelled before it was finished."
-        case "held" if row.reason == "review":
-            return "" if row.shows_clip else "Its draft was deleted, being old: approve it, or make another."
-        case "held":
-            return f"Held: {reason}." if reason else "On hold."
-        case "running":
-            return "Being rendered."
-        case "queued":
-            return "Waiting for a card."
-        case "completed":
-            return "Its clip was deleted, being old." if row.expired_at is not None else ""

@@ -190,6 +190,45 @@ def test_a_rejected_draft_comes_back_with_its_clip(it: PageFarm):
     assert render(it, batch.id) == []
 
 
+def test_a_rejected_candidate_is_taken_back_and_one_that_was_passed_over_is_not(it: PageFarm):
+    batch = hand_in(it, 1, candidates=3)
+    first, second, third = render(it, batch.id)
+    it.farm.command_job(first.id, Verb.REJECT)
+    looked_at = [job.name for job in it.farm.batch_store.in_review(OWNER, batch.id)]
+    assert looked_at == [second.name, third.name]
+    it.farm.command_job(first.id, Verb.RETRY)
+    again = it.farm.batch_store.in_review(OWNER, batch.id)
+    assert [(job.name, job.state, job.clip_id) for job in again] == [
+        (job.name, JobState.COMPLETED, named(it, batch.id, job.name).clip_id) for job in (first, second, third)
+    ]
+    assert render(it, batch.id) == []
+    # Nothing was rejected of it: there is nothing to take back.
+    with pytest.raises(RefusedError, match="it has completed"):
+        it.farm.command_job(second.id, Verb.RETRY)
+    it.farm.command_job(second.id, Verb.APPROVE)
+    with pytest.raises(RefusedError, match="another candidate of its row was picked"):
+        it.farm.command_job(first.id, Verb.RETRY)
+    assert [named(it, batch.id, job.name).pick for job in (first, second, third)] == [
+        Pick.LET_GO, Pick.PICKED, Pick.LET_GO
+    ]  # fmt: skip
+
+
+def test_a_batch_that_is_put_back_leaves_what_was_passed_over_and_brings_back_what_was_rejected(it: PageFarm):
+    batch = hand_in(it, 3, candidates=2, rounds="draft,final")
+    render(it, batch.id)
+    it.farm.command_job(named(it, batch.id, "SKU-001-c1").id, Verb.APPROVE)
+    it.farm.command_job(named(it, batch.id, "SKU-002-c1").id, Verb.REJECT)
+    it.farm.command_job(named(it, batch.id, "SKU-003-c1").id, Verb.CANCEL)
+    it.farm.command_batch(batch.id, Verb.RETRY, cancelled=True)
+    assert waiting(it, batch.id) == ["SKU-002-c1", "SKU-002-c2", "SKU-003-c1", "SKU-003-c2"]
+    left = named(it, batch.id, "SKU-001-c2")
+    assert (left.state, left.pick) == (JobState.CANCELLED, Pick.LET_GO)
+    # Whatever came back can be decided on.
+    for name in ("SKU-002-c1", "SKU-003-c1"):
+        it.farm.command_job(named(it, batch.id, name).id, Verb.APPROVE)
+    assert [job.name for job in render(it, batch.id)] == ["SKU-001-c1", "SKU-002-c1", "SKU-003-c1"]
+
+
 def test_rows_that_are_equal_share_a_draft_and_are_decided_on_by_themselves(it: PageFarm):
     first = hand_in(it, 1, rounds="draft,final", name="one")
     second = hand_in(it, 1, rounds="draft,final", name="two")

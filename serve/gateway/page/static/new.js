@@ -39,7 +39,10 @@ function add(file, name) {
   if (last.startsWith(".")) return;
   if (TABLES.test(name)) {
     if (table && table.name !== name) leftOut.push(`${name}: a batch has one table, and ${table.name} is it`);
-    else table = { file, name };
+    else {
+      table = { file, name };
+      readTable(table);
+    }
   } else if (PICTURES.test(name)) pictures.set(name, { file });
   else leftOut.push(`${name}: neither a picture nor a table`);
 }
@@ -93,11 +96,18 @@ byId("forget").addEventListener("click", () => {
   leftOut = [];
   byId("chosen").hidden = true;
   forget();
+  keep();
 });
 
 /* -- sent ------------------------------------------------------------------------------------------------------- */
 
 const sleep = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
+
+/** The session is over: the gateway leads to where a key is given, and back to what was kept. */
+function logIn() {
+  keep();
+  location.reload();
+}
 
 async function put(file) {
   for (let tried = 0; ; tried += 1) {
@@ -110,6 +120,10 @@ async function put(file) {
       continue;
     }
     reachable(true);
+    if (answer.status === 401) {
+      logIn();
+      await new Promise(() => {});
+    }
     if (answer.ok) return { still: (await answer.json()).sha256 };
     if (answer.status === 429 || answer.status >= 500) {
       await sleep(1000 * Number(answer.headers.get("Retry-After") ?? 2));
@@ -139,6 +153,7 @@ async function send() {
       Object.assign(next, await put(next.file));
       next.busy = false;
       show();
+      keepSoon();
     }
   };
   show();
@@ -200,6 +215,7 @@ function fix(code, row) {
     }
   }
   showFixes();
+  keep();
   checkSoon();
 }
 byId("report").addEventListener("click", (event) => {
@@ -211,6 +227,7 @@ byId("report").addEventListener("click", (event) => {
 byId("unfix").addEventListener("click", () => {
   fixes = {};
   showFixes();
+  keep();
   checkSoon();
 });
 
@@ -252,9 +269,18 @@ async function check() {
     if (mine === checks) checkSoon(3000);
     return;
   }
-  reachable(true);
-  const found = await answer.json();
+  if (answer.status === 401) {
+    logIn();
+    return;
+  }
+  const found = await answer.json().catch(() => null);
+  /* What stands before a gateway may answer for it while it is away. */
+  reachable(Boolean(found));
   if (mine !== checks) return;
+  if (!found) {
+    checkSoon(3000);
+    return;
+  }
   byId("checking").hidden = true;
   byId("submit").disabled = false;
   if (!answer.ok) {
@@ -299,8 +325,14 @@ form.addEventListener("submit", async (event) => {
     const answer = await fetch("/v1/batches", {
       method: "POST", body, headers: { "Content-Type": "application/json", "Idempotency-Key": batchKey },
     });
+    if (answer.status === 401) {
+      logIn();
+      return;
+    }
     const found = await answer.json();
     if (answer.ok) {
+      handedIn = true;
+      forgetKept();
       location.assign(`/batches/${encodeURIComponent(found.id)}`);
       return;
     }
@@ -310,3 +342,84 @@ form.addEventListener("submit", async (event) => {
   }
   button.disabled = false;
 });
+
+/* -- kept over a reload ------------------------------------------------------------------------------------------ */
+
+/* Pictures lie in the farm's storage once they are sent, so their names are enough; of the table its bytes are kept. */
+const KEPT = "clipmill:new";
+const MOST_TABLE_BYTES = 2e6;
+let handedIn = false;
+let isKept = true;
+
+const fieldsOf = () => [...form.elements].filter((one) => one.name && one.name !== "deliver");
+const unsent = () => [...pictures.values()].filter((one) => !one.still && !one.problem);
+
+function keep() {
+  if (handedIn) return;
+  const fields = Object.fromEntries(fieldsOf().map((one) => [one.name, one.type === "checkbox" ? one.checked : one.value]));
+  const sent = [...pictures].filter(([, one]) => one.still || one.problem).map(([name, one]) => [name, one.still ?? one.problem]);
+  const deliver = new FormData(form).getAll("deliver");
+  const told = { owner: form.dataset.owner, fields, deliver, fixes, sent, table: table && { name: table.name, data: table.data } };
+  isKept = !table || Boolean(table.data);
+  for (const what of [told, { ...told, sent: [], table: null, fixes: {} }]) {
+    try {
+      sessionStorage.setItem(KEPT, JSON.stringify(what));
+      return;
+    } catch {
+      /* More than a browser keeps: what was typed is kept at least. */
+      isKept = !pictures.size && !table;
+    }
+  }
+}
+let keeping = 0;
+function keepSoon() {
+  clearTimeout(keeping);
+  keeping = setTimeout(keep, 300);
+}
+function forgetKept() {
+  clearTimeout(keeping);
+  try { sessionStorage.removeItem(KEPT); } catch { /* Nothing was kept. */ }
+}
+
+/** The bytes of a table as text, so that they can be kept; none of one that is too large. */
+function readTable(chosenTable) {
+  if (chosenTable.file.size > MOST_TABLE_BYTES) return;
+  const reader = new FileReader();
+  reader.addEventListener("load", () => {
+    chosenTable.data = reader.result.slice(reader.result.indexOf(",") + 1);
+    keep();
+  });
+  reader.readAsDataURL(chosenTable.file);
+}
+
+function restore() {
+  let told = null;
+  try { told = JSON.parse(sessionStorage.getItem(KEPT)); } catch { /* Nothing was kept. */ }
+  if (!told || told.owner !== form.dataset.owner) return;
+  for (const one of fieldsOf()) {
+    if (!(one.name in told.fields)) continue;
+    if (one.type === "checkbox") one.checked = told.fields[one.name];
+    else one.value = told.fields[one.name];
+  }
+  for (const box of form.querySelectorAll('[name="deliver"]')) box.checked = told.deliver.includes(box.value);
+  for (const [name, found] of told.sent) pictures.set(name, typeof found === "string" ? { still: found } : { problem: found });
+  if (told.table?.data) {
+    const bytes = Uint8Array.from(atob(told.table.data), (letter) => letter.charCodeAt(0));
+    table = { ...told.table, file: new File([bytes], told.table.name) };
+  }
+  fixes = told.fixes;
+  timesChanged();
+  showFixes();
+  if (table || pictures.size) chosen();
+}
+
+form.addEventListener("input", keepSoon);
+addEventListener("pagehide", keep);
+/* Back from the batch that was made of it, to hand in another. */
+addEventListener("pageshow", (event) => { if (event.persisted) handedIn = false; });
+addEventListener("beforeunload", (event) => {
+  /* Only where something would have to be chosen again. */
+  keep();
+  if (!handedIn && (unsent().length || !isKept)) event.preventDefault();
+});
+restore();

@@ -17,6 +17,7 @@ export function tell(text, good = false) {
 }
 
 let away = false;
+let asking = 0;
 /** The gateway does not answer, or does so again. */
 export function reachable(yes) {
   if (yes && away) {
@@ -25,6 +26,15 @@ export function reachable(yes) {
   }
   if (!yes && !away) tell("The gateway does not answer. What you see is from before; it is asked again and again.");
   away = !yes;
+  /* Pages that are drawn anew now and then ask by that; of others the gateway is asked for what it always has. */
+  clearTimeout(asking);
+  if (away && !Number(byId("live")?.dataset.every)) asking = setTimeout(isThere, 3000);
+}
+
+async function isThere() {
+  const icon = document.querySelector("link[rel=icon]").href;
+  const answer = await fetch(icon, { cache: "no-store" }).catch(() => null);
+  reachable(Boolean(answer?.ok));
 }
 
 /* -- colours --------------------------------------------------------------------------------------------------- */
@@ -131,19 +141,28 @@ const refreshSoon = () => {
   /* Many rows change in one second: one look shows them all. */
   soon ||= setTimeout(() => { soon = 0; refresh(); }, 700);
 };
-const live = byId("live");
-if (live?.dataset.events && !live.hasAttribute("data-ended")) {
+let following = false;
+/** Follow the events of what is shown, unless it has ended; returns whether that begins now. */
+function followLive() {
+  const live = byId("live");
+  if (following || !live?.dataset.events || live.hasAttribute("data-ended")) return false;
   const job = live.dataset.job;
+  following = true;
   follow(live.dataset.events, {
     since: live.dataset.since,
     reachable,
     on(kind, data) {
+      if (kind === "end") following = false;
       document.dispatchEvent(new CustomEvent(`clipmill:${kind}`, { detail: data }));
       const mine = !job || kind === "end" || data.id === job || kind === "batch";
       if (mine && (kind !== "progress" || job)) refreshSoon();
     },
   });
+  return true;
 }
+followLive();
+/* What had ended goes on, here or in another tab: what has happened since is asked for. */
+document.body.addEventListener("htmx:afterSwap", () => { if (followLive()) document.dispatchEvent(new Event("clipmill:again")); });
 
 byId("leave")?.addEventListener("click", async () => {
   await fetch("/v1/session", { method: "DELETE" }).catch(() => reachable(false));

@@ -47,6 +47,8 @@ let stopped = calm.matches;
 function play() {
   const now = current?.closest(".review-row");
   for (const video of rows.querySelectorAll("video")) {
+    /* They are for those without scripts, or without a say. */
+    video.controls = false;
     if (!stopped && !document.hidden && now?.contains(video)) video.play().catch(() => { /* Its poster stays. */ });
     else video.pause();
   }
@@ -55,7 +57,16 @@ document.addEventListener("visibilitychange", play);
 
 /* -- deciding ---------------------------------------------------------------------------------------------------- */
 
-const rejected = [];
+/* Over a reload as well: what was rejected by a slip is taken back after it, too. */
+const REJECTED = `clipmill:rejected:${location.pathname}`;
+const rejected = (() => {
+  try { return JSON.parse(sessionStorage.getItem(REJECTED)) ?? []; } catch { return []; }
+})();
+function keepRejected() {
+  byId("undo").hidden = !rejected.length;
+  try { sessionStorage.setItem(REJECTED, JSON.stringify(rejected.slice(-100))); } catch { /* Kept until a reload. */ }
+}
+keepRejected();
 async function decide(clip, verb, body = {}) {
   if (!clip?.hasAttribute("data-waits") || clip.dataset.busy) return;
   clip.dataset.busy = "yes";
@@ -72,6 +83,7 @@ async function decide(clip, verb, body = {}) {
       return;
     }
     if (verb === "reject" && !Object.keys(body).length) rejected.push({ job, name });
+    keepRejected();
     const words = verb === "reject" && body.prompt ? "made again" : DONE[verb];
     tell(`${name}: ${words}.`, true);
     leave(clip, verb, words);
@@ -112,11 +124,17 @@ async function undo() {
     return;
   }
   const answer = await fetch(`/v1/jobs/${encodeURIComponent(last.job)}/retry`, { method: "POST" }).catch(() => null);
-  if (!answer) reachable(false);
-  else if (answer.ok) tell(`${last.name}: ${DONE.retry}.`, true);
-  else tell((await answer.json()).error.message);
+  if (!answer) {
+    rejected.push(last);
+    reachable(false);
+    return;
+  }
+  keepRejected();
+  if (answer.ok) {
+    tell(`${last.name}: ${DONE.retry}.`, true);
+    comesBack = last.job;
+  } else tell((await answer.json()).error.message);
   await update();
-  choose(rows.querySelector(`[data-job="${CSS.escape(last.job)}"][data-waits]`));
 }
 
 const edit = byId("edit");
@@ -158,6 +176,7 @@ function help() {
   toggle.setAttribute("aria-expanded", String(!byId("help").hidden));
 }
 toggle.addEventListener("click", help);
+byId("undo").addEventListener("click", undo);
 
 const KEYS = {
   a: () => decide(chosen(), "approve"),
@@ -194,12 +213,14 @@ document.addEventListener("keydown", (event) => {
 
 /* -- up to date -------------------------------------------------------------------------------------------------- */
 
-function counted() {
+function counted(told) {
   const number = sections().length;
-  byId("left").textContent = `${number} ${number === 1 ? "row" : "rows"} to look at`;
+  byId("left").textContent = told ?? `${number} ${number === 1 ? "row" : "rows"} to look at`;
   byId("none").hidden = number > 0;
 }
 
+/** The clip whose rejection was taken back: it is meant as soon as it is there, whichever look brings it. */
+let comesBack = "";
 let asked = 0;
 /** Bring in what has come, and what has become of the rest; what is as it was stays in place, and goes on playing. */
 async function update() {
@@ -207,8 +228,10 @@ async function update() {
   const answer = await fetch(live.dataset.page, { headers: { Accept: "text/html" } }).catch(() => null);
   if (!answer?.ok) {
     if (!answer || answer.status >= 500) reachable(false);
+    else if (answer.status === 401) location.reload();
     return;
   }
+  reachable(true);
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   if (mine !== asked) return;
   const job = current?.dataset.job;
@@ -228,11 +251,16 @@ async function update() {
     before = section;
   }
   for (const gone of had.values()) gone.remove();
-  if (!current?.isConnected) {
+  const returned = comesBack && rows.querySelector(`[data-job="${CSS.escape(comesBack)}"][data-waits]`);
+  if (returned) {
+    comesBack = "";
+    choose(returned);
+  } else if (!current?.isConnected) {
     const again = job && rows.querySelector(`[data-job="${CSS.escape(job)}"][data-waits]`);
     choose(again || clips()[0], { focus: !document.activeElement || document.activeElement === document.body });
   }
-  counted();
+  /* A page has the first rows only: the gateway knows whether there are more. */
+  counted(page.getElementById("left")?.textContent);
   play();
 }
 let soon = 0;
@@ -242,4 +270,9 @@ for (const kind of ["job", "batch", "end"]) {
   });
 }
 document.addEventListener("clipmill:again", update);
+/* The events of a batch end with it, and finished candidates are decided on after that, in other tabs as well. */
+let over = false;
+document.addEventListener("clipmill:end", () => { over = true; });
+setInterval(() => { if (over && !document.hidden) update(); }, 10000);
+document.addEventListener("visibilitychange", () => { if (over && !document.hidden) update(); });
 choose(clips()[0], { scroll: false });

@@ -303,6 +303,8 @@ function built(row) {
       const poster = new Image();
       poster.decoding = "async";
       poster.alt = "";
+      /* One that is gone shows the well behind it, and no sign of a browser's. */
+      poster.addEventListener("error", () => poster.remove());
       poster.src = `/v1/videos/${encodeURIComponent(row.job)}/content?variant=thumbnail`;
       frame.append(poster);
     }

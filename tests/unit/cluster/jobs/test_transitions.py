@@ -161,6 +161,7 @@ def _holds(guard, facts: JobFacts) -> bool:
         "undecided": facts.has_others and facts.pick is not Pick.PICKED and not facts.other_picked,
         "picked": facts.has_others and facts.pick is Pick.PICKED,
         "other_picked": facts.other_picked,
+        "let_go": facts.has_others and facts.pick is Pick.LET_GO,
         "unrenderable": not facts.renderable,
         "before_coming": facts.before is Before.COMING,
         "before_lost": facts.before is Before.LOST,

@@ -416,3 +416,39 @@ def test_a_repair_goes_by_the_table(database, event):
     assert len(cases) > 30
     differ = farm.differing(lambda facts: wanted(facts, event, attempt_ends=False))
     assert not differ, (len(differ), differ[:5])
+
+
+@pytest.mark.parametrize(("cancelled", "rows_at_once"), [(False, 100_000), (True, 100_000), (True, 30)])
+def test_a_batch_is_put_back_by_the_table_but_for_what_was_passed_over(database, cancelled, rows_at_once):
+    """Beside `step`: what a retry of each job alone makes of it, unless another clip of its row was picked."""
+    every = cases_of(Verb.RETRY)
+    cases = [case for case in every if case.facts.has_others or case.number % 7 == 0]
+    farm = Farm(database, Verb.RETRY, cases)
+    farm.commands.rows_at_once = rows_at_once
+    for batch_id in ("free", "held"):
+        farm.commands.batch(ME, batch_id, Verb.RETRY, cancelled=cancelled)
+
+    def expected(facts: JobFacts) -> tuple[object, ...]:
+        meant = cancelled or facts.state is JobState.FAILED
+        return as_it_was(facts) if facts.other_picked or not meant else wanted(facts, Verb.RETRY)
+
+    assert sum(case.facts.other_picked and case.facts.state is JobState.CANCELLED for case in cases) > 3
+    assert len(cases) > 100
+    differ = farm.differing(expected)
+    assert not differ, (len(differ), differ[:5])
+
+
+def as_it_was(facts: JobFacts) -> tuple[object, ...]:
+    """What a row holds that nothing has touched."""
+    return (
+        facts.state.value,
+        str(facts.reason) if facts.reason else None,
+        facts.cancel_requested,
+        facts.hold_requested.value if facts.hold_requested else None,
+        TRIES,
+        TRIES,
+        shows_clip(facts),
+        facts.state is JobState.FAILED,
+        MADE_AT,
+        PICKED[facts.pick],
+    )

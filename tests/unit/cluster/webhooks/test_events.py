@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from openai import OpenAI
@@ -17,6 +18,7 @@ from cluster.webhooks.events import (
     body_of,
     of_end,
     of_first_failure,
+    of_review,
     of_video,
     payload_of,
 )
@@ -52,6 +54,15 @@ def test_a_first_failure_names_its_row() -> None:
         "reason": "out_of_memory",
         "url": "/v1/jobs/video_1",
     }
+
+
+def test_drafts_that_wait_are_counted_and_where_they_are_is_said() -> None:
+    kind, data = of_review(replace(batch("held", held=3, completed=1), drafts=2))
+    assert kind is EventType.BATCH_NEEDS_REVIEW
+    assert data["drafts"] == 2
+    sent = json.loads(body_of(payload_of("evt_1", 5, (kind, data)), "https://farm.example/"))["data"]
+    assert sent["review_url"] == "https://farm.example/v1/batches/batch_1/jobs?review=true"
+    assert sent["page_url"] == "https://farm.example/batches/batch_1/review"
 
 
 @pytest.mark.parametrize(

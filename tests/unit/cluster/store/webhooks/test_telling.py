@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from cluster.dispatch.retry import after_attempt
-from cluster.jobs.model import FINAL_STATES, JobState
+from cluster.jobs.model import FINAL_STATES, HoldReason, JobState, PlannedRound
 from cluster.jobs.outcomes import Invalid
 from cluster.jobs.transitions import RULES, Happening, RefusedError, Verb
 from cluster.store import BatchStore, Database, DispatchStore
@@ -26,7 +26,7 @@ from cluster.store.webhooks.registry import WebhookStore
 from cluster.store.webhooks.telling import pass_over, tell
 from cluster.webhooks.events import EventType
 from pipeline.problems import BadInputError, Problem
-from tests.building import FLEET, PROBLEM, Clock, Truth, bad_draft, card, claim_one, completed, draft
+from tests.building import FLEET, PROBLEM, Clock, Truth, bad_draft, card, claim_one, completed, draft, spec
 
 ME = "ann"
 URL = "https://shop.example/hook?key=1"
@@ -202,6 +202,82 @@ def test_a_batch_whose_row_waits_for_one_of_another_batch_is_told_again_with_it(
     assert told() == ["batch.completed", "batch.completed"]
 
 
+def rounds_of(number: int) -> dict[str, Any]:
+    """A row that is rendered as a draft first."""
+    of = [spec("i2vgen-xl-tiny", sampler="ddim", seed=number, steps=steps) for steps in (2, 4)]
+    planned = tuple(PlannedRound(name=name, spec=one) for name, one in zip(("draft", "final"), of, strict=True))
+    return {"spec": of[0], "rounds": planned}
+
+
+def test_that_drafts_wait_is_told_once_for_what_waits(batch_store, dispatch_store, hooks, verbs, told):
+    hooks.create(ME, URL)
+    batch_id = hand_in(batch_store, draft(1, **rounds_of(1)), draft(2, **rounds_of(2)), draft(3, **rounds_of(3)))
+    first, second, third = (job.id for job in batch_store.jobs(ME, batch_id))
+    for number in (1, 2):
+        render(batch_store, dispatch_store, batch_id, number)
+        assert told() == [], "something goes on by itself"
+    render(batch_store, dispatch_store, batch_id, 3)
+    assert told() == ["batch.needs_review"]
+    data = last(hooks)["data"]
+    assert (data["id"], data["drafts"], data["counts"]["held"]) == (batch_id, 3, 3)
+    assert (data["review_url"], data["page_url"]) == (
+        f"/v1/batches/{batch_id}/jobs?review=true",
+        f"/batches/{batch_id}/review",
+    )
+    # Finals bring no draft, and a rejection that is taken back none that nobody has seen.
+    verbs.job(ME, first, Verb.APPROVE)
+    verbs.job(ME, second, Verb.REJECT)
+    verbs.job(ME, second, Verb.RETRY)
+    assert told() == []
+    render(batch_store, dispatch_store, batch_id, 1)
+    assert told() == []
+    verbs.job(ME, second, Verb.REROLL)
+    assert told() == []
+    render(batch_store, dispatch_store, batch_id, 2)
+    assert told() == ["batch.needs_review"]
+    assert last(hooks)["data"]["drafts"] == 2
+    verbs.job(ME, second, Verb.REJECT)
+    verbs.job(ME, third, Verb.REJECT)
+    assert told() == ["batch.completed"]
+    # The last rejection is taken back: the batch goes on, and its end is told again.
+    verbs.job(ME, third, Verb.RETRY)
+    assert told() == []
+    verbs.job(ME, third, Verb.APPROVE)
+    render(batch_store, dispatch_store, batch_id, 3)
+    assert told() == ["batch.completed"]
+
+
+def test_drafts_of_rows_that_waited_for_others_are_told_when_they_come(batch_store, dispatch_store, hooks, verbs, told):
+    hooks.create(ME, URL)
+    batch_id = hand_in(batch_store, draft(1, **rounds_of(1)), draft(2, after="row1", **rounds_of(2)))
+    first, _ = batch_store.jobs(ME, batch_id)
+    render(batch_store, dispatch_store, batch_id, 1)
+    assert told() == ["batch.needs_review"]
+    verbs.job(ME, first.id, Verb.APPROVE)
+    render(batch_store, dispatch_store, batch_id, 1)
+    assert told() == []
+    render(batch_store, dispatch_store, batch_id, 2)
+    assert told() == ["batch.needs_review"]
+
+
+def test_drafts_that_waited_before_anybody_listened_are_no_news(batch_store, dispatch_store, hooks, told):
+    batch_id = hand_in(batch_store, draft(1, **rounds_of(1)))
+    render(batch_store, dispatch_store, batch_id, 1)
+    hooks.create(ME, URL)
+    assert told() == []
+
+
+def test_a_rejected_clip_that_is_taken_back_ends_no_batch_again(batch_store, dispatch_store, hooks, verbs, told):
+    hooks.create(ME, URL)
+    batch_id = hand_in(batch_store, draft(1, row_number=1), draft(2, row_number=1))
+    for number in (1, 2):
+        job = render(batch_store, dispatch_store, batch_id, number)
+    assert told() == ["batch.completed"]
+    verbs.job(ME, job.id, Verb.REJECT)
+    verbs.job(ME, job.id, Verb.RETRY)
+    assert told() == []
+
+
 def test_only_what_watches_again_brings_an_ended_row_back():
     # Whoever adds another way out of an end has it told again (`cluster.store.webhooks.again`), and then adds it here.
     brings_back = {
@@ -211,6 +287,20 @@ def test_only_what_watches_again_brings_an_ended_row_back():
         if rule.state in FINAL_STATES and rule.to is not None and rule.to is not rule.state
     }
     assert brings_back == {Verb.RETRY, Verb.REROLL, Happening.CLIP_LOST, Happening.BEFORE_REVIVED}
+
+
+def test_only_what_watches_drafts_brings_a_waiting_row_to_another_one():
+    # Whoever adds another way has what comes of it told (`watch_drafts`), and then adds it here.
+    brings = {
+        event
+        for event, rules in RULES.items()
+        for rule in rules
+        if rule.state not in (JobState.QUEUED, JobState.RUNNING)
+        and not rule.keeps
+        and (rule.to is JobState.QUEUED or (rule.renews and rule.because is HoldReason.REVIEW))
+    }
+    watched = {Verb.APPROVE, Verb.RESUME, Verb.REROLL, Verb.RETRY, Happening.CLIP_LOST, Happening.BEFORE_DONE}
+    assert brings == watched
 
 
 @pytest.mark.parametrize("ends", ["completed", "failed", "cancelled"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,9 @@ def test_a_file_is_made_when_it_is_asked_for_and_told_of_then(url: str, jobs: li
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "video/mp4"
     assert answer.content[4:8] == b"ftyp"
+    assert answer.headers["content-disposition"] == "inline; filename*=UTF-8''SKU-1-small.mp4"
+    content = httpx.get(f"{url}/v1/videos/{done}/content")
+    assert content.headers["content-disposition"] == "inline; filename*=UTF-8''SKU-1.mp4"
     assert httpx.get(told["url"], headers={"Range": "bytes=0-7"}).content == answer.content[:8]
     assert httpx.get(told["url"], headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
     [told] = httpx.get(f"{url}/v1/jobs/{done}/deliveries").json()["data"]
@@ -94,3 +99,26 @@ def test_rows_of_others_are_not_there(url: str, jobs: list[str], farm: Farm) -> 
     job = theirs.jobs(batch.id)[0].id
     assert httpx.get(f"{url}/v1/jobs/{job}/deliveries").status_code == 404
     assert httpx.get(f"{url}/v1/jobs/{job}/deliveries/small").status_code == 404
+
+
+def test_a_zip_brings_the_files_along_and_says_which_could_not_be_made(url: str, jobs: list[str]) -> None:
+    results = f"{url}/v1/batches/{jobs[0]}/results"
+
+    def zipped(**query: str) -> zipfile.ZipFile:
+        answer = httpx.get(results, params={"format": "zip"} | query, timeout=120)
+        assert answer.status_code == 200, answer.text
+        return zipfile.ZipFile(io.BytesIO(answer.content))
+
+    plain = set(zipped().namelist())
+    assert "small/SKU-1.mp4" not in plain
+    # Made meanwhile; the row that waits has no clip, and so no file.
+    with zipped(deliver="asked") as made:
+        assert set(made.namelist()) == plain | {"small/SKU-1.mp4"}
+        file = httpx.get(f"{url}/v1/jobs/{jobs[1]}/deliveries/small", timeout=120).content
+        assert made.read("small/SKU-1.mp4") == file
+    with zipped(deliver="strict, small") as made:
+        assert set(made.namelist()) == plain | {"small/SKU-1.mp4", "missing.txt"}
+        assert "strict/SKU-1.mp4: " in made.read("missing.txt").decode()
+        assert "would cut the product" in made.read("missing.txt").decode()
+    for query in ({"format": "zip", "deliver": "nobody"}, {"format": "csv", "deliver": "small"}):
+        assert httpx.get(results, params=query).status_code == 400

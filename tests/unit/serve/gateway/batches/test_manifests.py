@@ -389,6 +389,48 @@ def test_a_flat_row_of_json_names_a_still_by_its_file_too(http, farm) -> None:
     assert [job.still for job in farm.jobs(answer["id"])] == [sha, sha]
 
 
+def test_several_prompts_and_candidates_of_flat_rows_are_those_of_a_manifest(http, farm) -> None:
+    sha = farm.put_still(still_png())
+    rows = [
+        {"name": "A", "prompt": ["pan left", "zoom in", "pan left "], "candidates": 2, "price": "19"},
+        {"name": "B", "prompt": "tilt up"},
+        {"name": "C", "prompt": ["orbit right"], "seed": 7},
+        {"name": "D", "prompt": "zoom out", "candidates": 3},
+    ]
+    flat = [{name: one for name, one in row.items() if name != "price"} | {"still": sha} for row in rows]
+    made = http.post("/v1/batches", json={"name": "flat", "rows": flat})
+    assert made.status_code == 202, made.text
+    lines = [{"id" if name == "name" else name: one for name, one in row.items()} for row in rows]
+    manifest = "\n".join(json.dumps(line | {"image": f"file-{sha}"}) for line in lines)
+    headers = {"Content-Type": "application/jsonl"}
+    read = http.post("/v1/batches", content=manifest, headers=headers)
+
+    def told(batch_id: str) -> list[tuple[object, ...]]:
+        jobs = farm.jobs(batch_id)
+        return [(job.number, job.name, job.row["number"], job.row_number, job.content_key) for job in jobs]
+
+    assert told(made.json()["id"]) == told(read.json()["id"])
+    assert [job.name for job in farm.jobs(made.json()["id"])][:5] == ["A-p1-c1", "A-p1-c2", "A-p2-c1", "A-p2-c2", "B"]
+
+
+@pytest.mark.parametrize("prompt", [[], ["pan", ""], [1.5, None], [["pan"]], [f"pan {n}" for n in range(33)]])
+def test_a_list_that_is_no_prompts_is_a_problem_of_its_row(http, farm, prompt) -> None:
+    sha = farm.put_still(still_png())
+    rows = [{"still": sha, "name": "a", "prompt": prompt}, {"still": sha, "name": "b", "prompt": "pan"}]
+    answer = http.post("/v1/batches", json={"name": "two", "rows": rows})
+    assert answer.status_code == 202, answer.text
+    (refused,) = answer.json()["refused"]
+    assert (refused["name"], refused["problems"][0]["field"]) == ("a", "prompt")
+    assert farm.batch(answer.json()["id"]).counts.total == 2
+
+
+def test_lists_of_prompts_make_no_more_rows_than_a_batch_may_have(http) -> None:
+    row = {"still": "ab" * 32, "prompt": [f"pan {n}" for n in range(32)], "candidates": 16}
+    answer = http.post("/v1/batches", json={"name": "many", "rows": [row | {"name": f"n{n}"} for n in range(200)]})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] == "body.rows"
+
+
 # -- elsewhere ----------------------------------------------------------------------------------------------------
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from itertools import product
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.jobs.model import JobState
+from cluster.jobs.model import HoldReason, JobState
 from cluster.jobs.transitions import Verb
+from cluster.results.contact_sheet import BatchSummary, ResultRow, render
+from cluster.results.rows import JobResult
 from cluster.store.batches import Terms
 from serve.gateway.page.cards import MemoryBar
 from serve.gateway.page.templating import PAGE_POLICY, static_files, static_version
+from serve.gateway.page.wall import tile
 from tests.building import beat
 from tests.page_store import HOSTILE, PROBLEM, PageFarm, row
 from tests.unit.serve.gateway.page.conftest import Shown, client_of
@@ -113,7 +117,7 @@ def test_what_scripts_get_is_json_and_never_a_page(shown: Shown) -> None:
 
 def test_a_page_that_there_is_not_says_so_in_words(shown: Shown) -> None:
     for path in ("/batches/batch_none", "/clips/video_none"):
-        assert "there is no" in Markup(shown.page(path, 404)).text
+        assert "there is no" in Markup(shown.page(path, 404)).text.replace("There is no such thing", "").lower()
         # A script asks otherwise, and is answered as programs are.
         answer = shown.http.get(path, headers={"Accept": "*/*"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
@@ -254,3 +258,19 @@ def test_the_configuration_of_htmx_runs_no_text_as_a_script(shown: Shown) -> Non
     told = json.loads(content)
     assert (told["allowEval"], told["allowScriptTags"], told["selfRequestsOnly"]) == (False, False, True)
     assert told["includeIndicatorStyles"] is False
+
+
+@pytest.mark.parametrize("held", [reason.value for reason in HoldReason])
+@pytest.mark.parametrize("state", ["failed", "cancelled", "held", "running", "queued", "completed"])
+def test_a_wall_says_why_there_is_no_clip_in_the_words_of_the_sheet(state: str, held: str) -> None:
+    for review, expired in product(({}, {"picked": False}), (None, 5)):
+        row = ResultRow(
+            id="A", number=1, prompt="pan", state=state, reason=held if state == "held" else "", review=review,
+            video_key="k" if expired else None, expired_at=expired,
+        )  # fmt: skip
+        live = tile(JobResult(job_id="j", number=1, updated_at=1, row=row))["message"]
+        (sheet,) = json.loads(re.search(r'id="rows"[^>]*>(.*?)</script>', render("b", [row], BatchSummary()), re.S)[1])
+        # A sheet is a look back: what goes on went on when it was written.
+        assert sheet["message"].replace(" when this sheet was written", "") == live
+        assert live.endswith(".")
+        assert "_" not in live

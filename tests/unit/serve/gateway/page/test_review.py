@@ -46,6 +46,7 @@ def test_drafts_are_shown_with_what_may_be_done_and_go_as_they_are_decided(it: P
     assert clips_on(http, batch.id) == []
     assert "Drafts come here" in http.get(f"/batches/{batch.id}/review").text
     render(it, batch.id)
+    assert "3 drafts wait for a review" in Markup(http.get("/").text).text
     assert [one["data-name"] for one in clips_on(http, batch.id)] == ["SKU-001", "SKU-002", "SKU-003"]
     assert 'id="review"' in http.get(f"/batches/{batch.id}").text
     job = named(it, batch.id, "SKU-001")
@@ -146,3 +147,14 @@ def test_reviews_on_the_command_line(it: PageFarm, clipmill: Any):
     assert (refused.exit_code, "nothing to look at yet" in refused.stderr) == (2, True)
     whole = clipmill("reject", batch.id, "--prompt", "pan")
     assert (whole.exit_code, "add --row" in whole.stderr) == (2, True)
+
+
+def test_a_rejection_of_a_finished_candidate_is_taken_back_on_the_page_too(it: PageFarm, http: TestClient):
+    batch = hand_in(it, 1, candidates=2)
+    first, second = render(it, batch.id)
+    assert http.post(f"/v1/jobs/{first.id}/reject").status_code == 200
+    assert [one["data-name"] for one in clips_on(http, batch.id)] == [second.name]
+    story = Markup(http.get(f"/clips/{first.id}", headers={"Accept": "text/html"}).text)
+    assert "Take the rejection back" in story.text
+    assert http.post(f"/v1/jobs/{first.id}/retry").status_code == 200
+    assert {one["data-name"] for one in clips_on(http, batch.id)} == {first.name, second.name}
