@@ -1,0 +1,57 @@
+"""From measures to scores: where each is as good as can be, and from where on it is told.
+
+The bounds were chosen on one half of a catalog's stills, on good camera clips and on clips with faults that were made on
+purpose; `benchmarks/fidelity.py` says what they find on the other half, and `--fit` what it would choose today.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from pipeline.fidelity.score import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """Where a measure, of which less is better, begins to cost score, and where it is told."""
+
+    #: Up to here the score is 1.
+    good: float
+    #: Here it is 0.5, and from here on it is told.
+    told: float
+
+    def score(self, value: float) -> float:
+        """0 to 1, by straight lines through `good` and `told`."""
+        return min(1.0, max(0.0, 1 - 0.5 * (value - self.good) / (self.told - self.good)))
+
+
+BOUNDS: Mapping[Part, Bound] = MappingProxyType(
+    {
+        # Mean difference of all channels, 0 to 1.
+        Part.FIRST_FRAME: Bound(good=0.015, told=0.045),
+        # Share of the frames in which the still was not found.
+        Part.TRACK: Bound(good=0.0, told=0.2),
+        # CIEDE2000.
+        Part.COLOUR: Bound(good=1.0, told=3.5),
+        # 1 - intersection over union.
+        Part.OUTLINE: Bound(good=0.04, told=0.12),
+        # 1 - contrast and structure of SSIM, over the worst squares.
+        Part.STRUCTURE: Bound(good=0.15, told=0.4),
+        # Share of the still's words that cannot be read any more.
+        Part.TEXT: Bound(good=0.1, told=0.4),
+        # Levels of 255.
+        Part.FLICKER: Bound(good=0.5, told=2.0),
+        # Share of the clip that is one picture.
+        Part.FROZEN: Bound(good=0.1, told=0.3),
+        # Share of the frames that are black: one of a hundred is enough.
+        Part.BLACK: Bound(good=0.0, told=0.005),
+        # Share of the frame's diagonal.
+        Part.CUT: Bound(good=0.015, told=0.03),
+        # Share of the product's area.
+        Part.SECOND_PRODUCT: Bound(good=0.01, told=0.06),
+        # Whole camera moves of a usual speed.
+        Part.MOTION: Bound(good=0.0, told=0.1),
+    }
+)
