@@ -210,7 +210,7 @@ def _publish(c: Connection, completions: Sequence[Completion], now: int, counts:
         clip_id = published[one.claim.attempt_id] = known.id if known else fresh_id
         values = {
             "attempt_id": one.claim.attempt_id,
-            "objects": objects_value(one.ended.objects, one.ended.notes),
+            "objects": objects_value(one.ended.objects, one.ended.notes, one.ended.fidelity),
             "created_at": now,
         }
         if known is None:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from pipeline.clips.clip import ClipSpec, Fit
 from pipeline.clips.frames import Frames
-from pipeline.clips.stills import fit_still
+from pipeline.clips.prompts import read_motion
+from pipeline.clips.stills import fit_still, resize
 from pipeline.families import Family
 from pipeline.fidelity import measures
 from pipeline.fidelity.bounds import BOUNDS
@@ -26,6 +27,8 @@ from pipeline.notes import Note
 
 #: Longest side, in pixels, at which clips are measured, and frames of them that are, evenly spread.
 SIDE, MOST_FRAMES = 256, 97
+#: Longest side of a still that is kept for it: a camera comes closer than the frame's own pixels.
+_KEPT_SIDE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,13 @@ class Fidelity:
         }
 
 
+def reduced(still: Image.Image) -> Image.Image:
+    """A copy of a still that is as good for `measure`, of 1024 pixels a side at the most: a large one takes 300 MB."""
+    scale = min(1.0, _KEPT_SIDE / max(still.size))
+    size = max(1, round(still.width * scale)), max(1, round(still.height * scale))
+    return resize(still, size) if scale < 1 else still.copy()
+
+
 def measurable(family: Family) -> str:
     """Why clips of a family are not measured, in words; empty where they are."""
     if family.needs_torch and family.repo is None:
@@ -129,6 +139,9 @@ def compare(
     seen = seen_motion(clip.track, clip.still.shape[1::-1]) if prompt else None
     motion = judge_motion(prompt, seen, flat=flat, room=room) if seen is not None else None
     parts = _of_frames(clip, numbers, black)
+    if flat and prompt and not read_motion(prompt).moves:
+        # One picture all the time is what was asked for.
+        parts.pop(Part.FROZEN, None)
     if clip.track.followed:
         parts |= _of_product(clip, numbers)
     if motion is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 
 class Part(StrEnum):
@@ -34,6 +34,10 @@ class Part(StrEnum):
     MOTION = "motion"
 
 
+#: From here on nothing is worth naming a part for.
+_FINE = 0.995
+
+
 class FidelityScore(BaseModel):
     """A clip's score with its parts. A part that nobody can tell is not among them."""
 
@@ -45,6 +49,22 @@ class FidelityScore(BaseModel):
     """0 to 1 by what was measured, such as `colour`."""
     worst_frame: int | None = None
     """The frame, from 0, at which the worst part is worst; null where it is about the whole clip."""
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _known(cls, value: object) -> object:
+        # What a later version tells of a part in another form is passed over.
+        if not isinstance(value, dict):
+            return value
+        return {name: one for name, one in value.items() if isinstance(one, (int, float))}
+
+    @property
+    def words(self) -> str:
+        """The score for people: `0.42, by its colour at frame 17`."""
+        if self.score >= _FINE or not self.worst:
+            return f"{self.score:.2f}"
+        where = "" if self.worst_frame is None else f" at frame {self.worst_frame}"
+        return f"{self.score:.2f}, by its {self.worst.replace('_', ' ')}{where}"
 
     @property
     def worst(self) -> str:

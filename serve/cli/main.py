@@ -16,6 +16,7 @@ from serve.cli import batches, cards, commands, doctor, follow, footprint, manif
 from serve.cli.access import keys
 from serve.cli.access.login import login, logout, whoami
 from serve.cli.check import check
+from serve.cli.fidelity.verb import fidelity
 from serve.cli.forecast import forecast_catalog
 from serve.cli.lint import lint
 from serve.cli.logs import logs
@@ -80,6 +81,7 @@ app.command()(whoami)
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(marks.app, name="marks")
 app.command()(verify)
+app.command()(fidelity)
 
 
 def main() -> None:
