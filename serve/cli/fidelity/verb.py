@@ -13,9 +13,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cluster.storage import MAX_STILL_BYTES
 from pipeline.clips.clip import ClipSpec, Fit
 from pipeline.clips.inspection.autofix import fix_still
-from pipeline.clips.still_check import MAX_STILL_BYTES
 from pipeline.clips.stills import open_still
 from pipeline.families import FAMILIES
 from pipeline.fidelity.bounds import BOUNDS
