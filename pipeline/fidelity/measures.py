@@ -112,13 +112,13 @@ def structure_loss(clip: LaidClip) -> Values:
     """
     cv2 = opencv()
     loss = np.full(len(clip.laid), np.nan)
-    own = cv2.cvtColor(clip.still, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    own = _soft_grey(clip.still)
     mean, spread = _moments(own)
     # Off the outline, whose other side is background.
     inner = cv2.erode(clip.mask.pixels.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     has = (spread > _SPREAD**2) & inner
     for place in np.flatnonzero(clip.found):
-        other = cv2.cvtColor(clip.laid[place], cv2.COLOR_RGB2GRAY).astype(np.float32)
+        other = _soft_grey(clip.laid[place])
         other_mean, other_spread = _moments(other)
         together = _box(own * other) - mean * other_mean
         alike = (2 * together + _CALM) / (spread + other_spread + _CALM)
@@ -198,7 +198,8 @@ def cuts(clip: LaidClip) -> Values:
     """
     jumps = np.zeros(len(clip.frames))
     height, width = clip.mask.pixels.shape
-    corners = np.array([[0, width, width, 0, width / 2], [0, 0, height, height, height / 2], [1, 1, 1, 1, 1]])
+    left, top, right, bottom = _extent(clip.mask.pixels)
+    corners = np.array([[left, right, right, left], [top, top, bottom, bottom], [1, 1, 1, 1]], np.float64)
     seen = clip.track.views @ corners
     at = seen[:, :2] / seen[:, 2:]
     steps = np.linalg.norm(np.diff(at, axis=0), axis=1).mean(axis=1) / np.hypot(height, width)
@@ -244,6 +245,12 @@ def second_products(clip: LaidClip) -> Values:
     return found
 
 
+def _extent(mask: Mask) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of what is in the mask, in pixels."""
+    across, down = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1
+
+
 def _beside(values: Values, place: int) -> Values:
     """The values of the four before and the four after `place`; a nought where there are none."""
     near = np.concatenate([values[max(0, place - 4) : place], values[place + 1 : place + 5]])
@@ -277,6 +284,14 @@ def _tiles(values: NDArray[np.float32]) -> NDArray[np.float32]:
     size = max(1, values.shape[1] // _TILE_PX), max(1, values.shape[0] // _TILE_PX)
     tiles: NDArray[np.float32] = cv2.resize(values, size, interpolation=cv2.INTER_AREA)
     return tiles
+
+
+def _soft_grey(pixels: Pixels8) -> NDArray[np.float32]:
+    """Grey levels, as soft as sampling between pixels makes a frame that was laid back."""
+    cv2 = opencv()
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    soft: NDArray[np.float32] = cv2.GaussianBlur(grey, (0, 0), 0.8)
+    return soft
 
 
 def _box(values: NDArray[np.float32]) -> NDArray[np.float32]:

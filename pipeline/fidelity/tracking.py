@@ -26,6 +26,8 @@ _POINTS, _QUALITY, _APART_PX = 240, 0.008, 4
 _ENOUGH = 40
 #: Points that have to agree, in number and as a share of those that the frame can show, for a frame to be found.
 _LEAST_POINTS, _LEAST_SHARE = 9, 0.3
+#: Share of the points that agree to a homography which an affine map has to keep, to be taken instead.
+_AFFINE_SHARE = 0.95
 #: Pixels by which a point may miss its place: there and back by flow, and under the homography.
 _RETURN_PX, _AGREE_PX = 0.8, 1.0
 #: Windows of the flow in pixels, and levels of its pyramid.
@@ -154,8 +156,9 @@ class _Follower:
         if view is None or agree is None or not _sane(view, (width, height)):
             return None
         count = int(agree.sum())
-        found: Homography = view
-        return found if count >= _LEAST_POINTS and count >= _LEAST_SHARE * inside.sum() else None
+        if count < _LEAST_POINTS or count < _LEAST_SHARE * inside.sum():
+            return None
+        return _simplest(view, self._points[inside][good], moved[good], count)
 
     def _matched(self, frame: Grey) -> Homography | None:
         """The view by landmarks that look alike, however far they went."""
@@ -176,6 +179,18 @@ class _Follower:
             return None
         found: Homography = view
         return found
+
+
+def _simplest(view: Homography, begun: NDArray[np.float32], ended: NDArray[np.float32], agree: int) -> Homography:
+    """An affine map in place of `view` where nearly as many points agree to it: a homography of few points is shaky."""
+    cv2 = opencv()
+    affine, kept = cv2.estimateAffine2D(
+        begun, ended, method=cv2.RANSAC, ransacReprojThreshold=_AGREE_PX, maxIters=400, confidence=0.995
+    )
+    if affine is None or kept is None or kept.sum() < _AFFINE_SHARE * agree:
+        return view
+    found: Homography = np.vstack([affine, [0.0, 0.0, 1.0]])
+    return found
 
 
 def _like(frame: Grey, other: Grey) -> Grey:
