@@ -30,19 +30,19 @@ class Bound:
 BOUNDS: Mapping[Part, Bound] = MappingProxyType(
     {
         # Mean difference of all channels, 0 to 1.
-        Part.FIRST_FRAME: Bound(good=0.015, told=0.045),
+        Part.FIRST_FRAME: Bound(good=0.015, told=0.04),
         # Share of the frames in which the still was not found.
         Part.TRACK: Bound(good=0.0, told=0.2),
         # CIEDE2000.
-        Part.COLOUR: Bound(good=1.0, told=3.5),
+        Part.COLOUR: Bound(good=1.0, told=3.0),
         # 1 - intersection over union.
-        Part.OUTLINE: Bound(good=0.04, told=0.12),
+        Part.OUTLINE: Bound(good=0.05, told=0.15),
         # 1 - contrast and structure of SSIM, over the worst squares.
-        Part.STRUCTURE: Bound(good=0.15, told=0.4),
+        Part.STRUCTURE: Bound(good=0.1, told=0.3),
         # Share of the still's words that cannot be read any more.
         Part.TEXT: Bound(good=0.1, told=0.4),
         # Levels of 255.
-        Part.FLICKER: Bound(good=0.5, told=2.0),
+        Part.FLICKER: Bound(good=0.4, told=1.5),
         # Share of the clip that is one picture.
         Part.FROZEN: Bound(good=0.1, told=0.3),
         # Share of the frames that are black: one of a hundred is enough.

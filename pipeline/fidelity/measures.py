@@ -33,6 +33,8 @@ _WORST = 0.15
 _BLACK = 18.0
 #: Levels by which something beside the product differs from the still; pixels around the product that are left out.
 _OTHER_LEVELS, _AROUND = 22, 0.05
+#: Spread of levels up to which a background is smooth, and the share of it that has to be for the rest to be judged.
+_SMOOTH_LEVELS, _SMOOTH_SHARE = 8.0, 0.85
 #: Frames that are looked at for outlines and colours, evenly spread.
 _LOOKS = 12
 #: Frames of one picture differ by this much of what others differ by, at the most.
@@ -219,16 +221,18 @@ def cuts(clip: LaidClip) -> Values:
 def second_products(clip: LaidClip) -> Values:
     """(frames,): area of the largest thing beside the product that the still does not show, as a share of the product.
 
-    NaN where nobody can tell: without a plain background, and in frames that were not found.
+    NaN where nobody can tell: before a background that is neither plain nor smooth, and in frames that were not found.
     """
     cv2 = opencv()
     found = np.full(len(clip.laid), np.nan)
-    if not (clip.mask.plain and clip.mask.known):
+    if not clip.mask.known:
         return found
     height, width = clip.mask.pixels.shape
     reach = 2 * max(2, round(_AROUND * max(height, width))) + 1
     beside = cv2.dilate(clip.mask.pixels.astype(np.uint8), np.ones((reach, reach), np.uint8)) == 0
     own = cv2.GaussianBlur(clip.still, (0, 0), 1.0).astype(np.int16)
+    if not clip.mask.plain and not _smooth(_soft_grey(clip.still), beside):
+        return found
     size = max(1, int(clip.mask.pixels.sum()))
     for place in np.flatnonzero(clip.found):
         where = beside & clip.shown[place]
@@ -243,6 +247,14 @@ def second_products(clip: LaidClip) -> Values:
         count, _, areas, _ = cv2.connectedComponentsWithStats(other)
         found[place] = float(areas[1:, cv2.CC_STAT_AREA].max()) / size if count > 1 else 0.0
     return found
+
+
+def _smooth(grey: NDArray[np.float32], where: Mask) -> bool:
+    """Whether most of what is beside the product has no structure that could move or change."""
+    if not where.any():
+        return False
+    _, spread = _moments(grey)
+    return float((spread[where] < _SMOOTH_LEVELS**2).mean()) >= _SMOOTH_SHARE
 
 
 def _extent(mask: Mask) -> tuple[int, int, int, int]:

@@ -67,7 +67,7 @@ class GoodClip:
 Maker = Callable[[GoodClip, int, random.Random, Sequence[GoodClip]], Frames | None]
 
 
-def good_clip(name: str, still: Image.Image, place: int, *, side: int = 320, frames: int = 24) -> GoodClip:
+def good_clip(name: str, still: Image.Image, place: int, *, side: int = 256, frames: int = 16) -> GoodClip:
     """The clip of a still, whose move and speed are those of its `place` in a list."""
     prompt, opposite = MOVES[place % len(MOVES)]
     # Not in step with the moves, so that each is made at every speed.
