@@ -4,8 +4,8 @@
 
 Camera clips of a catalog's stills are spoilt (`tests.fidelity.spoilt`), each fault in three strengths. Bounds were
 chosen on stills of odd numbers (`learnt`); the figures are of the even ones (`judged`). The catalog is 101 pictures of
-the sample shop dotnet/eShop (MIT); without it the eight of `examples/catalog` are taken. Aims: 90 % of each fault found at
-the middle strength, with one of its own codes; an alarm at 5 % of the good clips at the most; a second of one core for
+the sample shop dotnet/eShop (MIT); without it the eight of `examples/catalog` are taken. Aims: 90 % of each fault found
+at the middle strength, with one of its own codes; an alarm at 5 % of the good clips at the most; a second of one core for
 48 frames of 512p. Small random networks make noise, and are left out by name (`pipeline.fidelity.measured.measurable`).
 """
 
@@ -172,7 +172,9 @@ def main() -> int:
     arguments.add_argument("--catalog", type=Path, default=CATALOG, help="folder of pictures")
     arguments.add_argument("--clips", type=int, default=50, metavar="N", help="at most, of each fault and strength")
     arguments.add_argument("--half", choices=("judged", "learnt"), default="judged", help="of which half")
-    arguments.add_argument("--fit", action="store_true", help="print values of good and of spoilt clips by part, and end")
+    arguments.add_argument(
+        "--fit", action="store_true", help="print values of good and of spoilt clips by part, and end"
+    )
     arguments.add_argument("--sheet", type=Path, metavar="FILE", help="contact sheet of what was missed and alarmed")
     options = arguments.parse_args()
     folder = options.catalog if options.catalog.is_dir() else EXAMPLES
@@ -199,7 +201,9 @@ def main() -> int:
         "alarms of good clips": dict(table.alarms),
         "seconds of a core for 48 frames of 512p": round(took_s, 3),
     }
-    aims = [Aim(name=f"missed of {fault}", value=100 * table.missed_share(fault), at_most=10, unit="%") for fault in FAULTS]
+    aims = [
+        Aim(name=f"missed of {fault}", value=100 * table.missed_share(fault), at_most=10, unit="%") for fault in FAULTS
+    ]
     aims.append(Aim(name="good clips alarmed", value=100 * len(table.alarmed) / len(clips), at_most=5, unit="%"))
     aims.append(Aim(name="time of 48 frames of 512p", value=took_s, at_most=1, unit="s of a core"))
     return Report(name="fidelity", figures=figures, aims=aims).finish(options)

@@ -83,8 +83,8 @@ def write_clip(
     """Review and encode `frames` into `folder`; `facts` go into the provenance beside what is known here.
 
     `notes` were made before there were frames; those of the review join them. `encoder`: what has taken these frames
-    already and writes `folder / VIDEO`; without one they are encoded now. `still`: RGB, as the model was given it; the clip
-    is measured against it (docs/fidelity.md), and without one it is not.
+    already and writes `folder / VIDEO`; without one they are encoded now. `still`: RGB, as the model was given it; the
+    clip is measured against it (docs/fidelity.md), and without one it is not.
 
     Raises `pipeline.clips.encode.EncodeError`.
     """

@@ -155,7 +155,8 @@ class Row(JsonNumbers):
     deliver: ProfileNames | None = Field(default=None, exclude_if=_is_none)
     """Delivery profiles that files are made for, as a list or a text with commas, or `none`; None: the batch's."""
     min_fidelity: float | None = Field(default=None, ge=0, le=1, exclude_if=_is_none)
-    """The least score (0 to 1) that the clip's fidelity is taken with: below it another seed is tried; None: the batch's."""
+    """The least score (0 to 1) that the clip's fidelity is taken with: below it another seed is tried; None: the
+    batch's."""
     rerolls: int | None = Field(default=None, ge=0, le=MAX_REROLLS, exclude_if=_is_none)
     """With `min_fidelity`: clips that may be made besides the first one; None: the batch's."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)

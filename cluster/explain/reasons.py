@@ -245,7 +245,9 @@ def _of_review(job: Job) -> Explanation:
 
 def _of_fidelity(job: Job) -> Explanation:
     """Of a job whose best clip is less true to its still than its row asks for."""
-    story = next((note.message for note in job.notes if note.code == SHORT), "its clip fell short of what its row asks for")
+    story = next(
+        (note.message for note in job.notes if note.code == SHORT), "its clip fell short of what its row asks for"
+    )
     text = f"Its best clip is there, and somebody has to look at it: {story}."
     words = ("approve it", f"clipmill approve {job.id}")
     change = Remedy(kind=RemedyKind.APPROVE, text=words[0], command=words[1], starts=False)

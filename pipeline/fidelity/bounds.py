@@ -1,7 +1,7 @@
 """From measures to scores: where each is as good as can be, and from where on it is told.
 
-The bounds were chosen on one half of a catalog's stills, on good camera clips and on clips with faults that were made on
-purpose; `benchmarks/fidelity.py` says what they find on the other half, and `--fit` what it would choose today.
+The bounds were chosen on one half of a catalog's stills, on good camera clips and on clips with faults that were made
+on purpose; `benchmarks/fidelity.py` says what they find on the other half, and `--fit` what it would choose today.
 """
 
 from __future__ import annotations

@@ -250,5 +250,3 @@ def _worst(part: Part, values: Values) -> tuple[float, int] | None:
 
 def _of_motion(verdict: MotionVerdict) -> Measure:
     return Measure(value=verdict.off, code=verdict.code, words=verdict.words)
-
-

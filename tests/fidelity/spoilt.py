@@ -257,12 +257,14 @@ FAULTS: Mapping[str, tuple[Maker, frozenset[str]]] = {
 
 
 def _shown(clip: GoodClip) -> NDArray[np.bool_] | None:
-    """(frames, height, width): where each frame differs from the colour of its corners; None: there is no such place."""
+    """(frames, height, width): where each frame differs from the colour of its corners; None: nobody can tell."""
     corners = np.median(clip.frames[:, [2, 2, -3, -3], [2, -3, 2, -3]].reshape(-1, 3), axis=0)
     if np.abs(clip.frames[:, [2, 2, -3, -3], [2, -3, 2, -3]] - corners).max() > 40:
         return None
     away = np.abs(clip.frames.astype(np.float32) - corners.astype(np.float32)).max(axis=3) > 24
-    solid = np.stack([cv2.morphologyEx(one.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8)) for one in away])
+    solid = np.stack(
+        [cv2.morphologyEx(one.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8)) for one in away]
+    )
     share = float(solid[0].mean())
     return solid > 0 if 0.03 < share < 0.85 else None
 

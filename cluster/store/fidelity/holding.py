@@ -101,12 +101,8 @@ def _make_again(c: Connection, now: int, job: Job, change: ReviewChange) -> bool
     return c.scalar(sa.select(jobs.c.state).where(this)) == JobState.COMPLETED.value
 
 
-def _hold(
-    c: Connection, now: int, job: Job, terms: FidelityTerms, tries: list[FidelityTry], best: FidelityTry
-) -> None:
+def _hold(c: Connection, now: int, job: Job, terms: FidelityTerms, tries: list[FidelityTry], best: FidelityTry) -> None:
     this = jobs.c.id == job.id
     row = with_note(job.row, short_note(terms, tries, best))
     c.execute(sa.update(jobs).where(this).values(row=row))
     c.execute(sa.update(jobs).where(this, moves(Happening.FELL_SHORT)).values(values_of(Happening.FELL_SHORT, now)))
-
-

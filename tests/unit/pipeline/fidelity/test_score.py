@@ -27,7 +27,9 @@ def test_a_score_comes_back_from_json(score: FidelityScore) -> None:
     assert score_from(told | {"hologram": 3}) == score
 
 
-@pytest.mark.parametrize("value", [None, 0.5, "good", [], {}, {"score": 2}, {"score": "high"}, {"score": 0.5, "parts": 3}])
+@pytest.mark.parametrize(
+    "value", [None, 0.5, "good", [], {}, {"score": 2}, {"score": "high"}, {"score": 0.5, "parts": 3}]
+)
 def test_what_another_version_wrote_otherwise_is_no_score(value: object) -> None:
     assert score_from(value) is None
 

@@ -11,9 +11,9 @@ from cluster.dispatch.protocol import Assignment, CardFree, CheckpointFailed, Ch
 from cluster.jobs.model import Objects, Outcome, StoredCheckpoint
 from cluster.jobs.outcomes import ENDINGS, Lost, Overflow, Peak
 from pipeline.families.layouts import Layout
+from pipeline.fidelity.score import FidelityScore
 from pipeline.kernels.kernels import KernelMode
 from pipeline.kernels.measured import KernelRun
-from pipeline.fidelity.score import FidelityScore
 from pipeline.notes import Note
 from pipeline.problems import Problem
 from serve.dispatcher.wire import event_from_wire, event_to_wire
