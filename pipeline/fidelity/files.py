@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ _SCALED = (
     f"scale='min({_SIDE},iw)':'min({_SIDE},ih)':force_original_aspect_ratio=decrease:force_divisible_by=2"
     ":flags=area:in_color_matrix=bt709:in_range=tv:out_range=pc"
 )
+
+
+# It warns of frames that are made smaller, which is what is asked of it.
+logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
 
 
 def frames_of_file(path: Path) -> Frames:

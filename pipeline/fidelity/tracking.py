@@ -30,6 +30,8 @@ _LEAST_POINTS, _LEAST_SHARE = 9, 0.3
 _AFFINE_SHARE = 0.95
 #: Pixels by which a point may miss its place: there and back by flow, and under the homography.
 _RETURN_PX, _AGREE_PX = 0.8, 1.0
+#: Pixels by which a view may be off what it was begun with, to be as exact as it gets.
+_NEAR_PX = 2.0
 #: Windows of the flow in pixels, and levels of its pyramid.
 _WINDOW, _LEVELS = (15, 15), 3
 #: By how much a frame may be larger or smaller than the still, in area.
@@ -112,8 +114,13 @@ class _Follower:
         """Where `frame` shows the still, tried from where the frames before had it; None where it does not."""
         for guess in self._guesses(frame, known):
             view = self._refined(frame, guess)
-            if view is not None:
-                return view
+            if view is None:
+                continue
+            if _apart(view, guess, frame.shape) > _NEAR_PX:
+                # Flow over a long way is coarse: once more, from where it led.
+                again = self._refined(frame, view)
+                return view if again is None else again
+            return view
         return None
 
     def _guesses(self, frame: Grey, known: list[Homography]) -> Iterator[Homography]:
@@ -201,6 +208,14 @@ def _like(frame: Grey, other: Grey) -> Grey:
     made = (frame.astype(np.float32) - mean) * (float(other.std()) / spread) + float(other.mean())
     evened: Grey = np.clip(np.rint(made), 0, 255).astype(np.uint8)
     return evened
+
+
+def _apart(one: Homography, other: Homography, shape: tuple[int, ...]) -> float:
+    """Mean distance in pixels of the corners of the still under two views."""
+    height, width = shape[:2]
+    corners = np.array([[0, width, width, 0], [0, 0, height, height], [1, 1, 1, 1]], np.float64)
+    at = [view @ corners for view in (one, other)]
+    return float(np.linalg.norm(at[0][:2] / at[0][2] - at[1][:2] / at[1][2], axis=0).mean())
 
 
 def _sane(view: Homography, size: tuple[int, ...]) -> bool:

@@ -216,7 +216,7 @@ def doubled(clip: GoodClip, strength: int, rng: random.Random, others: Sequence[
     alpha = cv2.resize(shown[0][top:bottom, left:right].astype(np.float32), size, interpolation=cv2.INTER_AREA)
     corners = [(x, y) for x in (2, width - size[0] - 2) for y in (2, height - size[1] - 2) if x > 0 and y > 0]
     # Where most of it covers the product there is no second one.
-    free = [(x, y) for x, y in corners if shown[:, y : y + size[1], x : x + size[0]].max(axis=0).mean() < 0.35]
+    free = [(x, y) for x, y in corners if shown[:, y : y + size[1], x : x + size[0]].max(axis=0).mean() < 0.5]
     if not free:
         return None
     x, y = rng.choice(free)

@@ -86,7 +86,9 @@ def test_a_clip_is_measured_by_hand(clip: GoodClip, tmp_path: Path) -> None:
     assert "motion_opposite" in json.loads(opposite.stdout)["reasons"]
     assert measured(files.video, other).exit_code == Exit.SOME_FAILED
     assert measured(tmp_path / "none.mp4", still).exit_code == Exit.USAGE
-    assert measured(still, still).exit_code == Exit.USAGE
+    text = tmp_path / "clip.txt"
+    text.write_text("no film")
+    assert measured(text, still).exit_code == Exit.USAGE
 
 
 def test_a_file_that_is_no_video_is_refused_with_its_name(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pipeline.clips.stills import open_still
 from pipeline.fidelity.tracking import laid_back, track
 
 EXAMPLES = Path(__file__).parents[4] / "examples" / "catalog"
-SIDE = 200
+SIDE, MARGIN = 200, 60
 EVERYWHERE = np.ones((SIDE, SIDE), bool)
 
 
@@ -24,9 +24,12 @@ def grey(name: str) -> np.ndarray:
 def seen_by(picture: np.ndarray, view: np.ndarray) -> np.ndarray:
     """`picture` under a homography, by Pillow, which takes the way back, from pixel middles of its own."""
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
-    back = half @ np.linalg.inv(view) @ np.linalg.inv(half)
+    # What lies beside the picture goes on as its ends do, as backgrounds of clips do.
+    wide = np.pad(picture, MARGIN, mode="edge")
+    beside = np.array([[1, 0, MARGIN], [0, 1, MARGIN], [0, 0, 1]])
+    back = beside @ half @ np.linalg.inv(view) @ np.linalg.inv(half)
     coefficients = tuple((back / back[2, 2]).ravel()[:8])
-    moved = Image.fromarray(picture).transform(
+    moved = Image.fromarray(wide).transform(
         (SIDE, SIDE), Image.Transform.PERSPECTIVE, coefficients, resample=Image.Resampling.BICUBIC
     )
     return np.asarray(moved)
