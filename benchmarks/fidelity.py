@@ -29,7 +29,7 @@ from report import Aim, Report, parser
 
 from pipeline.fidelity.bounds import BOUNDS
 from pipeline.fidelity.measured import Fidelity, compare
-from pipeline.fidelity.score import Part
+from pipeline.fidelity.score import FidelityPart
 from tests.fidelity.spoilt import FAULTS, STRENGTHS, Frames, GoodClip, good_clip
 
 #: The strength at which a fault has to be found.
@@ -53,7 +53,7 @@ class Table:
         self.shown: list[tuple[str, Frames]] = []
         self.alarms: dict[str, list[str]] = defaultdict(list)
         #: Values by part: of good clips, and of spoilt ones by fault at the middle strength.
-        self.values: dict[str, dict[Part, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self.values: dict[str, dict[FidelityPart, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._good()
         for fault in FAULTS:
             for strength in strengths:
@@ -111,30 +111,30 @@ def spread(values: list[float]) -> str:
 
 def fitted(table: Table) -> dict[str, object]:
     """By part: what good clips have, what clips with its faults have, and the bound between the two."""
-    by_part: dict[Part, list[str]] = defaultdict(list)
+    by_part: dict[FidelityPart, list[str]] = defaultdict(list)
     for fault, (_, codes) in FAULTS.items():
         for part, measured in table.values[fault].items():
             if measured and _PARTS.get(part) in codes:
                 by_part[part].append(f"{fault}: {spread(measured)}")
     return {
         part.value: {"good": spread(table.values["good"][part]), "faults": by_part[part], "now": BOUNDS[part].told}
-        for part in Part
+        for part in FidelityPart
         if table.values["good"].get(part)
     }
 
 
 _PARTS = {
-    Part.FIRST_FRAME: "first_frame_off",
-    Part.TRACK: "product_lost",
-    Part.COLOUR: "colour_drift",
-    Part.OUTLINE: "outline_drift",
-    Part.STRUCTURE: "structure_lost",
-    Part.FLICKER: "flicker",
-    Part.FROZEN: "frozen",
-    Part.BLACK: "black_frames",
-    Part.CUT: "cut",
-    Part.SECOND_PRODUCT: "second_product",
-    Part.MOTION: "motion_opposite",
+    FidelityPart.FIRST_FRAME: "first_frame_off",
+    FidelityPart.TRACK: "product_lost",
+    FidelityPart.COLOUR: "colour_drift",
+    FidelityPart.OUTLINE: "outline_drift",
+    FidelityPart.STRUCTURE: "structure_lost",
+    FidelityPart.FLICKER: "flicker",
+    FidelityPart.FROZEN: "frozen",
+    FidelityPart.BLACK: "black_frames",
+    FidelityPart.CUT: "cut",
+    FidelityPart.SECOND_PRODUCT: "second_product",
+    FidelityPart.MOTION: "motion_opposite",
 }
 
 

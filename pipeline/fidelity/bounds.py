@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from pipeline.fidelity.score import Part
+from pipeline.fidelity.score import FidelityPart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,31 +27,31 @@ class Bound:
         return min(1.0, max(0.0, 1 - 0.5 * (value - self.good) / (self.told - self.good)))
 
 
-BOUNDS: Mapping[Part, Bound] = MappingProxyType(
+BOUNDS: Mapping[FidelityPart, Bound] = MappingProxyType(
     {
         # Mean difference of all channels, 0 to 1.
-        Part.FIRST_FRAME: Bound(good=0.015, told=0.04),
+        FidelityPart.FIRST_FRAME: Bound(good=0.015, told=0.04),
         # Share of the frames in which the still was not found.
-        Part.TRACK: Bound(good=0.0, told=0.2),
+        FidelityPart.TRACK: Bound(good=0.0, told=0.2),
         # CIEDE2000.
-        Part.COLOUR: Bound(good=1.0, told=3.0),
+        FidelityPart.COLOUR: Bound(good=1.0, told=3.0),
         # 1 - intersection over union.
-        Part.OUTLINE: Bound(good=0.05, told=0.15),
+        FidelityPart.OUTLINE: Bound(good=0.05, told=0.15),
         # 1 - contrast and structure of SSIM, over the worst squares.
-        Part.STRUCTURE: Bound(good=0.1, told=0.3),
+        FidelityPart.STRUCTURE: Bound(good=0.1, told=0.3),
         # Share of the still's words that cannot be read any more.
-        Part.TEXT: Bound(good=0.1, told=0.4),
+        FidelityPart.TEXT: Bound(good=0.1, told=0.4),
         # Levels of 255.
-        Part.FLICKER: Bound(good=0.4, told=1.5),
+        FidelityPart.FLICKER: Bound(good=0.4, told=1.5),
         # Share of the clip that is one picture.
-        Part.FROZEN: Bound(good=0.1, told=0.3),
+        FidelityPart.FROZEN: Bound(good=0.1, told=0.3),
         # Share of the frames that are black: one of a hundred is enough.
-        Part.BLACK: Bound(good=0.0, told=0.005),
+        FidelityPart.BLACK: Bound(good=0.0, told=0.005),
         # Share of the frame's diagonal.
-        Part.CUT: Bound(good=0.015, told=0.03),
+        FidelityPart.CUT: Bound(good=0.015, told=0.03),
         # Share of the product's area.
-        Part.SECOND_PRODUCT: Bound(good=0.01, told=0.06),
+        FidelityPart.SECOND_PRODUCT: Bound(good=0.01, told=0.06),
         # Whole camera moves of a usual speed.
-        Part.MOTION: Bound(good=0.0, told=0.1),
+        FidelityPart.MOTION: Bound(good=0.0, told=0.1),
     }
 )

@@ -21,7 +21,7 @@ from pipeline.fidelity.libraries import opencv
 from pipeline.fidelity.mask import ProductMask, Segmenter, product_mask
 from pipeline.fidelity.measures import LaidClip, Values
 from pipeline.fidelity.motion import MotionVerdict, judge_motion, seen_motion
-from pipeline.fidelity.score import FidelityScore, Part
+from pipeline.fidelity.score import FidelityPart, FidelityScore
 from pipeline.fidelity.tracking import laid_back, track
 from pipeline.notes import Note
 
@@ -48,7 +48,7 @@ class Measure:
 class Fidelity:
     """How true a clip is to its still and its prompt. What nobody can tell is not among the parts."""
 
-    parts: Mapping[Part, Measure]
+    parts: Mapping[FidelityPart, Measure]
     mask: ProductMask
 
     @property
@@ -63,7 +63,7 @@ class Fidelity:
         )
 
     @property
-    def told(self) -> tuple[Part, ...]:
+    def told(self) -> tuple[FidelityPart, ...]:
         """Parts that are beyond their bounds, the worst first."""
         beyond = [part for part, one in self.parts.items() if one.value >= BOUNDS[part].told]
         return tuple(sorted(beyond, key=lambda part: BOUNDS[part].score(self.parts[part].value)))
@@ -141,12 +141,12 @@ def compare(
     parts = _of_frames(clip, numbers, black)
     if flat and prompt and not read_motion(prompt).moves:
         # One picture all the time is what was asked for.
-        parts.pop(Part.FROZEN, None)
+        parts.pop(FidelityPart.FROZEN, None)
     if clip.track.followed:
         parts |= _of_product(clip, numbers)
     if motion is not None:
-        parts[Part.MOTION] = _of_motion(motion)
-    return Fidelity(parts={part: parts[part] for part in Part if part in parts}, mask=clip.mask)
+        parts[FidelityPart.MOTION] = _of_motion(motion)
+    return Fidelity(parts={part: parts[part] for part in FidelityPart if part in parts}, mask=clip.mask)
 
 
 def _chosen(count: int) -> list[int]:
@@ -172,31 +172,33 @@ def _laid_clip(
     return LaidClip(still=own, mask=mask, frames=small, laid=laid, shown=shown, track=found, black=black)
 
 
-def _of_frames(clip: LaidClip, numbers: list[int], black: NDArray[np.bool_]) -> dict[Part, Measure]:
+def _of_frames(clip: LaidClip, numbers: list[int], black: NDArray[np.bool_]) -> dict[FidelityPart, Measure]:
     """What is told of the frames themselves, whatever they show."""
-    parts: dict[Part, Measure] = {}
+    parts: dict[FidelityPart, Measure] = {}
     # A still that is black itself, or nearly so, is shown as it is.
     if not measures.black_frames(clip.still[None])[0]:
         share, first = float(black.mean()), int(np.argmax(black))
         words = f"{int(black.sum())} of {len(black)} frames are black, the first of them {first}"
         # Where all of them are, the review has said so.
         code = "" if black.all() else "black_frames"
-        parts[Part.BLACK] = Measure(value=share, frame=first if black.any() else None, code=code, words=words)
+        parts[FidelityPart.BLACK] = Measure(value=share, frame=first if black.any() else None, code=code, words=words)
     share, first = measures.frozen_share(clip.frames)
     words = f"{share:.0%} of the clip is one picture, from frame {numbers[first]} on"
-    parts[Part.FROZEN] = Measure(value=share, frame=numbers[first], code="" if share == 1 else "frozen", words=words)
+    parts[FidelityPart.FROZEN] = Measure(
+        value=share, frame=numbers[first], code="" if share == 1 else "frozen", words=words
+    )
     return parts
 
 
-def _of_product(clip: LaidClip, numbers: list[int]) -> dict[Part, Measure]:
+def _of_product(clip: LaidClip, numbers: list[int]) -> dict[FidelityPart, Measure]:
     """What is told of the product by what the frames show of the still."""
-    parts: dict[Part, Measure] = {}
+    parts: dict[FidelityPart, Measure] = {}
     lit = np.flatnonzero(~clip.black)
     if not len(lit):
         return parts
     off = measures.still_differences(clip, int(lit[0]))
     what = f"differs by {off:.0%} from the still" if clip.found[lit[0]] else "does not show the still"
-    parts[Part.FIRST_FRAME] = Measure(
+    parts[FidelityPart.FIRST_FRAME] = Measure(
         value=off, frame=numbers[lit[0]], code="first_frame_off", words=f"the first frame {what}"
     )
     lost = lit[~clip.found[lit]]
@@ -205,18 +207,18 @@ def _of_product(clip: LaidClip, numbers: list[int]) -> dict[Part, Measure]:
         frame: int | None = numbers[lost[0]]
     else:
         words, frame = "", None
-    parts[Part.TRACK] = Measure(value=len(lost) / len(lit), frame=frame, code="product_lost", words=words)
+    parts[FidelityPart.TRACK] = Measure(value=len(lost) / len(lit), frame=frame, code="product_lost", words=words)
     jumps = measures.cuts(clip)
     at = int(np.argmax(jumps))
-    parts[Part.CUT] = Measure(
+    parts[FidelityPart.CUT] = Measure(
         value=float(jumps[at]), frame=numbers[at], code="cut", words=f"the picture jumps at frame {numbers[at]}: a cut"
     )
     for part, values, (code, words) in (
-        (Part.COLOUR, measures.colour_drift(clip), _COLOUR),
-        (Part.STRUCTURE, measures.structure_loss(clip), _STRUCTURE),
-        (Part.OUTLINE, measures.outline_drift(clip), _OUTLINE),
-        (Part.SECOND_PRODUCT, measures.second_products(clip), _SECOND),
-        (Part.FLICKER, measures.flicker(clip), _FLICKER),
+        (FidelityPart.COLOUR, measures.colour_drift(clip), _COLOUR),
+        (FidelityPart.STRUCTURE, measures.structure_loss(clip), _STRUCTURE),
+        (FidelityPart.OUTLINE, measures.outline_drift(clip), _OUTLINE),
+        (FidelityPart.SECOND_PRODUCT, measures.second_products(clip), _SECOND),
+        (FidelityPart.FLICKER, measures.flicker(clip), _FLICKER),
     ):
         worst = _worst(part, values)
         if worst is not None:
@@ -233,7 +235,7 @@ _SECOND = "second_product", "frame {frame} shows something that the still does n
 _FLICKER = "flicker", "brightness changes by {value:.1f} of 255 from frame to frame, most at frame {frame}"
 
 
-def _worst(part: Part, values: Values) -> tuple[float, int] | None:
+def _worst(part: FidelityPart, values: Values) -> tuple[float, int] | None:
     """(how bad a part is, the place where it is worst) of its values by frame; None where nobody can tell.
 
     One frame that was measured badly is no fault: of flicker the mean of the worst quarter counts, of the others the
@@ -243,7 +245,7 @@ def _worst(part: Part, values: Values) -> tuple[float, int] | None:
     if not len(told):
         return None
     order = told[np.argsort(values[told])[::-1]]
-    if part is Part.FLICKER:
+    if part is FidelityPart.FLICKER:
         return float(values[order[: max(1, len(order) // 4)]].mean()), int(order[0])
     return float(values[order[min(1, len(order) - 1)]]), int(order[0])
 

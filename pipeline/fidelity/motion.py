@@ -75,7 +75,7 @@ class MotionVerdict:
 
     #: `motion_opposite`, `motion_other`, `motion_missing`, `motion_unasked`; empty where it did what was asked.
     code: str
-    #: How far it is off, in whole moves: the bounds of `Part.MOTION` are in these.
+    #: How far it is off, in whole moves: the bounds of `FidelityPart.MOTION` are in these.
     off: float
     words: str = ""
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 
-class Part(StrEnum):
+class FidelityPart(StrEnum):
     """One thing that a clip is measured by."""
 
     #: The first frame against the still as it was prepared.

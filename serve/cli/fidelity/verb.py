@@ -21,7 +21,7 @@ from pipeline.families import FAMILIES
 from pipeline.fidelity.bounds import BOUNDS
 from pipeline.fidelity.files import frames_of_file
 from pipeline.fidelity.measured import Fidelity, compare
-from pipeline.fidelity.score import Part
+from pipeline.fidelity.score import FidelityPart
 from pipeline.fidelity.text import words_lost
 from pipeline.problems import BadInputError
 from serve.cli.common import Exit, Json, console, exit_on_error, print_json
@@ -55,7 +55,7 @@ def fidelity(
         flat = family is not None and family.engine == "camera"
         found = compare(frames, picture, fit=shown, prompt=asked, flat=flat, room=room)
         if read_text and (lost := words_lost(frames, picture, shown)) is not None:
-            found = replace(found, parts={**found.parts, Part.TEXT: lost})
+            found = replace(found, parts={**found.parts, FidelityPart.TEXT: lost})
         if as_json:
             print_json({"clip": str(clip), "still": str(still), "prompt": asked, **found.to_json()} | _notes(found))
         else:
@@ -102,7 +102,11 @@ def _print(found: Fidelity) -> None:
             "" if one.frame is None else str(one.frame),
         )
     console.print(table)
-    unknown = [part.value.replace("_", " ") for part in Part if part not in found.parts and part is not Part.TEXT]
+    unknown = [
+        part.value.replace("_", " ")
+        for part in FidelityPart
+        if part not in found.parts and part is not FidelityPart.TEXT
+    ]
     if unknown:
         console.print(f"  cannot be told here: {', '.join(unknown)}", style="dim", markup=False, soft_wrap=True)
     for note in found.notes:

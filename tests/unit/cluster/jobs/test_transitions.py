@@ -32,7 +32,6 @@ from cluster.store.transitions import PICKED, moves, values_of
 from tests.building import FLEET, Clock, draft, ended_with, objects, spec
 from tests.unit.cluster.jobs.facts import EVENTS, JOBS, TOLD, told
 
-
 SHORT = (Happening.MADE_AGAIN, Happening.FELL_SHORT)
 
 

@@ -16,7 +16,7 @@ from pipeline.families import FAMILIES
 from pipeline.fidelity.mask import product_mask
 from pipeline.fidelity.measured import Fidelity, compare, measurable
 from pipeline.fidelity.motion import AS_ASKED, SeenMotion, judge_motion
-from pipeline.fidelity.score import Part
+from pipeline.fidelity.score import FidelityPart
 from tests.fidelity.spoilt import FAULTS, Frames, GoodClip, good_clip
 
 EXAMPLES = Path(__file__).parents[4] / "examples" / "catalog"
@@ -43,7 +43,12 @@ def test_a_good_camera_clip_is_not_alarmed(place: int) -> None:
     found = judged(clip)
     assert [str(note) for note in found.notes] == [], clip.spec.prompt
     assert found.score.score > 0.5
-    assert {Part.FIRST_FRAME, Part.STRUCTURE, Part.COLOUR, Part.MOTION} <= found.parts.keys()
+    assert {
+        FidelityPart.FIRST_FRAME,
+        FidelityPart.STRUCTURE,
+        FidelityPart.COLOUR,
+        FidelityPart.MOTION,
+    } <= found.parts.keys()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -98,8 +103,8 @@ def test_what_nobody_can_tell_is_no_part() -> None:
     assert not mask.plain
     frames = np.stack([np.asarray(scene)] * 6)
     told = compare(frames, scene)
-    assert not told.parts.keys() & {Part.OUTLINE, Part.SECOND_PRODUCT, Part.MOTION}
-    assert told.parts[Part.FIRST_FRAME].value < 0.01
+    assert not told.parts.keys() & {FidelityPart.OUTLINE, FidelityPart.SECOND_PRODUCT, FidelityPart.MOTION}
+    assert told.parts[FidelityPart.FIRST_FRAME].value < 0.01
 
 
 def test_a_model_that_finds_products_goes_first() -> None:
@@ -129,7 +134,7 @@ def test_moves_of_the_camera_are_seen_in_their_direction(move: CameraMove) -> No
     frames, room = rendered(clip.still, spec)
     assert room > 0.5
     opposite = next(m for m in CameraMove if m != move and m.split()[0] == move.split()[0])
-    assert Part.MOTION in compare(frames, clip.still, prompt=f"camera {move}", flat=True, room=room).parts
+    assert FidelityPart.MOTION in compare(frames, clip.still, prompt=f"camera {move}", flat=True, room=room).parts
     for prompt, code in ((f"camera {move}", set()), (f"camera {opposite}", {"motion_opposite"})):
         told = compare(frames, clip.still, prompt=prompt, flat=True, room=room)
         assert {note.code for note in told.notes} == code, prompt

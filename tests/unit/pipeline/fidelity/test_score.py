@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.fidelity.bounds import BOUNDS
-from pipeline.fidelity.score import FidelityScore, Part, score_from
+from pipeline.fidelity.score import FidelityPart, FidelityScore, score_from
 
 SHARES = st.floats(0, 1)
 SCORES = st.builds(
     FidelityScore,
     score=SHARES,
-    parts=st.dictionaries(st.sampled_from([part.value for part in Part]), SHARES),
+    parts=st.dictionaries(st.sampled_from([part.value for part in FidelityPart]), SHARES),
     worst_frame=st.none() | st.integers(0, 999),
 )
 
@@ -34,8 +34,8 @@ def test_what_another_version_wrote_otherwise_is_no_score(value: object) -> None
     assert score_from(value) is None
 
 
-@given(st.sampled_from(list(Part)), st.floats(0, 1e3), st.floats(0, 1e3))
-def test_less_is_better_and_what_is_told_has_half_a_score_at_most(part: Part, one: float, other: float) -> None:
+@given(st.sampled_from(list(FidelityPart)), st.floats(0, 1e3), st.floats(0, 1e3))
+def test_less_is_better_and_what_is_told_has_half_a_score_at_most(part: FidelityPart, one: float, other: float) -> None:
     bound = BOUNDS[part]
     low, high = sorted((one, other))
     assert 0 <= bound.score(high) <= bound.score(low) <= 1

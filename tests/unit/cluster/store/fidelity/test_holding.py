@@ -141,7 +141,11 @@ def test_a_model_that_leaves_nothing_to_chance_is_not_asked_again(batch_store, r
 
 def test_equal_rows_are_made_again_together_and_rows_that_ask_for_less_keep_the_clip(batch_store, rendering, database):
     batch_id = hand_in(
-        batch_store, drafted(1, min_fidelity=0.7), drafted(2, min_fidelity=0.7), drafted(3), drafted(4, min_fidelity=0.3)
+        batch_store,
+        drafted(1, min_fidelity=0.7),
+        drafted(2, min_fidelity=0.7),
+        drafted(3),
+        drafted(4, min_fidelity=0.3),
     )
     rendering.render(batch_id, [0.4, 0.9])
     found = {job.number: job for job in batch_store.jobs(ME, batch_id)}
