@@ -5,8 +5,9 @@
 Camera clips of a catalog's stills are spoilt (`tests.fidelity.spoilt`), each fault in three strengths. Bounds were
 chosen on stills of odd numbers (`learnt`); the figures are of the even ones (`judged`). The catalog is 101 pictures of
 the sample shop dotnet/eShop (MIT); without it the eight of `examples/catalog` are taken. Aims: 90 % of each fault found
-at the middle strength, with one of its own codes; an alarm at 5 % of the good clips at the most; a second of one core for
-48 frames of 512p. Small random networks make noise, and are left out by name (`pipeline.fidelity.measured.measurable`).
+at the middle strength, with one of its own codes; an alarm at 5 % of the good clips at the most; a second of one core
+for 48 frames of 512p. Small random networks make noise, and are left out by name
+(`pipeline.fidelity.measured.measurable`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows that ask for a fidelity: made again within what they allow, the best kept, and held where none is good enough."""
+"""Rows that ask for a fidelity: made again within what they allow, the best kept, held where none is good enough."""
 
 from __future__ import annotations
 
