@@ -189,9 +189,8 @@ def draft(
         "noted": as_json(noted),
     }
     # Of the row, not of the clip: another list of profiles is the same clip.
-    asked: dict[str, Any] = {"strict": True} if defaults.strict else {}
+    asked = _fidelity_asked(incoming.row, defaults) | ({"strict": True} if defaults.strict else {})
     asked |= {"deliver": list(wanted)} if wanted or incoming.row.deliver is not None else {}
-    asked |= _fidelity_asked(incoming.row, defaults)
     return Draft(
         number=incoming.position,
         name=incoming.name,

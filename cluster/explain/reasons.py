@@ -244,7 +244,7 @@ def _of_review(job: Job) -> Explanation:
 
 
 def _of_fidelity(job: Job) -> Explanation:
-    """Of a job whose best clip is less true to its still than its row asks for."""
+    """Why a job waits whose best clip is less true to its still than its row asks for."""
     story = next(
         (note.message for note in job.notes if note.code == SHORT), "its clip fell short of what its row asks for"
     )

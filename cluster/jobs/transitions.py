@@ -49,7 +49,7 @@ class Happening(StrEnum):
     CLIP_LOST = "clip_lost"
     #: Another candidate of its row was picked.
     PASSED_OVER = "passed_over"
-    #: Its clip is less true to its still than its row asks for: another is made, or one of before is taken.
+    #: A clip was less true to its still than its row asks for: another is made, or one of before is taken.
     MADE_AGAIN = "made_again"
     #: And none of its clips is good enough: somebody looks at the best one.
     FELL_SHORT = "fell_short"

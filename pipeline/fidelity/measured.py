@@ -53,7 +53,7 @@ class Fidelity:
 
     @property
     def score(self) -> FidelityScore:
-        """As it is kept and shown."""
+        """The score as it is kept and shown."""
         scores = {part: BOUNDS[part].score(one.value) for part, one in self.parts.items()}
         worst = min(scores, key=scores.__getitem__, default=None)
         return FidelityScore(

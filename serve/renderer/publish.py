@@ -86,7 +86,7 @@ class PublishedClip:
     """A clip in storage, and what was judged of it."""
 
     objects: Objects
-    #: Those of before it was published, and those of its review.
+    #: What was noted before it was published, and by its review and its measure.
     notes: tuple[Note, ...]
     #: How true it is to its still and prompt; None where that was not measured.
     fidelity: FidelityScore | None
