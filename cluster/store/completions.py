@@ -85,9 +85,10 @@ def end(
     counts = Counts()
     published, shared = _publish(c, ended, now, counts)
     _move(c, ended, published, now)
-    hold_to_fidelity(c, now, [*asking(one.claim.job for one in ended if one.claim.attempt_id in published), *shared])
+    own = asking(one.claim.job for one in ended if one.claim.attempt_id in published)
+    short = hold_to_fidelity(c, now, [*own, *shared])
     for one, row in counting:
-        _tally(one, row, now, counts)
+        _tally(one, row, now, counts, short=one.claim.job.id in short)
     counts.write(database, c)
     used = [(one.claim.job.owner, row.kind, max(0, now - row.started_at)) for one, row in counting]
     add_use(database, c, now, used)
@@ -309,7 +310,7 @@ def _job_values(one: Completion, clip_id: str | None) -> dict[str, Any]:
     return values
 
 
-def _tally(one: Completion, row: Any, now: int, counts: Counts) -> None:
+def _tally(one: Completion, row: Any, now: int, counts: Counts, *, short: bool) -> None:
     claim, ended, transition = one.claim, one.ended, one.transition
     _count(counts, "attempts", claim, card_class=claim.card_class, outcome=ended.outcome)
     # Those that it recovered from on its card too; a renderer of before told of the last one only.
@@ -321,7 +322,9 @@ def _tally(one: Completion, row: Any, now: int, counts: Counts) -> None:
     if isinstance(ended, Stopped) and not transition.state.final:
         # A cancelled job is no preemption.
         counts.add("preemptions", outcome=ended.cause or "drain")
-    if transition.state.final:
+    if short:
+        _count(counts, "clips", claim, outcome="short")
+    elif transition.state.final:
         _count(counts, "clips", claim, outcome=transition.state)
     elif ended_by(transition) is Happening.PUBLISHED:
         _count(counts, "clips", claim, outcome="draft")

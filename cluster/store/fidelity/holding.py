@@ -31,20 +31,22 @@ from cluster.store.webhooks.again import watch_again
 from pipeline.fidelity.score import score_from
 
 _COMPLETED = select_jobs().where(among(jobs.c.id, "ids"), jobs.c.state == JobState.COMPLETED.value)
+_STILL_COMPLETED = sa.select(jobs.c.id).where(among(jobs.c.id, "ids"), jobs.c.state == JobState.COMPLETED.value)
 
 
-def hold_to_fidelity(c: Connection, now: int, job_ids: Collection[str]) -> None:
+def hold_to_fidelity(c: Connection, now: int, job_ids: Collection[str]) -> frozenset[str]:
     """Look at jobs that this transaction has completed, of those whose rows ask for a fidelity.
 
     One whose clip falls short is queued again with another seed, within what its row allows; where that is used up, the
     best of its clips is taken, and where that falls short too, it is held for a review with it. Nobody outside sees it
-    completed in between.
+    completed in between. Gives those that are not completed any more.
     """
     pending = list(job_ids)
     while pending:
         # Another seed's clip may be there already, and is looked at as well.
         found = [job_from(row) for row in c.execute(_COMPLETED, {"ids": pending})]
         pending = [job.id for job in found if _looked_at(c, now, job)]
+    return frozenset(job_ids) - set(c.scalars(_STILL_COMPLETED, {"ids": list(job_ids)})) if job_ids else frozenset()
 
 
 def asking(found: Iterable[Job]) -> list[str]:

@@ -71,7 +71,7 @@ def test_a_clip_that_is_good_enough_is_taken_at_once(batch_store, rendering, dat
     assert check(database) == []
 
 
-def test_another_seed_is_tried_and_the_first_that_is_good_enough_is_kept(batch_store, rendering, database):
+def test_another_seed_is_tried_and_the_first_that_is_good_enough_is_kept(batch_store, rendering, database, truth):
     batch_id = hand_in(batch_store, drafted(min_fidelity=0.7))
     rendering.render(batch_id, [0.4, 0.9])
     job = only(batch_store, batch_id)
@@ -79,6 +79,7 @@ def test_another_seed_is_tried_and_the_first_that_is_good_enough_is_kept(batch_s
     assert len(set(rendering.seeds)) == 2
     assert job.spec.seed == rendering.seeds[1]
     assert [(step.verb, step.seed) for step in job.reviewed] == [(AGAIN, rendering.seeds[0])]
+    assert [truth.tally("clips", outcome=outcome) for outcome in ("completed", "short")] == [1, 1]
     # Both were paid for.
     assert batch_store.batch(ME, batch_id).attempts == 2
     assert check(database) == []
