@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from cluster.jobs.model import Job
+from cluster.jobs.model import Job, ReviewStep
 from cluster.jobs.transitions import Verb
 from pipeline.families import FAMILIES
 from pipeline.fidelity.score import FidelityScore
@@ -74,7 +74,7 @@ def tried_clips(job: Job) -> tuple[tuple[int, str | None], ...]:
     if job.spec is None:
         return ()
     earlier = list(job.reviewed)
-    automatic = []
+    automatic: list[ReviewStep] = []
     while earlier and earlier[-1].verb == AGAIN:
         automatic.insert(0, earlier.pop())
     last = earlier[-1] if earlier else None
