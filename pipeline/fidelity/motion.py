@@ -121,13 +121,14 @@ def judge_motion(prompt: str, seen: SeenMotion, *, flat: bool, room: float = 1.0
     if seen.of(worst) < -SEEN * room:
         words = f"the prompt asks for {_named(worst)}, and the camera does the opposite"
         return MotionVerdict(code="motion_opposite", off=-seen.of(worst) / room, words=words)
-    if max(seen.of(move) for move in judged) >= SEEN * room or room < 0.5:
+    if max(seen.of(move) for move in judged) >= SEEN * room or room < 0.5 or _ORBITS & set(asked):
+        # A slow orbit shows little but a narrower product.
         return AS_ASKED
     first = _named(judged[0])
-    if how_far > 3 * SEEN and len(judged) == len(asked):
+    if how_far > 3 * SEEN:
         words = f"the prompt asks for {first}, and the camera makes {_named(found)}"
         return MotionVerdict(code="motion_other", off=how_far, words=words)
-    if how_far < SEEN and len(judged) == len(asked):
+    if how_far < SEEN:
         return MotionVerdict(code="motion_missing", off=0.5, words=f"the prompt asks for {first}, and nothing moves so")
     return AS_ASKED
 
