@@ -22,6 +22,9 @@ _LEAST_FOUND = 0.5
 #: How far a clip has to move for a move of it to be seen, in whole moves.
 SEEN = 0.1
 
+#: How far off each is, by the bounds of `FidelityPart.MOTION`: a missing move spoils a clip less than its opposite.
+_MISSING, _UNASKED, _OTHER, _OPPOSITE = 0.12, 0.12, 0.14, 0.16
+
 _M = CameraMove
 
 
@@ -75,7 +78,7 @@ class MotionVerdict:
 
     #: `motion_opposite`, `motion_other`, `motion_missing`, `motion_unasked`; empty where it did what was asked.
     code: str
-    #: How far it is off, in whole moves: the bounds of `FidelityPart.MOTION` are in these.
+    #: How far it is off: 0 is as asked, and from 0.1 on it is told.
     off: float
     words: str = ""
 
@@ -112,7 +115,7 @@ def judge_motion(prompt: str, seen: SeenMotion, *, flat: bool, room: float = 1.0
     if not asked:
         if static and how_far > 2 * SEEN:
             words = f"the prompt asks for a camera that stands still, and it makes {_share(how_far)} of a {found}"
-            return MotionVerdict(code="motion_unasked", off=how_far, words=words)
+            return MotionVerdict(code="motion_unasked", off=_UNASKED, words=words)
         return AS_ASKED
     judged = [move for move in asked if flat or move not in _ORBITS]
     if not judged:
@@ -120,16 +123,18 @@ def judge_motion(prompt: str, seen: SeenMotion, *, flat: bool, room: float = 1.0
     worst = min(judged, key=seen.of)
     if seen.of(worst) < -SEEN * room:
         words = f"the prompt asks for {_named(worst)}, and the camera does the opposite"
-        return MotionVerdict(code="motion_opposite", off=-seen.of(worst) / room, words=words)
+        return MotionVerdict(code="motion_opposite", off=max(_OPPOSITE, -seen.of(worst) / room), words=words)
     if max(seen.of(move) for move in judged) >= SEEN * room or room < 0.5 or _ORBITS & set(asked):
         # A slow orbit shows little but a narrower product.
         return AS_ASKED
     first = _named(judged[0])
     if how_far > 3 * SEEN:
         words = f"the prompt asks for {first}, and the camera makes {_named(found)}"
-        return MotionVerdict(code="motion_other", off=how_far, words=words)
+        return MotionVerdict(code="motion_other", off=_OTHER, words=words)
     if how_far < SEEN:
-        return MotionVerdict(code="motion_missing", off=0.5, words=f"the prompt asks for {first}, and nothing moves so")
+        return MotionVerdict(
+            code="motion_missing", off=_MISSING, words=f"the prompt asks for {first}, and nothing moves so"
+        )
     return AS_ASKED
 
 
