@@ -56,8 +56,9 @@ class Table:
         #: Values by part: of good clips, and of spoilt ones by fault at the middle strength.
         self.values: dict[str, dict[FidelityPart, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._good()
-        for fault in FAULTS:
-            for strength in strengths:
+        # The strength that is held to an aim first.
+        for strength in sorted(strengths, key=lambda one: one != MIDDLE):
+            for fault in FAULTS:
                 self._fault(fault, STRENGTHS.index(strength), most)
 
     def _keep(self, kind: str, found: Fidelity) -> None:

@@ -36,7 +36,7 @@ _OTHER_LEVELS, _AROUND = 22, 0.05
 #: Spread of levels up to which a background is smooth, and the share of it that has to be for the rest to be judged.
 _SMOOTH_LEVELS, _SMOOTH_SHARE = 8.0, 0.85
 #: Frames that are looked at for outlines and colours, evenly spread.
-_LOOKS = 12
+_LOOKS = 8
 #: Frames of one picture differ by this much of what others differ by, at the most.
 _STILL_SHARE, _STILL_LEVELS = 0.04, 0.004
 
@@ -227,25 +227,26 @@ def second_products(clip: LaidClip) -> Values:
     found = np.full(len(clip.laid), np.nan)
     if not clip.mask.known:
         return found
-    height, width = clip.mask.pixels.shape
-    reach = 2 * max(2, round(_AROUND * max(height, width))) + 1
-    beside = cv2.dilate(clip.mask.pixels.astype(np.uint8), np.ones((reach, reach), np.uint8)) == 0
-    own = cv2.GaussianBlur(clip.still, (0, 0), 1.0).astype(np.int16)
-    if not clip.mask.plain and not _smooth(_soft_grey(clip.still), beside):
+    height, width = (side // 2 for side in clip.mask.pixels.shape)
+    reach = 2 * max(1, round(_AROUND * max(height, width))) + 1
+    product = cv2.resize(clip.mask.pixels.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    beside = cv2.dilate(product, np.ones((reach, reach), np.uint8)) == 0
+    if not clip.mask.plain and not _smooth(cv2.resize(_soft_grey(clip.still), (width, height)), beside):
         return found
-    size = max(1, int(clip.mask.pixels.sum()))
+    own = cv2.resize(clip.still, (width, height), interpolation=cv2.INTER_AREA).astype(np.int16)
     for place in np.flatnonzero(clip.found):
-        where = beside & clip.shown[place]
+        shown = cv2.resize(clip.shown[place].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+        where = beside & (shown > 0)
         if where.sum() < 50:
             continue
-        off = cv2.GaussianBlur(clip.laid[place], (0, 0), 1.0).astype(np.int16) - own
+        off = cv2.resize(clip.laid[place], (width, height), interpolation=cv2.INTER_AREA).astype(np.int16) - own
         # Light that changes everywhere is no thing.
-        off -= np.median(off[where], axis=0).astype(np.int16)
+        off -= np.median(off[where][::5], axis=0).astype(np.int16)
         other = ((np.abs(off).max(axis=2) > _OTHER_LEVELS) & where).astype(np.uint8)
-        other = cv2.morphologyEx(other, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-        other = cv2.morphologyEx(other, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+        other = cv2.morphologyEx(other, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
+        other = cv2.morphologyEx(other, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
         count, _, areas, _ = cv2.connectedComponentsWithStats(other)
-        found[place] = float(areas[1:, cv2.CC_STAT_AREA].max()) / size if count > 1 else 0.0
+        found[place] = float(areas[1:, cv2.CC_STAT_AREA].max()) / max(1, int(product.sum())) if count > 1 else 0.0
     return found
 
 
