@@ -37,6 +37,8 @@ _OTHER_LEVELS, _AROUND = 22, 0.05
 _SMOOTH_LEVELS, _SMOOTH_SHARE = 8.0, 0.85
 #: Frames that are looked at for outlines and colours, evenly spread.
 _LOOKS = 8
+#: Steps beside one that tell of the pace of a clip.
+_PACE = 3
 #: Frames of one picture differ by this much of what others differ by, at the most.
 _STILL_SHARE, _STILL_LEVELS = 0.04, 0.004
 
@@ -211,7 +213,9 @@ def cuts(clip: LaidClip) -> Values:
             continue
         near = _beside(steps, place - 1)
         if clip.found[place - 1 : place + 1].all():
-            jumps[place] = steps[place - 1] if steps[place - 1] > 5 * np.median(near) else 0.0
+            # Two or three frames have no pace that one of them could leave.
+            sudden = len(near) >= _PACE and steps[place - 1] > 5 * np.median(near)
+            jumps[place] = steps[place - 1] if sudden else 0.0
         elif clip.found[place - 1 : place + 1].any() and place > 1:
             usual = float(np.median(_beside(changes, place - 1)))
             jumps[place] = 1.0 if changes[place - 1] > max(4.0, 4 * usual) else 0.0
