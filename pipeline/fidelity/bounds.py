@@ -50,7 +50,7 @@ BOUNDS: Mapping[FidelityPart, Bound] = MappingProxyType(
         # Share of the frame's diagonal.
         FidelityPart.CUT: Bound(good=0.015, told=0.03),
         # Share of the product's area.
-        FidelityPart.SECOND_PRODUCT: Bound(good=0.01, told=0.06),
+        FidelityPart.SECOND_PRODUCT: Bound(good=0.005, told=0.025),
         # How far the move is off what was asked for (`pipeline.fidelity.motion.MotionVerdict`).
         FidelityPart.MOTION: Bound(good=0.0, told=0.1),
     }
