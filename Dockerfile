@@ -3,7 +3,7 @@
 #   docker build --target cpu  --tag clipmill-cpu:0.1.0 .    head, Job, and renderers of models without weights
 #   docker build --target cuda --tag clipmill-cuda:0.1.0 .   renderers on NVIDIA cards
 # The cpu image has no torch. To emulate cards with diffusion models, build it with
-#   --build-arg CPU_EXTRAS=render,deliver,postgres,s3,marks --build-arg UV_FIND_LINKS=<where CPU wheels of torch are>
+#   --build-arg CPU_EXTRAS=render,deliver,fidelity,postgres,s3,marks --build-arg UV_FIND_LINKS=<where CPU wheels of torch are>
 
 ARG PYTHON_IMAGE=python:3.11-slim
 
@@ -20,7 +20,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 
 FROM build AS build-cpu
-ARG CPU_EXTRAS=deliver,postgres,s3,marks
+ARG CPU_EXTRAS=deliver,fidelity,postgres,s3,marks
 ARG UV_FIND_LINKS=
 RUN uv pip install --requirements pyproject.toml $(printf ' --extra %s' $(echo "${CPU_EXTRAS}" | tr , ' ')) \
         --constraints constraints.txt
@@ -28,7 +28,7 @@ COPY . .
 RUN uv pip install --no-deps .
 
 FROM build AS build-cuda
-RUN uv pip install --requirements pyproject.toml --extra render --extra postgres --extra s3 --extra marks \
+RUN uv pip install --requirements pyproject.toml --extra render --extra fidelity --extra postgres --extra s3 --extra marks \
         --constraints constraints.txt
 COPY . .
 RUN uv pip install --no-deps .

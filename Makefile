@@ -121,5 +121,5 @@ $(BASE): $(TOOLS) pyproject.toml constraints.txt
 	@touch $@
 
 $(DEV): $(TOOLS) pyproject.toml constraints.txt
-	$(UV_INSTALL) -e '.[render,deliver,postgres,s3,dev]'
+	$(UV_INSTALL) -e '.[render,deliver,fidelity,postgres,s3,dev]'
 	@touch $(BASE) $@

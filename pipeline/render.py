@@ -22,6 +22,8 @@ from pipeline.clips.review import review
 from pipeline.clips.stills import open_still
 from pipeline.families import Family, family_named
 from pipeline.families.layouts import Layout
+from pipeline.fidelity.report import FidelityReport, fidelity_of
+from pipeline.fidelity.score import FidelityScore
 from pipeline.marks.coded import coded_pictures
 from pipeline.marks.likeness import likeness_of
 from pipeline.models.model import Model, OnStep
@@ -43,6 +45,8 @@ class ClipFiles:
     frames_sha256: str
     #: What a person should know of the clip.
     notes: tuple[Note, ...] = ()
+    #: How true it is to its still and prompt; None where that was not measured.
+    fidelity: FidelityScore | None = None
 
 
 def render_frames(
@@ -74,11 +78,13 @@ def write_clip(
     facts: Mapping[str, Any],
     notes: Sequence[Note] = (),
     encoder: FrameEncoder | None = None,
+    still: Image.Image | None = None,
 ) -> ClipFiles:
     """Review and encode `frames` into `folder`; `facts` go into the provenance beside what is known here.
 
     `notes` were made before there were frames; those of the review join them. `encoder`: what has taken these frames
-    already and writes `folder / VIDEO`; without one they are encoded now.
+    already and writes `folder / VIDEO`; without one they are encoded now. `still`: RGB, as the model was given it; the
+    clip is measured against it (docs/fidelity.md), and without one it is not.
 
     Raises `pipeline.clips.encode.EncodeError`.
     """
@@ -86,19 +92,21 @@ def write_clip(
         with FrameEncoder(spec.fps, folder / VIDEO) as encoder:
             encoder.begin(frames)
             encoder.filled(len(frames))
-            return write_clip(frames, spec, folder, facts, notes, encoder)
+            return write_clip(frames, spec, folder, facts, notes, encoder, still)
     family = family_named(spec.family)
     # Beside the encoder, which may be some frames behind.
     encode_poster(frames, folder / "poster.jpg")
     encode_spritesheet(frames, folder / "spritesheet.jpg")
     findings = review(frames)
+    fidelity = _fidelity(frames, still, spec, facts)
     files = ClipFiles(
         video=folder / VIDEO,
         poster=folder / "poster.jpg",
         spritesheet=folder / "spritesheet.jpg",
         provenance=folder / "provenance.json",
         frames_sha256=encoder.finish(),
-        notes=distinct([*notes, *_unasked(findings, family, spec)]),
+        notes=distinct([*notes, *_unasked(findings, family, spec), *fidelity.notes]),
+        fidelity=fidelity.score,
     )
     provenance = {
         # By which a copy is known again, whatever became of its container.
@@ -115,12 +123,20 @@ def write_clip(
         },
         "frames_sha256": files.frames_sha256,
         "review": as_json(findings),
+        **({"fidelity": fidelity.facts} if fidelity.facts else {}),
         "notes": as_json(files.notes),
         "versions": versions(),
         **facts,
     }
     files.provenance.write_text(json.dumps(provenance, indent=2, sort_keys=True), encoding="utf-8")
     return files
+
+
+def _fidelity(frames: Frames, still: Image.Image | None, spec: ClipSpec, facts: Mapping[str, Any]) -> FidelityReport:
+    if still is None:
+        return FidelityReport(facts={})
+    read = facts.get("model")
+    return fidelity_of(frames, still, spec, read if isinstance(read, Mapping) else {})
 
 
 def _unasked(findings: Sequence[Note], family: Family, spec: ClipSpec) -> list[Note]:

@@ -196,6 +196,9 @@ class FarmArgs(BaseModel):
     public_url: Annotated[str, Field(pattern=r"^(https?://[^\s?#]+)?$", max_length=500)] = ""
     #: Whether files that the gateway hands out are marked as made by a machine (docs/marks.md); `off`: not at all.
     marks: Literal["auto", "off"] = "auto"
+    #: Whether finished clips are measured against still and prompt, and what is found is noted (docs/fidelity.md);
+    #: `off`: not at all.
+    fidelity: Literal["note", "off"] = "note"
     #: Rights that nobody but its owner gets to what the farm writes, in octal: `077`, or `027` where a group reads
     #: the storage too.
     umask: Annotated[str, Field(pattern="^[0-7]{3}$")] = "077"

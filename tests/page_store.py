@@ -27,6 +27,7 @@ from cluster.storage import Storage
 from cluster.store import BatchStore, Claim, Database, DispatchStore
 from cluster.store.schema import clips, jobs
 from pipeline.clips.clip import ResolutionClass
+from pipeline.fidelity.score import FidelityScore
 from pipeline.notes import Note, as_json
 from pipeline.problems import Problem
 from pipeline.units import GIB
@@ -69,11 +70,23 @@ class PageFarm:
     def claim(self, job: Job, card: str = "gpu0") -> Claim:
         return claim_one(self.dispatch, job, card)
 
-    def complete(self, job: Job, card: str = "gpu0", notes: Sequence[Note] = (), claim: Claim | None = None) -> None:
+    def complete(
+        self,
+        job: Job,
+        card: str = "gpu0",
+        notes: Sequence[Note] = (),
+        claim: Claim | None = None,
+        fidelity: FidelityScore | None = None,
+    ) -> None:
         """Render a job, as far as store and storage can tell."""
         claim = claim or self.claim(job, card)
         width, height = (job.spec.width, job.spec.height) if job.spec else SIZES[0]
-        ended = Completed(objects=objects(f"{job.id}/{claim.attempt_id}"), notes=tuple(notes), measured_bytes=3 * GIB)
+        ended = Completed(
+            objects=objects(f"{job.id}/{claim.attempt_id}"),
+            notes=tuple(notes),
+            measured_bytes=3 * GIB,
+            fidelity=fidelity,
+        )
         self.store_clip(ended.objects.video, ended.objects.poster, (width, height), job.number)
         provenance = (
             b'{"memory": {"predicted_bytes": 3006477107, "corrected_bytes": 3113851289, "measured_bytes": 3221225472},'

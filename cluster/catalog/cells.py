@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, get_args
 from pydantic import BaseModel, model_validator
 
 from cluster.catalog.times import read_duration, read_time
+from cluster.jobs.fidelity import MAX_REROLLS
 from pipeline.clips.clip import MAX_GUIDANCE, Autofix, Fit, ResolutionClass, Sampler, Tier, Upscale, autofixes_of
 from pipeline.delivery.profiles import profile_names_of
 from pipeline.families import family_named, parse_aspect
@@ -259,6 +260,8 @@ READERS: dict[str, Reader] = {
     "upscale": partial(_choice, Upscale),
     "within": _duration,
     "deliver": _deliver,
+    "min_fidelity": partial(number_of, minimum=0, maximum=1),
+    "rerolls": partial(_whole, minimum=0, maximum=MAX_REROLLS),
 }
 #: The columns this farm knows; every other one is carried along.
 COLUMNS = frozenset(READERS) | {"id"}

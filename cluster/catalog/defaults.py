@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from cluster.catalog.cells import JsonNumbers
 from cluster.catalog.review.rounds import Rounds
 from cluster.catalog.times import Duration
+from cluster.jobs.fidelity import DEFAULT_REROLLS, MAX_REROLLS
 from pipeline.clips.clip import Adapter, Autofixes, Fit, ResolutionClass, Sampler, Tier, Upscale
 from pipeline.delivery.profiles import ProfileNames
 from pipeline.families import FAMILIES
@@ -21,6 +22,10 @@ STRENGTH = 0.5
 
 def _is_none(value: object) -> bool:
     return value is None
+
+
+def _is_usual(value: object) -> bool:
+    return value == DEFAULT_REROLLS
 
 
 class FewStep(BaseModel):
@@ -104,6 +109,12 @@ class RowDefaults(JsonNumbers):
     # Left out where it is not asked for, as versions without it refuse it.
     deliver: ProfileNames = Field(default=(), exclude_if=operator.not_)
     """Delivery profiles that files are made for, where a row does not say: as a list or a text with commas."""
+    # Both are left out where they are not asked for, as versions without them refuse them.
+    min_fidelity: float | None = Field(default=None, ge=0, le=1, exclude_if=_is_none)
+    """The least score (0 to 1) that a clip's fidelity is taken with, where a row does not say: below it another seed is
+    tried, and where none is good enough the best clip waits for a review."""
+    rerolls: int = Field(default=DEFAULT_REROLLS, ge=0, le=MAX_REROLLS, exclude_if=_is_usual)
+    """With `min_fidelity`: clips that may be made besides the first one, where a row does not say."""
     not_before: int | None = Field(default=None, ge=0, lt=2**40)
     """UTC epoch seconds before which rows do not start."""
     # Left out where it is not asked for, as versions without it refuse it.

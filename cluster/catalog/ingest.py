@@ -189,7 +189,7 @@ def draft(
         "noted": as_json(noted),
     }
     # Of the row, not of the clip: another list of profiles is the same clip.
-    asked: dict[str, Any] = {"strict": True} if defaults.strict else {}
+    asked = _fidelity_asked(incoming.row, defaults) | ({"strict": True} if defaults.strict else {})
     asked |= {"deliver": list(wanted)} if wanted or incoming.row.deliver is not None else {}
     return Draft(
         number=incoming.position,
@@ -206,6 +206,14 @@ def draft(
         rounds=rounds if len(rounds) > 1 else (),
         row_number=incoming.number if incoming.row.candidates * incoming.row.prompts > 1 else None,
     )
+
+
+def _fidelity_asked(row: Row, defaults: RowDefaults) -> dict[str, Any]:
+    """What a row says of fidelity, or its batch for it: of the row, not of the clip."""
+    least = defaults.min_fidelity if row.min_fidelity is None else row.min_fidelity
+    if least is None:
+        return {}
+    return {"min_fidelity": least, "rerolls": defaults.rerolls if row.rerolls is None else row.rerolls}
 
 
 def _in_time(

@@ -29,6 +29,7 @@ from cluster.catalog.files import read_beside
 from cluster.catalog.names import Ids, elsewhere, id_fault, stem_of
 from cluster.catalog.tables import MAX_JSON_DEPTH, ManifestError, RawRecord, read_records, unreadable
 from cluster.catalog.times import Duration
+from cluster.jobs.fidelity import MAX_REROLLS
 from pipeline.clips.clip import Autofixes, Fit, ResolutionClass, Sampler, Tier, Upscale
 from pipeline.delivery.profiles import ProfileNames
 from pipeline.families import FAMILIES
@@ -153,6 +154,11 @@ class Row(JsonNumbers):
     steps, as far as the row does not say them, are chosen so; None: the batch's."""
     deliver: ProfileNames | None = Field(default=None, exclude_if=_is_none)
     """Delivery profiles that files are made for, as a list or a text with commas, or `none`; None: the batch's."""
+    min_fidelity: float | None = Field(default=None, ge=0, le=1, exclude_if=_is_none)
+    """The least score (0 to 1) that the clip's fidelity is taken with: below it another seed is tried; None: the
+    batch's."""
+    rerolls: int | None = Field(default=None, ge=0, le=MAX_REROLLS, exclude_if=_is_none)
+    """With `min_fidelity`: clips that may be made besides the first one; None: the batch's."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
     """Columns the farm does not know, for the provenance."""
     notes: tuple[Note, ...] = Field(default=(), exclude_if=_is_unset)

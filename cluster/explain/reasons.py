@@ -18,6 +18,7 @@ from cluster.explain.wait_words import WaitWords
 from cluster.explain.words import hour_text
 from cluster.fleet.cards import Fleet
 from cluster.fleet.quotas import OwnerShare
+from cluster.jobs.fidelity import SHORT
 from cluster.jobs.model import HoldReason, Job, JobState, Reason
 from cluster.jobs.transitions import Before, JobFacts, Verb, rule_for
 from cluster.scheduling.interactive import InteractiveTerms
@@ -232,9 +233,22 @@ def _of_held(job: Job, snapshot: Snapshot, now: float, estimates: TimeEstimates,
 
 
 def _of_review(job: Job) -> Explanation:
+    if not job.draft:
+        return _of_fidelity(job)
     following = job.rounds[-job.rounds_left].name if job.rounds and job.rounds_left else "next"
     text = f"Its draft (round {job.round or 'draft'}) is there, and somebody has to look at it: "
     text += f"approved it goes on to round {following}, rejected it ends, and a re-roll makes another draft."
+    words = ("approve it", f"clipmill approve {job.id}")
+    change = Remedy(kind=RemedyKind.APPROVE, text=words[0], command=words[1], starts=False)
+    return Explanation(job=job.id, state=job.state, reason=HoldReason.REVIEW.value, text=text, changes=(change,))
+
+
+def _of_fidelity(job: Job) -> Explanation:
+    """Why a job waits whose best clip is less true to its still than its row asks for."""
+    story = next(
+        (note.message for note in job.notes if note.code == SHORT), "its clip fell short of what its row asks for"
+    )
+    text = f"Its best clip is there, and somebody has to look at it: {story}."
     words = ("approve it", f"clipmill approve {job.id}")
     change = Remedy(kind=RemedyKind.APPROVE, text=words[0], command=words[1], starts=False)
     return Explanation(job=job.id, state=job.state, reason=HoldReason.REVIEW.value, text=text, changes=(change,))

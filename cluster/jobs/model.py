@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from pipeline.clips.clip import ClipSpec
+from pipeline.fidelity.score import FidelityScore
 from pipeline.notes import ADJUSTED, Note, distinct, notes_from
 from pipeline.problems import Problem
 
@@ -238,6 +239,8 @@ class Job:
     reviewed: tuple[ReviewStep, ...] = ()
     #: What was judged of its finished clip. Known to those who read for people only.
     clip_notes: tuple[Note, ...] = field(default=(), compare=False)
+    #: How true its finished clip is to still and prompt; None: not measured. Known to those who read for people only.
+    fidelity: FidelityScore | None = field(default=None, compare=False)
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -303,6 +306,8 @@ class Clip:
     expired_at: int | None = None
     #: What was judged of it when it was rendered.
     notes: tuple[Note, ...] = ()
+    #: How true it is to its still and prompt; None where that was not measured.
+    fidelity: FidelityScore | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

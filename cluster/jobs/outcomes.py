@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from cluster.jobs.model import HoldReason, JobState, Objects, Outcome, Reason, StoredCheckpoint
 from pipeline.families.layouts import Layout
+from pipeline.fidelity.score import FidelityScore
 from pipeline.kernels.measured import KernelRun
 from pipeline.notes import Note
 from pipeline.problems import Problem
@@ -63,6 +64,8 @@ class Completed(Ended):
     objects: Objects
     #: What was judged of the clip.
     notes: tuple[Note, ...] = ()
+    #: How true the clip is to its still and prompt; None where that was not measured.
+    fidelity: FidelityScore | None = None
     #: Predicted peak, and usable bytes of the card.
     predicted_bytes: int = 0
     usable_bytes: int = 0

@@ -50,7 +50,7 @@ class NextClip:
 
 
 def in_review(job: Job) -> bool:
-    """Whether a draft of the job waits for somebody who looks at it."""
+    """Whether a draft of the job, or a clip that fell short of what its row asks for, waits for somebody who looks."""
     return job.state is JobState.HELD and job.reason == HoldReason.REVIEW
 
 
@@ -62,7 +62,7 @@ def renewed(job: Job, verb: Verb, change: ReviewChange) -> NextClip | None:
     """
     if job.spec is None or job.still is None:
         return None
-    if verb is Verb.APPROVE and in_review(job) and job.rounds:
+    if verb is Verb.APPROVE and in_review(job) and job.rounds_left:
         following = job.rounds[-job.rounds_left]
         return _next_clip(job, following.spec, job.rounds, job.rounds_left - 1, following.noted, {})
     if verb is not Verb.REROLL:

@@ -49,6 +49,10 @@ class Happening(StrEnum):
     CLIP_LOST = "clip_lost"
     #: Another candidate of its row was picked.
     PASSED_OVER = "passed_over"
+    #: A clip was less true to its still than its row asks for: another is made, or one of before is taken.
+    MADE_AGAIN = "made_again"
+    #: And none of its clips is good enough: somebody looks at the best one.
+    FELL_SHORT = "fell_short"
     #: The job it waits for completed; failed or was cancelled; was put back after that.
     BEFORE_DONE = "before_done"
     BEFORE_LOST = "before_lost"
@@ -385,6 +389,11 @@ RULES: Mapping[Event, tuple[Rule, ...]] = {
         _to(_R, _R, Instruction.STOP, pick=Pick.LET_GO),
         *(_to(state, state, pick=Pick.LET_GO) for state in (_DONE, _FAILED, _GONE)),
     ),
+    Happening.MADE_AGAIN: (
+        _to(_DONE, _DONE, when=Guard.HAS_CLIP, renews=True),
+        _to(_DONE, _Q, Instruction.FRESH),
+    ),
+    Happening.FELL_SHORT: (_to(_DONE, _H, because=_REVIEW),),
     Happening.REQUEUED: (
         _to(_R, _GONE, Instruction.FAIL_AFTER, when=Guard.CANCELLING),
         _to(_R, _H, because=_PAUSED, when=Guard.PAUSING),

@@ -70,6 +70,8 @@ const orders = {
   state: (a, b) => a.state.localeCompare(b.state),
   size: (a, b) => b.width * b.height - a.width * a.height,
   long: (a, b) => b.seconds - a.seconds,
+  // What was not measured stands behind.
+  fidelity: (a, b) => (a.fidelity ?? 2) - (b.fidelity ?? 2),
 };
 let order = "number";
 const apply = () => {

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import jinja2
 
 from cluster.catalog.names import file_stem
+from pipeline.fidelity.score import FidelityScore
 from pipeline.notes import Note
 from pipeline.problems import Problem
 from pipeline.units import format_duration
@@ -73,6 +74,8 @@ class ResultRow:
     delivered: Mapping[str, str] = field(default_factory=dict)
     #: What was decided of it in review: `picked`, `round`, `rounds`, `candidates_of` and `steps`; empty: nothing was.
     review: Mapping[str, object] = field(default_factory=dict)
+    #: How true the clip is to its still and prompt; None where that was not measured.
+    fidelity: FidelityScore | None = None
 
     @property
     def shows_clip(self) -> bool:
@@ -119,6 +122,7 @@ def render(batch_name: str, rows: Sequence[ResultRow], summary: BatchSummary) ->
         facts=_summary_facts(rows, summary),
         looks=_look_counts(rows),
         worth=sum(bool(looks_of(row)) for row in rows),
+        measured=any(row.fidelity for row in rows),
         finished=_moment(summary.finished_at),
     )
 
@@ -179,6 +183,7 @@ def _tile(row: ResultRow) -> dict[str, object]:
         "remedy": row.problem.remedy if row.problem else "",
         "lossy": "; ".join(row.lossy),
         "look": [note.title for note in looks_of(row)],
+        "fidelity": None if row.fidelity is None else row.fidelity.score,
         "facts": facts_of(row),
     }
 
@@ -233,6 +238,7 @@ def facts_of(row: ResultRow) -> list[tuple[str, str]]:
         ("Seed", "" if row.seed is None else str(row.seed)),
         ("Model", row.model),
         ("Lossy", "; ".join(row.lossy)),
+        ("Fidelity", "" if row.fidelity is None else row.fidelity.words),
         *zip(["Worth a look", *[""] * len(looks)], looks, strict=False),
         ("Adjusted", "; ".join(note.message for note in row.noted if note.adjusted)),
         *zip(["Delivered", *[""] * len(row.delivered)], (f"{k}: {v}" for k, v in row.delivered.items()), strict=False),

@@ -10,6 +10,7 @@ from cluster.jobs.model import Clip, Job, JobState, Pick
 from cluster.results.contact_sheet import STATES, ResultRow
 from cluster.store import BatchStore
 from pipeline.clips.clip import NO_PROMPT
+from pipeline.fidelity.score import score_from
 from pipeline.notes import as_json, notes_from
 from pipeline.problems import Problem
 
@@ -34,6 +35,7 @@ class JobResult:
             "review": dict(self.row.review),
             "delivered": dict(self.row.delivered),
             "noted": as_json(self.row.noted),
+            "fidelity": self.row.fidelity.model_dump() if self.row.fidelity else None,
             "problem": self.row.problem.model_dump() if self.row.problem else None,
         }
         facts = {"job": self.job_id, "place": self.number, "updated_at": self.updated_at}
@@ -47,6 +49,7 @@ def result_from(value: Mapping[str, Any]) -> JobResult:
     """
     told = {name: one for name, one in dict(value["row"]).items() if name in _FIELDS}
     told["noted"] = notes_from(told.get("noted"))
+    told["fidelity"] = score_from(told.get("fidelity"))
     told["problem"] = Problem.model_validate(told["problem"]) if told.get("problem") else None
     told["lossy"] = tuple(told.get("lossy") or ())
     told["deliver"] = None if told.get("deliver") is None else tuple(told["deliver"])
@@ -110,6 +113,7 @@ def result_row(job: Job, clip: Clip | None, made_by: str | None = None) -> Resul
         image=str(job.row.get("image") or ""),
         extra=job.row.get("extra") or {},
         noted=notes,
+        fidelity=clip.fidelity if clip else None,
         lossy=spec.lossy if spec else (),
         video_key=clip.objects.video if clip else None,
         poster_key=clip.objects.poster if clip else None,

@@ -82,6 +82,7 @@ def _cells(row: ResultRow) -> dict[str, object]:
         "worth_a_look": "; ".join(dict.fromkeys(note.title for note in row.noted if note.worth_a_look)),
         "notes": "; ".join(note.message for note in row.noted),
         "note_codes": " ".join(dict.fromkeys(note.code for note in row.noted)),
+        "fidelity": "" if row.fidelity is None else row.fidelity.score,
         "field": problem.field if problem else "",
         "problem": problem.message if problem else "",
         "remedy": problem.remedy if problem else "",

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cluster.chunks import chunks
+from cluster.jobs.fidelity import terms_of
 from cluster.jobs.ids import new_id
 from cluster.jobs.model import Batch, Draft, HoldReason, JobState, Limits
 from cluster.jobs.transitions import Happening, Verb
@@ -16,6 +17,7 @@ from cluster.store.batch_reader import BatchReader
 from cluster.store.commands import CommandStore
 from cluster.store.counters import count
 from cluster.store.dependencies import resolve_names
+from cluster.store.fidelity.holding import hold_to_fidelity
 from cluster.store.lookup import require_batch
 from cluster.store.office import Office, read_office
 from cluster.store.rows import job_values
@@ -211,6 +213,8 @@ class BatchStore(BatchReader):
                     value |= {"state": JobState.CANCELLED.value, "reason": None, "clip_id": None}
             if values:
                 c.execute(sa.insert(jobs), values)
+            # A clip that is there may be less true than this row asks for.
+            hold_to_fidelity(c, now, [value["id"] for value in values if value["clip_id"] and terms_of(value["row"])])
             for value in values:
                 if outcome := _ENDED_ON_ARRIVAL.get(value["state"]):
                     count(

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from cluster.jobs.fidelity import terms_of
 from cluster.jobs.ids import new_ids
 from cluster.jobs.model import Claim, HoldReason, Job, JobState
 from cluster.jobs.outcomes import Completed, Ended, Lost, OutOfMemory, Stopped, TooBig, Transition
@@ -22,6 +23,7 @@ from cluster.store.claims import contents_of
 from cluster.store.counters import Counts
 from cluster.store.database import Database
 from cluster.store.dependencies import follow
+from cluster.store.fidelity.holding import asking, hold_to_fidelity
 from cluster.store.measurements import AnyMeasurements
 from cluster.store.rows import objects_value
 from cluster.store.schema import attempts, clips, jobs
@@ -81,10 +83,12 @@ def end(
     ended = [one for one, _ in counting]
     for_each(c, _END, [_attempt_values(one, row, now) for one, row in counting])
     counts = Counts()
-    published = _publish(c, ended, now, counts)
+    published, shared = _publish(c, ended, now, counts)
     _move(c, ended, published, now)
+    own = asking(one.claim.job for one in ended if one.claim.attempt_id in published)
+    short = hold_to_fidelity(c, now, [*own, *shared])
     for one, row in counting:
-        _tally(one, row, now, counts)
+        _tally(one, row, now, counts, short=one.claim.job.id in short)
     counts.write(database, c)
     used = [(one.claim.job.owner, row.kind, max(0, now - row.started_at)) for one, row in counting]
     add_use(database, c, now, used)
@@ -149,6 +153,7 @@ _SHARE = (
         values_of(Happening.PUBLISHED, sa.bindparam("now", type_=sa.BigInteger()))
         | {"clip_id": sa.bindparam("its_clip", type_=sa.String())}
     )
+    .returning(jobs.c.id, jobs.c.row)
 )
 
 
@@ -196,11 +201,16 @@ def _attempt_values(one: Completion, row: Any, now: int) -> dict[str, Any]:
     }
 
 
-def _publish(c: Connection, completions: Sequence[Completion], now: int, counts: Counts) -> dict[str, str]:
-    """Clip ids by attempt. Completes every waiting job of equal content, or has its draft reviewed."""
+def _publish(
+    c: Connection, completions: Sequence[Completion], now: int, counts: Counts
+) -> tuple[dict[str, str], list[str]]:
+    """(clip ids by attempt, ids of waiting jobs that were completed with them and ask for a fidelity).
+
+    Completes every waiting job of equal content, or has its draft reviewed.
+    """
     done = [one for one in completions if ended_by(one.transition) is Happening.PUBLISHED]
     if not done:
-        return {}
+        return {}, []
     there = _clips_there(c, done)
     new, revived, published = [], [], {}
     for fresh_id, one in zip(new_ids("clip", len(done)), done, strict=True):
@@ -210,7 +220,7 @@ def _publish(c: Connection, completions: Sequence[Completion], now: int, counts:
         clip_id = published[one.claim.attempt_id] = known.id if known else fresh_id
         values = {
             "attempt_id": one.claim.attempt_id,
-            "objects": objects_value(one.ended.objects, one.ended.notes),
+            "objects": objects_value(one.ended.objects, one.ended.notes, one.ended.fidelity),
             "created_at": now,
         }
         if known is None:
@@ -221,16 +231,17 @@ def _publish(c: Connection, completions: Sequence[Completion], now: int, counts:
         # Else equal rows have a clip already, and this one's objects are swept.
     for_each(c, _PUBLISH, new)
     for_each(c, _REVIVE, revived)
-    waited_for = _waited_for(c, done)
+    waited_for, sharing = _waited_for(c, done), list[str]()
     for one in done if waited_for else ():
         job = one.claim.job
         if (job.owner, job.content_key) not in waited_for:
             continue
         clip = {"its_clip": published[one.claim.attempt_id], "now": now}
-        shared = c.execute(_SHARE, clip | {"its_owner": job.owner, "its_key": job.content_key})
-        if shared.rowcount:
-            _count(counts, "clips", one.claim, outcome="shared", by=shared.rowcount)
-    return published
+        shared = c.execute(_SHARE, clip | {"its_owner": job.owner, "its_key": job.content_key}).all()
+        if shared:
+            _count(counts, "clips", one.claim, outcome="shared", by=len(shared))
+        sharing += [row.id for row in shared if terms_of(row.row) is not None]
+    return published, sharing
 
 
 def _clips_there(c: Connection, done: Sequence[Completion]) -> dict[tuple[str, str | None], Any]:
@@ -299,7 +310,7 @@ def _job_values(one: Completion, clip_id: str | None) -> dict[str, Any]:
     return values
 
 
-def _tally(one: Completion, row: Any, now: int, counts: Counts) -> None:
+def _tally(one: Completion, row: Any, now: int, counts: Counts, *, short: bool) -> None:
     claim, ended, transition = one.claim, one.ended, one.transition
     _count(counts, "attempts", claim, card_class=claim.card_class, outcome=ended.outcome)
     # Those that it recovered from on its card too; a renderer of before told of the last one only.
@@ -311,7 +322,9 @@ def _tally(one: Completion, row: Any, now: int, counts: Counts) -> None:
     if isinstance(ended, Stopped) and not transition.state.final:
         # A cancelled job is no preemption.
         counts.add("preemptions", outcome=ended.cause or "drain")
-    if transition.state.final:
+    if short:
+        _count(counts, "clips", claim, outcome="short")
+    elif transition.state.final:
         _count(counts, "clips", claim, outcome=transition.state)
     elif ended_by(transition) is Happening.PUBLISHED:
         _count(counts, "clips", claim, outcome="draft")

@@ -29,6 +29,7 @@ from cluster.jobs.model import (
 from cluster.store.bulk import among, is_one_of
 from cluster.store.schema import attempts, batches, clips, jobs
 from pipeline.clips.clip import ClipSpec
+from pipeline.fidelity.score import FidelityScore, score_from
 from pipeline.notes import Note, as_json, notes_from
 from pipeline.problems import Problem
 
@@ -62,10 +63,13 @@ def select_jobs() -> sa.Select[Any]:
     return sa.select(*JOB_COLUMNS).select_from(jobs.outerjoin(attempts, newest))
 
 
+#: What was judged of a clip, as `job_from` reads it.
+CLIP_JUDGEMENTS = (clips.c.objects["notes"].label("clip_notes"), clips.c.objects["fidelity"].label("clip_fidelity"))
+
+
 def with_clip_notes(query: sa.Select[Any]) -> sa.Select[Any]:
     """`query` of jobs, with what was judged of the clip that each has."""
-    judged = clips.c.objects["notes"].label("clip_notes")
-    return query.add_columns(judged).outerjoin(clips, clips.c.id == jobs.c.clip_id)
+    return query.add_columns(*CLIP_JUDGEMENTS).outerjoin(clips, clips.c.id == jobs.c.clip_id)
 
 
 #: Whole jobs of the parameter `ids`.
@@ -134,6 +138,7 @@ def job_from(row: Any) -> Job:
         pick=pick_from(row.picked),
         reviewed=tuple(ReviewStep(**one) for one in (row.review or {}).get("steps", ())),
         clip_notes=notes_from(getattr(row, "clip_notes", None)),
+        fidelity=score_from(getattr(row, "clip_fidelity", None)),
     )
 
 
@@ -176,6 +181,7 @@ def clip_from(row: Any) -> Clip:
         created_at=row.created_at,
         expired_at=row.expired_at,
         notes=notes_from(row.objects.get("notes")),
+        fidelity=score_from(row.objects.get("fidelity")),
     )
 
 
@@ -262,10 +268,14 @@ def job_values(
     }
 
 
-def objects_value(objects: Objects, notes: Sequence[Note] = ()) -> dict[str, Any]:
+def objects_value(
+    objects: Objects, notes: Sequence[Note] = (), fidelity: FidelityScore | None = None
+) -> dict[str, Any]:
     """JSON column value of a clip's objects, and of what was judged of it."""
-    # Left out where nothing was: versions without notes do not read them.
-    return dict(vars(objects)) | ({"notes": as_json(notes)} if notes else {})
+    # Left out where nothing was: versions without them do not read them.
+    judged = {"notes": as_json(notes)} if notes else {}
+    measured = {"fidelity": fidelity.model_dump()} if fidelity else {}
+    return dict(vars(objects)) | judged | measured
 
 
 def objects_from(value: Mapping[str, Any]) -> Objects:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from cluster.jobs.model import Clip, Job
 from cluster.store.database import Database
 from cluster.store.lookup import NoSuchJobError
-from cluster.store.rows import JOB_COLUMNS, as_shown, clip_from, job_from
+from cluster.store.rows import CLIP_JUDGEMENTS, JOB_COLUMNS, as_shown, clip_from, job_from
 from cluster.store.schema import attempts, batches, clips, jobs
 
 
@@ -65,8 +65,7 @@ def _select() -> sa.Select[Any]:
     attempt = (attempts.c.started_at, attempts.c.ended_at, attempts.c.card, attempts.c.measured_bytes)
     batch = (batches.c.source, batches.c.held.label("batch_held"))
     clip = (column.label(_PREFIX + column.name) for column in clips.c)
-    judged = clips.c.objects["notes"].label("clip_notes")
-    return sa.select(*JOB_COLUMNS, *attempt, *batch, *clip, judged).select_from(joined)
+    return sa.select(*JOB_COLUMNS, *attempt, *batch, *clip, *CLIP_JUDGEMENTS).select_from(joined)
 
 
 class _ClipColumns:

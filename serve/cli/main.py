@@ -18,6 +18,7 @@ from serve.cli.access.login import login, logout, whoami
 from serve.cli.check import check
 from serve.cli.feeds import show as feeds
 from serve.cli.feeds.publish import publish
+from serve.cli.fidelity.verb import fidelity
 from serve.cli.forecast import forecast_catalog
 from serve.cli.lint import lint
 from serve.cli.logs import logs
@@ -84,6 +85,7 @@ app.command()(whoami)
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(marks.app, name="marks")
 app.command()(verify)
+app.command()(fidelity)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from cluster.catalog.times import parse_time, read_duration
 from cluster.feeds.mapping import read_mapping
 from cluster.feeds.model import FeedImages, FeedOptions
 from cluster.feeds.reading import read_catalog
+from cluster.jobs.fidelity import DEFAULT_REROLLS, MAX_REROLLS
 from cluster.remote.policy import FetchPolicy
 from cluster.remote.stills import RemoteStills
 from cluster.results.ownership import twins, with_refusals
@@ -124,6 +125,17 @@ Deliver = Annotated[
         "your own (docs/deliveries.md).",
     ),
 ]
+MinFidelity = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Clips that are less true to their still (0 to 1) are made again from another seed (docs/fidelity.md).",
+    ),
+]
+Rerolls = Annotated[
+    int, typer.Option(min=0, max=MAX_REROLLS, help="With --min-fidelity: clips that may be made besides the first one.")
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse rows that their model cannot take, instead of adjusting them.")
 ]
@@ -187,6 +199,8 @@ class RowOptions(OptionGroup):
     fit: Annotated[Fit, typer.Option(help="How stills of another aspect are fitted.")] = Fit.CONTAIN
     autofix: MendStills = ""
     deliver: Deliver = ""
+    min_fidelity: MinFidelity = None
+    rerolls: Rerolls = DEFAULT_REROLLS
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of rows that name none.")] = None
     sampler: Sampler = None
     window: Window = 0

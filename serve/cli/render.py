@@ -360,6 +360,8 @@ def _summary(batch: Batch, rendered: int, failed: list[dict[str, Any]], sheet: P
         parts.append(f"{format_rows(len(failed))} failed")
     if writer.refused:
         parts.append(f"{format_rows(len(writer.refused))} not written")
+    if counts[JobState.HELD]:
+        parts.append(f"{counts[JobState.HELD]} to look at (`clipmill review`)")
     if counts[JobState.CANCELLED]:
         parts.append(f"{counts[JobState.CANCELLED]} cancelled")
     parts.append(f"{rendered} rendered now" if batch.attempts else "nothing had to be rendered")

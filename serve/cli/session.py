@@ -15,7 +15,7 @@ from cluster.catalog.ingest import FIRST_ROWS, IncomingRow, gather
 from cluster.catalog.manifest import Manifest
 from cluster.farm import Farm
 from cluster.fleet.cards import Beat, card_faults
-from cluster.jobs.model import Batch, Job, JobState
+from cluster.jobs.model import Batch, HoldReason, Job, JobState
 from cluster.remote.stills import RemoteStills
 from pipeline.memory.footprint import leanest
 from serve.cli.results import ResultsWriter
@@ -149,6 +149,14 @@ class FarmHost(threading.Thread):
         return not self.is_alive()
 
 
+def waits_for_people(batch: Batch) -> bool:
+    """Whether nothing of a batch is left but rows in review, and rows that wait for those."""
+    waiting = batch.held_by.get(HoldReason.REVIEW, 0)
+    held = waiting + batch.held_by.get(HoldReason.AFTER, 0)
+    moving = batch.counts[JobState.QUEUED] + batch.counts[JobState.RUNNING]
+    return waiting > 0 and not moving and held == batch.counts[JobState.HELD]
+
+
 class RenderSession:
     """Renders one batch to its end, running the farm of the home whenever no other process does."""
 
@@ -219,7 +227,7 @@ class RenderSession:
             if batch and read and not told:
                 told = True
                 on_read(batch.id)
-            if batch and batch.done and read:
+            if batch and read and (batch.done or waits_for_people(batch)):
                 self._writer.update(batch.id)
                 self._show(self._moment(batch, running, rows))
                 return batch

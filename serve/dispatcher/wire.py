@@ -14,6 +14,7 @@ from cluster.dispatch.protocol import CardFree, CheckpointFailed, CheckpointSave
 from cluster.jobs.model import Objects, Outcome, StoredCheckpoint
 from cluster.jobs.outcomes import ENDINGS, Ended, Overflow, Peak
 from pipeline.families.layouts import Layout
+from pipeline.fidelity.score import score_from
 from pipeline.kernels.measured import KernelRun
 from pipeline.notes import as_json, notes_from
 from pipeline.problems import Problem
@@ -53,6 +54,8 @@ def event_to_wire(event: Event) -> dict[str, Any]:
             # Only where there are some: versions without it do not know the key.
             if notes := body.pop("notes"):
                 body["notes"] = as_json(notes)
+            if (fidelity := body.pop("fidelity")) is not None:
+                body["fidelity"] = fidelity.model_dump()
             if body.pop("denoised"):
                 body["denoised"] = True
             if problem := getattr(event, "problem", None):
@@ -84,6 +87,7 @@ def event_from_wire(message: dict[str, Any]) -> Event | None:
             problem = body["problem"]
             body["problem"] = Problem(**{name: problem[name] for name in Problem.model_fields}) if problem else None
             body["notes"] = notes_from(body.get("notes"))
+            body["fidelity"] = score_from(body.get("fidelity"))
             body["peaks"] = tuple(_peaks(body.get("peaks", ())))
             body["kernel_runs"] = tuple(_kernel_runs(body.get("kernel_runs", ())))
             body["overflows"] = tuple(Overflow(**_known(Overflow, one)) for one in body.get("overflows", ()))

@@ -19,12 +19,13 @@ from cluster.fleet.fleet_file import Cards, FleetFile, cards_of, cards_of_roster
 from cluster.forecast.forecast import FleetChange, Forecast, KindUse, Order, RowForecast, Wanted, forecast
 from cluster.forecast.within import TimeChooser
 from cluster.jobs.after import judged
+from cluster.jobs.fidelity import terms_of
 from cluster.jobs.model import Draft
 from pipeline.clips.clip import Tier
 from pipeline.clips.refusals import MAX_STILL_PIXELS, MIN_STILL_SIDE
 from pipeline.clips.still_check import check_still, still_notes
 from pipeline.delivery.preflight import StillProduct, still_product
-from pipeline.families import FAMILIES
+from pipeline.families import FAMILIES, family_named
 from pipeline.notes import Note
 from pipeline.problems import BadInputError
 
@@ -149,6 +150,7 @@ def wanted_rounds(drafts: Iterable[Draft], *, named: bool = True) -> list[Wanted
     found: list[Wanted] = []
     seen: set[int] = set()
     for one in drafts:
+        found += _rerolls(one, named=named)
         problem = " ".join(map(str, one.problems)) or ""
         plain = Wanted(name=one.name, number=one.number, spec=one.spec, problem=problem, priority=one.priority)
         if not one.rounds:
@@ -161,6 +163,18 @@ def wanted_rounds(drafts: Iterable[Draft], *, named: bool = True) -> list[Wanted
             replace(plain, name=f"{one.name} ({each.name})" if named else one.name, spec=each.spec) for each in rounds
         ]
     return found
+
+
+def _rerolls(draft: Draft, *, named: bool) -> list[Wanted]:
+    """Clips that a row may have besides its last one, for the fidelity that it asks for: all that it allows.
+
+    How many of them it takes nobody knows before; whoever pays for them should.
+    """
+    terms, spec = terms_of(draft.row), draft.rounds[-1].spec if draft.rounds else draft.spec
+    if terms is None or spec is None or draft.problems or not family_named(spec.family).uses_seed:
+        return []
+    named_so = (f"{draft.name} (again {n})" if named else draft.name for n in range(1, terms.rerolls + 1))
+    return [Wanted(name=name, number=draft.number, spec=spec, priority=draft.priority) for name in named_so]
 
 
 def as_drafts(rows: Sequence[IncomingRow]) -> list[IncomingRow]:

@@ -63,7 +63,9 @@ def deletion_view(deletion: Deletion) -> dict[str, Any]:
 
 
 def job_view(job: Job) -> dict[str, Any]:
-    """A job as the API and `--json` show it. `noted`, where there is any, has the notes with their machine names."""
+    """A job as the API and `--json` show it. `noted` has the notes with their machine names,
+    and `fidelity` how true the clip is, where there are any.
+    """
     row = job.row
     # The row as it was before typed notes, for whoever reads it there; here it would say all of them twice.
     noted = {"noted": as_json(job.notes)} if job.clip_notes or row.get("noted") else {}
@@ -97,7 +99,8 @@ def job_view(job: Job) -> dict[str, Any]:
         "notes": [note.message for note in job.notes if not note.adjusted],
         "row": {name: value for name, value in row.items() if name != "noted"},
     }
-    return view | noted
+    measured = {"fidelity": job.fidelity.model_dump()} if job.fidelity else {}
+    return view | noted | measured
 
 
 def _review_view(job: Job) -> dict[str, Any]:

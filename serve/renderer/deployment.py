@@ -86,6 +86,7 @@ class Renderer:
             memory_wait=MemoryWait(patience_s=farm.hold_s),
             kernels=kernels,
             cuda_graphs=farm.cuda_graphs,
+            measures=farm.fidelity != "off",
         )
         #: Clips on the card or being published, by attempt.
         self._clips: dict[str, ActiveClip] = {}

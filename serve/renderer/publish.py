@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +16,7 @@ from cluster.jobs.model import Objects
 from cluster.storage import Storage, UnwritableError
 from pipeline.clips.arriving import FrameEncoder
 from pipeline.clips.frames import Frames
+from pipeline.fidelity.score import FidelityScore
 from pipeline.kernels.kernels import equality
 from pipeline.notes import Note
 from pipeline.private import ScratchFolder, scratch_folder
@@ -81,12 +81,33 @@ class ArrivingClip:
         self._stack.close()
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublishedClip:
+    """A clip in storage, and what was judged of it."""
+
+    objects: Objects
+    #: What was noted before it was published, and by its review and its measure.
+    notes: tuple[Note, ...]
+    #: How true it is to its still and prompt; None where that was not measured.
+    fidelity: FidelityScore | None
+
+
 class Publisher:
     """Publishes one clip at a time, beside the one that is rendered: frames of more would fill the host's memory."""
 
-    def __init__(self, storage: Storage, health: StorageHealth | None = None, patience_s: float = PATIENCE_S) -> None:
-        """`patience_s`: how long the files of a clip wait on this host for a storage that cannot be written."""
-        self._storage, self._patience_s = storage, patience_s
+    def __init__(
+        self,
+        storage: Storage,
+        health: StorageHealth | None = None,
+        patience_s: float = PATIENCE_S,
+        *,
+        measures: bool = True,
+    ) -> None:
+        """`patience_s`: how long the files of a clip wait on this host for a storage that cannot be written.
+
+        `measures`: clips are measured against their stills (`pipeline.fidelity`).
+        """
+        self._storage, self._patience_s, self._measures = storage, patience_s, measures
         self._health = health or StorageHealth(storage)
         #: The clip that is being published waits for storage to be writable.
         self.waits = False
@@ -108,14 +129,13 @@ class Publisher:
         self,
         clip: ActiveClip,
         arrived: ArrivingClip,
-        frames: Frames,
+        rendered: RenderedClip,
         facts: dict[str, Any],
-        notes: Sequence[Note] = (),
-    ) -> tuple[Objects, tuple[Note, ...]]:
+    ) -> PublishedClip:
         """Put the clip's video, poster, spritesheet and provenance (with `facts`) into storage.
 
-        `arrived` has taken all of `frames`, and may still be encoding the last of them. Gives where the objects are,
-        and `notes` with those of the review.
+        `arrived` has taken all of its frames, and may still be encoding the last of them. Meanwhile they are reviewed
+        and measured.
 
         While storage cannot be written they wait on this host, and with them the next clip for its turn. Raises
         `RenderStopped` where the clip is to stop before all is stored, `EncodeError`, `SwappedFileError`, and
@@ -123,7 +143,10 @@ class Publisher:
         """
         assignment = clip.assignment
         scratch = arrived.scratch
-        files = write_clip(frames, assignment.spec, scratch.path, facts, notes, arrived.encoder)
+        still = rendered.still if self._measures else None
+        files = write_clip(
+            rendered.frames, assignment.spec, scratch.path, facts, rendered.notes, arrived.encoder, still
+        )
         clip.check()
         # Keyed by attempt: a zombie that publishes after its lease overwrites nothing.
         prefix = f"clips/{assignment.job_id}/{assignment.attempt_id}"
@@ -137,7 +160,7 @@ class Publisher:
                 sizes[name] = found.st_size
                 self._put(clip, keys[name], source)
         objects = Objects(**keys, video_bytes=sizes["video"], frames_sha256=files.frames_sha256)
-        return objects, files.notes
+        return PublishedClip(objects=objects, notes=files.notes, fidelity=files.fidelity)
 
     def _put(self, clip: ActiveClip, key: str, path: str | Path) -> None:
         until = time.monotonic() + self._patience_s

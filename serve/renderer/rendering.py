@@ -18,6 +18,7 @@ from pipeline.clips.stills import decode_still
 from pipeline.devices.protocol import Device
 from pipeline.families import Stage, family_named
 from pipeline.families.layouts import Layout
+from pipeline.fidelity.measured import reduced
 from pipeline.memory.admission import Observation
 from pipeline.memory.footprint import Footprint, weights_on_card
 from pipeline.models.model import Model, OnStep, RenderStopped, Snapshot
@@ -50,6 +51,8 @@ class RenderedClip:
     """All frames of a clip, on the host, and how they came about."""
 
     frames: Frames
+    #: The still as the model was given it, RGB, no larger than measuring the clip takes.
+    still: Image.Image
     #: What the provenance says of the model.
     model: dict[str, Any]
     #: What a person should know of the clip before anybody has looked at its frames: how still and texts were read.
@@ -105,6 +108,7 @@ class LayoutRender:
                 read = model.notes(spec)
                 return RenderedClip(
                     frames=frames,
+                    still=reduced(fixed.image),
                     model={**model.describe(), **read},
                     notes=(
                         *still.notes,

@@ -85,8 +85,8 @@ class Worker:
     5. It is rendered (`rendering.LayoutRender`), in a leaner layout after an out-of-memory (`fallback.LayoutFallback`);
        checkpoints are written beside that (`checkpoints.CheckpointWriter`). Its frames are encoded as they come off
        the card (`publish.ArrivingClip`).
-    6. It waits until no other clip is being published, gives the card to the next clip, and is reviewed, encoded to
-       its end and put into storage with its provenance (`publish.Publisher`).
+    6. It waits until no other clip is being published, gives the card to the next clip, and is reviewed, measured
+       against its still, encoded to its end and put into storage with its provenance (`publish.Publisher`).
     7. Whatever came of it, also an exception in any of these, becomes one `Ended` (`_end`).
     """
 
@@ -102,8 +102,12 @@ class Worker:
         memory_wait: MemoryWait | None = None,
         kernels: KernelChoice = KernelChoice.EAGER,
         cuda_graphs: bool = False,
+        measures: bool = True,
     ) -> None:
-        """`kernels`: what models compute with on this card; `cuda_graphs`: compiled steps may be recorded."""
+        """`kernels`: what models compute with on this card; `cuda_graphs`: compiled steps may be recorded.
+
+        `measures`: finished clips are measured against their stills.
+        """
         #: Why this process cannot use its card any more; empty while it can.
         self._broken = ""
         self._every = every or CheckpointEvery()
@@ -118,7 +122,7 @@ class Worker:
         render = LayoutRender(device, self.model, self._observer, clock)
         self.fallback = LayoutFallback(identity, device, self.model, render, self._waiter)
         self.storage_health = StorageHealth(storage)
-        self._publisher = Publisher(storage, self.storage_health)
+        self._publisher = Publisher(storage, self.storage_health, measures=measures)
 
     @property
     def family(self) -> str | None:
@@ -209,12 +213,13 @@ class Worker:
             try:
                 clip.emit(CardFree())
                 clip.check()
-                objects, notes = self._publisher.publish(clip, arriving, rendered.frames, facts, rendered.notes)
+                published = self._publisher.publish(clip, arriving, rendered, facts)
             finally:
                 self._publisher.end_turn()
         return Completed(
-            objects=objects,
-            notes=notes,
+            objects=published.objects,
+            notes=published.notes,
+            fidelity=published.fidelity,
             measured_bytes=rendered.measured_bytes,
             predicted_bytes=rendered.predicted.peak_bytes,
             usable_bytes=self.device.usable_bytes(),

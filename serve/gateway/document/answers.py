@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.jobs.model import HoldReason, JobState, Pick
 from pipeline.delivery.verdicts import ProfileVerdict
+from pipeline.fidelity.score import FidelityScore
 from pipeline.notes import Note
 from pipeline.problems import Problem
 
@@ -257,6 +258,8 @@ class JobAnswer(DescribedAnswer):
     """What its manifest says: number, line, image, prompt, and columns that the farm does not know."""
     noted: list[Note] | None = None
     """Both kinds of notes with their codes, where there are any."""
+    fidelity: FidelityScore | None = None
+    """How true its clip is to still and prompt, where that was measured."""
 
 
 class ChangeFacts(DescribedAnswer):

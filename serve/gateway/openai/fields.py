@@ -43,7 +43,7 @@ PLAIN = (
         "window",
         "window_overlap",
     ),
-    *("step_cache", "motion_class", "from_draft", "strength", "upscale"),
+    *("step_cache", "motion_class", "from_draft", "strength", "upscale", "min_fidelity", "rerolls"),
 )
 #: Fields of other servers that change nothing here, with the values that ask for nothing.
 UNUSED: Mapping[str, tuple[object, ...]] = {

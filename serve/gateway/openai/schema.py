@@ -61,6 +61,11 @@ _FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "from_draft": ({"type": "boolean"}, "Start from the clip's own draft."),
     "strength": (_NUMBER, "With `motion_class` or `from_draft`: share of the steps done on the enlarged clip."),
     "upscale": ({"enum": [one.value for one in Upscale]}, "With these: what is enlarged."),
+    "min_fidelity": (_NUMBER, "0 to 1: a clip that is less true to the picture is made again from another seed."),
+    "rerolls": (
+        {"type": "integer", "minimum": 0},
+        "With `min_fidelity`: clips that may be made besides the first one.",
+    ),
 }
 _OTHERS = tuple(name for name in _FIELDS if name not in PLAIN and name not in RENAMED)
 

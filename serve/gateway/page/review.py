@@ -41,7 +41,10 @@ class ReviewClip:
     looks: Sequence[str]
     #: Why there is no finished clip of it; empty where there is one.
     why: str = ""
-    #: Place by its review, from 1: fewer findings first.
+    #: How true it is to still and prompt (0 to 1), for people and for the order; empty and 1 where not measured.
+    fidelity: str = ""
+    score: float = 1.0
+    #: Place by its review, from 1: fewer findings first, then what is truer to the still.
     rank: int = 1
     #: Whether its model can make another from another seed, reads prompts, and has guidance.
     has_seed: bool = False
@@ -112,7 +115,7 @@ def review_rows(farm: Farm, batch_id: str, limit: int = MOST_ROWS) -> tuple[list
 
 def _row(jobs: Sequence[Job], waiting: set[str], clips: dict[str, Clip]) -> ReviewRow:
     made = [_clip(job, clips.get(job.clip_id or ""), job.id in waiting) for job in jobs]
-    best = sorted(made, key=lambda one: (not one.waits, len(one.looks), one.job.number))
+    best = sorted(made, key=lambda one: (not one.waits, len(one.looks), -one.score, one.job.number))
     ranked = tuple(_ranked(one, place) for place, one in enumerate(best, start=1))
     name = jobs[0].name if jobs[0].row_number is None else _OF_ROW.sub("", min(jobs, key=lambda job: job.number).name)
     return ReviewRow(name=name, clips=ranked)
@@ -140,6 +143,8 @@ def _clip(job: Job, clip: Clip | None, waits: bool) -> ReviewClip:
         prompt=spec.prompt if spec and spec.prompt != NO_PROMPT else str(job.row.get("prompt") or ""),
         looks=[note.message for note in row.noted if note.worth_a_look],
         why=why_no_clip(row),
+        fidelity=row.fidelity.words if row.fidelity else "",
+        score=row.fidelity.score if row.fidelity else 1.0,
         has_seed=family is not None and family.uses_seed,
         reads_prompt=family is not None and family.uses_prompt,
         has_guidance=family is not None and family.max_steps > 1,

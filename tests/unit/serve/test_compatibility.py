@@ -60,9 +60,13 @@ def shape_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 #: Fields of a row that came later. Nobody has to send one, and nobody is sent one that says nothing.
-ADDED = {"seconds", "notes", "interactive", "autofix", "prompts", "prompt_number", "within", "deliver"}
+ADDED = {
+    *("seconds", "notes", "interactive", "autofix", "prompts", "prompt_number", "within", "deliver"),
+    *("min_fidelity", "rerolls"),
+}
 #: … of what rows get that say nothing themselves, and of batches.
-ADDED_DEFAULTS, ADDED_TO_BATCHES = {"interactive", "autofix", "rounds", "within", "deliver"}, {"webhook_url"}
+ADDED_DEFAULTS = {"interactive", "autofix", "rounds", "within", "deliver", "min_fidelity", "rerolls"}
+ADDED_TO_BATCHES = {"webhook_url"}
 #: … of commands to jobs, and commands themselves.
 ADDED_TO_COMMANDS, ADDED_VERBS = {"seed", "prompt", "negative_prompt", "guidance"}, {"reject", "reroll"}
 #: Query parameters that came later, all of them optional.

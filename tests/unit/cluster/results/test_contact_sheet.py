@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.results.contact_sheet import BatchSummary, ResultRow, file_url, render
+from pipeline.fidelity.score import FidelityScore
 from pipeline.notes import Note
 from pipeline.problems import Problem
 from pipeline.units import format_duration
@@ -110,6 +111,14 @@ def test_rows_worth_a_look_are_marked_counted_and_can_be_filtered():
     assert looks == [["Worth a look", STILL.message], ["", SMALL.message]]
     # Nothing to filter by where nothing is worth a look.
     assert [s.get("name") for s in page(row(noted=(UNUSED,))).all("select")] == ["state", "class", "sort"]
+
+
+def test_scores_are_facts_and_an_order_where_clips_were_measured():
+    sheet = page(row(fidelity=FidelityScore(score=0.42, parts={"colour": 0.42}, worst_frame=7)), row(2))
+    assert [r["fidelity"] for r in sheet.rows()] == [0.42, None]
+    assert ["Fidelity", "0.42, by its colour at frame 7"] in sheet.rows()[0]["facts"]
+    assert "fidelity" in [o.get("value") for o in sheet.all("option")]
+    assert "fidelity" not in [o.get("value") for o in page(row()).all("option")]
 
 
 def test_a_short_cut_and_an_adjustment_can_be_seen():

@@ -29,10 +29,11 @@ from cluster.jobs.transitions import (
 )
 from cluster.maintenance.audit import check
 from cluster.store import BatchStore, Completion, Database, DispatchStore
+from cluster.store.bulk import among
 from cluster.store.commands import CommandStore
 from cluster.store.rows import job_values, objects_value
 from cluster.store.schema import attempts, batches, clips, jobs
-from cluster.store.transitions import PICKED
+from cluster.store.transitions import PICKED, moves, values_of
 from pipeline.clips.clip import ClipSpec
 from tests.building import FLEET, PROBLEM, Clock, card, draft, objects, spec
 from tests.unit.cluster.jobs.facts import EVENTS, JOBS, TOLD, told
@@ -288,6 +289,11 @@ def make_happen(farm: Farm, event: Event) -> None:
         case Happening.REFUSED:
             for case in cases:
                 dispatch_store.refuse(found[case.id], Reason.NO_CARD_FITS, PROBLEM)
+        case Happening.MADE_AGAIN | Happening.FELL_SHORT:
+            # What falls short is looked at by ids (`cluster.store.fidelity.holding`), within another transaction.
+            with farm.database.write() as c:
+                mine = among(jobs.c.id, [case.id for case in cases])
+                c.execute(sa.update(jobs).where(mine, moves(event)).values(values_of(event, NOW)))
         case Happening.CLIP_LOST:
             farm.batch_store.forget_clips(ME, [farm.clip_id(case) for case in cases])
         case Happening.BEFORE_DONE:

@@ -15,7 +15,7 @@ from cluster.catalog.ingest import FIRST_ROWS
 from cluster.catalog.manifest import read_manifest
 from cluster.dispatch.retry import after_attempt
 from cluster.farm import Farm
-from cluster.jobs.model import JobState
+from cluster.jobs.model import Batch, BatchCounts, HoldReason, JobState
 from cluster.jobs.outcomes import Completed
 from cluster.jobs.transitions import Verb
 from cluster.results.export import ResultsError
@@ -25,7 +25,7 @@ from pipeline.units import GIB
 from serve.cli import render as render_module
 from serve.cli import session as session_module
 from serve.cli.results import ResultsWriter
-from serve.cli.session import FarmLostError, Moment, NoUsableCardError, RenderSession
+from serve.cli.session import FarmLostError, Moment, NoUsableCardError, RenderSession, waits_for_people
 from serve.cli.show import ProgressView
 from serve.embedded import FarmLock
 from serve.results_source import LocalResults
@@ -424,3 +424,28 @@ def test_the_page_is_there_while_other_rows_are_rendered(run, tmp_path: Path) ->
         work()
     assert "1 × c8" in page.read_text()
     assert session.close()
+
+
+def test_a_session_ends_when_nothing_but_reviews_is_left():
+    def batch(held_by: dict[HoldReason, int], **counts: int) -> Batch:
+        states = {JobState(name): number for name, number in counts.items()}
+        return Batch(
+            id="b",
+            owner="o",
+            name="",
+            created_at=0,
+            sealed=True,
+            source="",
+            attended_until=9,
+            counts=BatchCounts(by_state=states),
+            attempts=0,
+            held_by=held_by,
+        )
+
+    assert waits_for_people(batch({HoldReason.REVIEW: 2}, held=2, completed=5))
+    # What waits for a row in review cannot begin before it either.
+    assert waits_for_people(batch({HoldReason.REVIEW: 1, HoldReason.AFTER: 3}, held=4))
+    assert not waits_for_people(batch({HoldReason.REVIEW: 1}, held=1, queued=1))
+    assert not waits_for_people(batch({HoldReason.REVIEW: 1}, held=1, running=1))
+    assert not waits_for_people(batch({HoldReason.REVIEW: 1, HoldReason.PAUSED: 1}, held=2))
+    assert not waits_for_people(batch({}, completed=5))

@@ -11,6 +11,7 @@ from cluster.dispatch.protocol import Assignment, CardFree, CheckpointFailed, Ch
 from cluster.jobs.model import Objects, Outcome, StoredCheckpoint
 from cluster.jobs.outcomes import ENDINGS, Lost, Overflow, Peak
 from pipeline.families.layouts import Layout
+from pipeline.fidelity.score import FidelityScore
 from pipeline.kernels.kernels import KernelMode
 from pipeline.kernels.measured import KernelRun
 from pipeline.notes import Note
@@ -63,6 +64,12 @@ overflows = st.builds(
     card=texts,
 )
 notes = st.builds(Note, code=st.sampled_from(["black", "no_motion", "of_a_later_version"]), message=texts)
+fidelities = st.builds(
+    FidelityScore,
+    score=st.floats(0, 1),
+    parts=st.dictionaries(texts, st.floats(0, 1), max_size=3),
+    worst_frame=st.none() | numbers,
+)
 TOLD = {
     "detail": texts,
     "problem": st.none() | st.builds(Problem, field=texts, message=texts, remedy=texts),
@@ -83,6 +90,7 @@ TOLD = {
     "peaks": st.lists(peaks, max_size=2).map(tuple),
     "kernel_runs": st.lists(runs, max_size=2).map(tuple),
     "notes": st.lists(notes, max_size=2, unique=True).map(tuple),
+    "fidelity": st.none() | fidelities,
 }
 endings = st.one_of(
     st.builds(kind, **{field.name: TOLD[field.name] for field in fields(kind) if field.name in TOLD})
@@ -160,8 +168,8 @@ def test_a_newer_dispatcher_s_assignment_is_read_and_a_spec_that_is_half_known_i
 def test_an_ending_has_the_keys_that_renderers_and_dispatchers_of_other_versions_know():
     for kind in ENDINGS.values():
         ended = ended_with(kind.outcome)
-        # Notes are there only where something was judged.
-        assert set(event_to_wire(ended)) == {"event", "outcome", *TOLD} - {"notes", "denoised"}
+        # Notes and score are there only where something was judged.
+        assert set(event_to_wire(ended)) == {"event", "outcome", *TOLD} - {"notes", "denoised", "fidelity"}
     lost = {
         "event": "ended",
         "outcome": "lost",

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from cluster.jobs.model import JobState
 from cluster.jobs.transitions import Verb
+from pipeline.fidelity.score import FidelityScore
 from pipeline.notes import Note
 from serve.cli.main import app
 from serve.client import LocalClient, RemoteClient
@@ -68,6 +69,31 @@ def test_candidates_stand_side_by_side_the_best_first_and_those_to_come_are_told
     found = clips_on(http, batch.id)
     assert [one["data-name"] for one in found] == ["SKU-001-c2", "SKU-001-c1", "SKU-001-c3"]
     assert ["data-waits" in one for one in found] == [True, True, False]
+
+
+def test_of_candidates_with_equal_findings_the_truest_stands_first_and_says_so(it: PageFarm, http: TestClient):
+    batch = hand_in(it, 1, candidates=3)
+    for job, score in zip(it.jobs(batch.id), (0.6, 0.9, 0.7), strict=True):
+        it.complete(job, fidelity=FidelityScore(score=score, parts={"colour": score}, worst_frame=4))
+    assert [one["data-name"] for one in clips_on(http, batch.id)] == ["SKU-001-c2", "SKU-001-c3", "SKU-001-c1"]
+    page = http.get(f"/batches/{batch.id}/review", headers={"Accept": "text/html"}).text
+    assert "fidelity 0.60, by its colour at frame 4" in page
+    told = http.get(f"/v1/jobs/{named(it, batch.id, 'SKU-001-c2').id}").json()["fidelity"]
+    assert told == {"score": 0.9, "parts": {"colour": 0.9}, "worst_frame": 4}
+
+
+def test_a_clip_that_fell_short_is_shown_with_its_story_and_taken(it: PageFarm, http: TestClient):
+    batch = hand_in(it, 1, min_fidelity=0.8, rerolls=1)
+    for score in (0.3, 0.4):
+        [job] = it.jobs(batch.id)
+        it.complete(job, fidelity=FidelityScore(score=score, parts={"colour": score}))
+    [shown] = clips_on(http, batch.id)
+    assert "data-waits" in shown
+    page = http.get(f"/batches/{batch.id}/review", headers={"Accept": "text/html"}).text
+    assert "fidelity 0.8 is asked for, and the best of 2 clips has 0.40" in page
+    why = http.get(f"/v1/jobs/{job.id}/why").json()
+    assert "the best of 2 clips" in why["text"]
+    assert http.post(f"/v1/jobs/{job.id}/approve").json()["state"] == "completed"
 
 
 def test_the_file_of_a_draft_is_had_and_asked_for_again(it: PageFarm, http: TestClient):

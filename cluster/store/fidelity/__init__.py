@@ -1,0 +1,1 @@
+"""Completed jobs held to the fidelity that their rows ask for."""
