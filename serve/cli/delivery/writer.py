@@ -17,6 +17,7 @@ from cluster.results.deliveries import (
     DeliveredFile,
     DeliveryMaker,
     DeliveryTerms,
+    FetchedObjects,
     Finish,
     KeptDeliveries,
     actions_of,
@@ -242,6 +243,7 @@ def delivery_writer(
     They are marked as `source` marks clips, or by this machine where they come from another's farm.
     """
     # Made of clips as they were published: marks come last, on what was made.
+    objects: FetchedObjects
     if isinstance(source, LocalResults):
         objects, storage, marked = source.storage, source.storage, source.marked
     elif isinstance(source, RemoteResults):
