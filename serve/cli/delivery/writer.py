@@ -17,13 +17,14 @@ from cluster.results.deliveries import (
     DeliveredFile,
     DeliveryMaker,
     DeliveryTerms,
+    FetchedObjects,
     Finish,
     KeptDeliveries,
     actions_of,
     deliveries_key,
     refused_all,
 )
-from cluster.results.export import ClipObjects, ResultRow, write_delivery
+from cluster.results.export import ResultRow, write_delivery
 from cluster.results.marked import FileOrigin, MarkedObjects
 from cluster.results.ownership import NO_INPUTS, Inputs, RowRefusedError
 from cluster.storage import Storage, StorageError
@@ -259,7 +260,7 @@ def delivery_maker(
     this machine where they come from another's farm.
     """
     # Made of clips as they were published: marks come last, on what was made.
-    objects: ClipObjects
+    objects: FetchedObjects
     if isinstance(source, LocalResults):
         objects, storage, marked = source.storage, source.storage, source.marked
     elif isinstance(source, RemoteResults):

@@ -12,6 +12,7 @@ import pytest
 from cluster.maintenance.retention import is_ours
 from cluster.results.contact_sheet import ResultRow
 from cluster.results.deliveries import (
+    DeliveredFile,
     DeliveryMaker,
     DeliveryTerms,
     KeptDeliveries,
@@ -141,10 +142,9 @@ class Stamp:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, path: Path, row: ResultRow, profile: str) -> Path:
-        marked = path.with_suffix(".marked")
-        marked.write_bytes(path.read_bytes() + f"{self.name} {row.id} {profile}".encode())
-        return marked
+    def __call__(self, delivered: DeliveredFile, row: ResultRow, target: Path) -> None:
+        assert delivered.path is not None
+        target.write_bytes(delivered.path.read_bytes() + f"{self.name} {row.id} {delivered.profile}".encode())
 
 
 def test_files_lie_by_profile_with_their_verdict_and_are_written_once(storage: Storage, tmp_path: Path) -> None:
