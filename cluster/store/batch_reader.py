@@ -126,15 +126,37 @@ class BatchReader:
         Of a look that is full up, all that changed in its last second are there, so a caller can go on from it.
         """
         query = _shown_jobs().where(jobs.c.owner == owner, jobs.c.batch_id == batch_id, jobs.c.updated_at >= since)
-        order = (jobs.c.updated_at, jobs.c.number)
         with self.database.read() as c:
             held = require_batch(c, owner, batch_id).held
-            found = c.execute(query.order_by(*order).limit(limit)).all()
+            found = c.execute(query.order_by(*_CHANGED).limit(limit)).all()
             if len(found) == limit:
                 last = found[-1].updated_at
-                rest = query.where(jobs.c.updated_at == last).order_by(*order)
+                rest = query.where(jobs.c.updated_at == last).order_by(*_CHANGED)
                 found = [row for row in found if row.updated_at < last] + list(c.execute(rest))
             return [as_shown(job_from(row), held) for row in found]
+
+    def changes(self, owner: str, batch_id: str, since: int) -> list[tuple[str, int, str]]:
+        """Which jobs of a batch changed at or after `since` (UTC epoch seconds), oldest first: id, when, state.
+
+        The state is the job's own, whatever its batch is held for. Many times quicker than the jobs themselves.
+        """
+        query = sa.select(jobs.c.id, jobs.c.updated_at, jobs.c.state)
+        query = query.where(jobs.c.owner == owner, jobs.c.batch_id == batch_id, jobs.c.updated_at >= since)
+        with self.database.read() as c:
+            return [(row.id, row.updated_at, row.state) for row in c.execute(query.order_by(*_CHANGED))]
+
+    def jobs_of_ids(self, owner: str, batch_id: str, ids: Collection[str]) -> dict[str, Job]:
+        """Jobs of a batch by their ids, as they are shown; those that are not there are left out."""
+        if not ids:
+            return {}
+        query = _shown_jobs().where(jobs.c.owner == owner, jobs.c.batch_id == batch_id)
+        with self.database.read() as c:
+            held = require_batch(c, owner, batch_id).held
+            return {
+                row.id: as_shown(job_from(row), held)
+                for some in chunks(ids, _MANY)
+                for row in c.execute(query.where(jobs.c.id.in_(some)))
+            }
 
     def running(self, owner: str, batch_id: str) -> list[Job]:
         """Jobs of a batch that are being rendered."""
@@ -236,6 +258,9 @@ class BatchReader:
         beats = [Beat.read(row.beat) for row in rows]
         return sorted(beats, key=lambda b: (b.total_bytes, b.card))
 
+
+#: The order in which changes are told.
+_CHANGED = (jobs.c.updated_at, jobs.c.number)
 
 #: Attempts by which jobs are looked for, beside the newest one that every job is read with.
 _MADE = attempts.alias("made")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from anyio import CapacityLimiter
@@ -47,16 +46,11 @@ class Changes:
 
     since: int
     jobs: tuple[Job, ...]
+    #: Until when all changes are among those before and these. The store's clock counts whole seconds, and what
+    #: changed in the last ones is looked at again.
+    until: int
     #: False where there are more than a look holds.
     complete: bool
-
-    def known_until(self, now: int) -> int:
-        """Until when all changes are among those before and these; `now` by the store's clock, before they were read.
-
-        The store's clock counts whole seconds: what changed in the last ones is looked at again.
-        """
-        settled = now - SETTLED_S
-        return settled if self.complete else min(self.jobs[-1].updated_at + 1, settled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +58,13 @@ class BatchLook:
     """A batch as a stream sees it, and when by the store's clock."""
 
     batch: Batch
+    #: The batch as it is shown.
+    view: dict[str, Any]
     now: int
     running: tuple[Job, ...]
-    #: What changed since the look before that asked; None where it was not asked, for the counts are what they were.
-    changes: Changes | None
+    #: What changed lately.
+    changes: Changes
     _texts: dict[tuple[str, int, str], str] = field(default_factory=dict)
-
-    @cached_property
-    def view(self) -> dict[str, Any]:
-        """The batch as it is shown."""
-        return batch_view(self.batch)
 
     def told_job(self, job: Job) -> str:
         """The event of a job that changed: written once for all streams that look together."""
@@ -85,15 +76,19 @@ class BatchLook:
 
 #: Looks at a batch that nobody has asked for in so many seconds are forgotten: the next one begins anew.
 _FORGOTTEN_S = 60.0
+#: What changed is kept for so many seconds: streams do not look in step, and one that has missed a look finds it here.
+_RECENT_S = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """What the last look at a batch that asked for changes saw, and until when those are known."""
+    """What looks at a batch have seen so far."""
 
-    #: None where there were more than it could hold.
-    view: dict[str, Any] | None
-    until: int
+    #: At the last one that asked for changes.
+    view: dict[str, Any]
+    changes: Changes
+    #: All changes since `changes.since`, with their jobs; None for those of before the first look.
+    recent: Mapping[tuple[str, int, str], Job | None]
 
 
 @dataclass(kw_only=True)
@@ -138,27 +133,45 @@ class SharedLooks:
         return await asyncio.shield(looked.task)
 
     async def _look(self, owner: str, batch_id: str, known: _Known | None) -> BatchLook:
-        look = await run_sync(self._read, owner, batch_id, known, limiter=self._threads)
-        looked = self._looks.get((owner, batch_id))
-        if looked is not None and look.changes is not None:
-            until = look.changes.known_until(look.now)
-            looked.known = _Known(view=look.view if look.changes.complete else None, until=until)
+        look, known = await run_sync(self._read, owner, batch_id, known, limiter=self._threads)
+        if (looked := self._looks.get((owner, batch_id))) is not None:
+            looked.known = known
         return look
 
-    def _read(self, owner: str, batch_id: str, known: _Known | None) -> BatchLook:
+    def _read(self, owner: str, batch_id: str, known: _Known | None) -> tuple[BatchLook, _Known]:
         farm = self._farm.of(owner)
         # The clock after the batch: what changed in between is looked at again.
         batch, now = farm.batch(batch_id), farm.batch_store.now()
         running = () if batch.done else tuple(farm.batch_store.running(farm.owner, batch_id))
-        look = BatchLook(batch=batch, now=now, running=running, changes=None)
-        if known is not None and look.view == known.view:
-            return look
-        return replace(look, changes=_changes(farm, batch_id, known.until if known is not None else now - SETTLED_S))
+        view = batch_view(batch)
+        if known is None or known.view != view or not known.changes.complete:
+            known = _looked_again(farm, batch_id, view, now, known)
+        return BatchLook(batch=batch, view=view, now=now, running=running, changes=known.changes), known
 
 
-def _changes(farm: Farm, batch_id: str, since: int) -> Changes:
-    jobs = farm.batch_store.changed(farm.owner, batch_id, since, _MOST)
-    return Changes(since=since, jobs=tuple(jobs), complete=len(jobs) < _MOST)
+def _looked_again(farm: Farm, batch_id: str, view: dict[str, Any], now: int, known: _Known | None) -> _Known:
+    """What is known after asking for changes; whole rows are read of those that are new."""
+    since = known.changes.until if known else now - SETTLED_S
+    recent = {key: job for key, job in known.recent.items() if key[1] >= now - _RECENT_S} if known else {}
+    found = farm.batch_store.changes(farm.owner, batch_id, since)
+    new = [key for key in found if key not in recent]
+    if known is None:
+        # Thousands where a batch has just been handed in, which those who follow from now on know.
+        recent |= dict.fromkeys(new)
+        new = []
+    jobs = farm.batch_store.jobs_of_ids(farm.owner, batch_id, [key[0] for key in new[:_MOST]])
+    recent |= {key: jobs[key[0]] for key in new[:_MOST] if key[0] in jobs}
+    complete = len(new) <= _MOST
+    until = now - SETTLED_S if complete else min(new[_MOST][1], now - SETTLED_S)
+    told = sorted((job for job in recent.values() if job is not None), key=lambda job: (job.updated_at, job.number))
+    changes = Changes(
+        # Nothing was dropped of what this look found, however long ago the one before was.
+        since=min(since, max(now - _RECENT_S, known.changes.since)) if known else since,
+        jobs=tuple(told),
+        until=max(since, until),
+        complete=complete,
+    )
+    return _Known(view=view, changes=changes, recent=recent)
 
 
 async def follow(
@@ -220,7 +233,7 @@ class _Stream:
                     if not first and _change(job) not in self._sent:
                         texts.append(look.told_job(job))
                     self._sent.add(_change(job))
-            since = max(since, changes.known_until(look.now))
+            since = max(since, changes.until)
             self._sent = {key for key in self._sent if key[1] >= since}
             # Sent last, and remembered only where all jobs behind it were sent.
             if changes.complete:
@@ -238,10 +251,17 @@ class _Stream:
         return texts
 
     async def _changes(self, look: BatchLook, since: int) -> Changes:
-        if look.changes is not None and look.changes.since <= since:
+        if look.changes.since <= since:
             return look.changes
         # It comes back after a break, or fell behind.
-        return await run_sync(_changes, self._farm, self._batch_id, since, limiter=self._threads)
+        return await run_sync(_changes, self._farm, self._batch_id, since, look.now, limiter=self._threads)
+
+
+def _changes(farm: Farm, batch_id: str, since: int, now: int) -> Changes:
+    jobs = farm.batch_store.changed(farm.owner, batch_id, since, _MOST)
+    complete = len(jobs) < _MOST
+    until = now - SETTLED_S if complete else min(jobs[-1].updated_at + 1, now - SETTLED_S)
+    return Changes(since=since, jobs=tuple(jobs), until=max(since, until), complete=complete)
 
 
 def _change(job: Job) -> tuple[str, int, str]:

@@ -259,14 +259,21 @@ def _after(dispatch_store: DispatchStore, claim, ended: Ended):
     return after_attempt(dispatch_store.current_job(claim), ended, FLEET)
 
 
+def counted(farm: Farm, monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
+    """Write down each time that a store is asked for changes, by all streams (`changes`) or by one (`changed`)."""
+    store = type(farm.batch_store)
+    for name in ("changes", "changed"):
+        given = getattr(store, name)
+        monkeypatch.setattr(
+            store, name, lambda self, *words, given=given, name=name: asked.append(name) or given(self, *words)
+        )
+
+
 async def test_streams_that_look_together_ask_once_and_are_told_all(farm, monkeypatch):
     batch_id = hand_in(farm, 12)
     clock, asked, moments = Clock().set_on(farm.batch_store.database), [], Clock(0.0)
     moments.monotonic = moments.__call__
-    changed = type(farm.batch_store).changed
-    monkeypatch.setattr(
-        type(farm.batch_store), "changed", lambda self, *words: asked.append(words) or changed(self, *words)
-    )
+    counted(farm, monkeypatch, asked)
     looks = SharedLooks(farm, clock=moments, kept_s=0.5)
     streams = [follow(farm, batch_id, None, every_s=0, clock=moments, looks=looks) for _ in range(8)]
     # One that went on from before anything was handed in asks for itself, and then with the others.
@@ -301,16 +308,12 @@ async def test_more_than_a_look_holds_is_asked_for_once_by_all(farm, monkeypatch
     monkeypatch.setattr("serve.gateway.events._MOST", 3)
     clock, asked, moments = Clock().set_on(farm.batch_store.database), [], Clock(0.0)
     moments.monotonic = moments.__call__
-    changed = type(farm.batch_store).changed
-    monkeypatch.setattr(
-        type(farm.batch_store), "changed", lambda self, *words: asked.append(words) or changed(self, *words)
-    )
+    counted(farm, monkeypatch, asked)
     batch_id = hand_in(farm, 12)
     looks = SharedLooks(farm, clock=moments, kept_s=0.5)
     streams = [follow(farm, batch_id, None, every_s=0, clock=moments, looks=looks) for _ in range(6)]
     told = [[await anext(stream)] for stream in streams]
-    # Twelve rows of one second are one look's, however few it is to hold.
-    assert (len(asked), told[0][0].count("event:")) == (1, 1)
+    assert (asked, told[0][0].count("event:")) == (["changes"], 1)
     clock.now += 10
     moments.now += 10
     for job in farm.jobs(batch_id):
@@ -326,6 +329,7 @@ async def test_more_than_a_look_holds_is_asked_for_once_by_all(farm, monkeypatch
     names = [json.loads(line[6:])["name"] for line in "".join(told[0]).split("\n") if '"state": "cancelled"' in line]
     assert names == [f"row{number}" for number in range(1, 13)]
     assert all(text == told[0] for text in told)
+    assert asked == ["changes"] * len(asked)
     assert len(asked) <= looked + 1
 
 
