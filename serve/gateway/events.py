@@ -226,7 +226,7 @@ class _Stream:
         since = look.now if self._since is None else self._since
         texts = []
         if look.view != self._shown:
-            changes = await self._changes(look, since)
+            changes = await self._changes(look, since, alone=self._shown is None and not first)
             for job in changes.jobs:
                 if job.updated_at >= since:
                     # What it begins with is the batch as it stands.
@@ -250,10 +250,10 @@ class _Stream:
                 texts.append(_event("progress", _progress(job), since))
         return texts
 
-    async def _changes(self, look: BatchLook, since: int) -> Changes:
-        if look.changes.since <= since:
+    async def _changes(self, look: BatchLook, since: int, *, alone: bool) -> Changes:
+        if look.changes.since <= since and not alone:
             return look.changes
-        # It comes back after a break, or fell behind.
+        # It comes back after a break, and wants what others knew already, or it fell behind.
         return await run_sync(_changes, self._farm, self._batch_id, since, look.now, limiter=self._threads)
 
 
