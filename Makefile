@@ -57,7 +57,8 @@ integration: $(DEV) ## Run the tests that open browsers and databases, and then 
 
 slow: $(DEV) ## Run the unit tests that take long, some of which `make test` leaves out
 	CLIPMILL_SLOW_TESTS=1 $(BIN)/pytest -q -n $(WORKERS) --dist worksteal \
-		tests/unit/pipeline/models/hooks/test_compiling.py tests/unit/pipeline/models/test_whole_clip_on_a_card.py
+		tests/unit/pipeline/models/hooks/test_compiling.py tests/unit/pipeline/models/test_whole_clip_on_a_card.py \
+		tests/unit/cluster/store/test_table.py
 
 lint: $(DEV) ## Check style, types and the walls between the three floors
 	$(BIN)/ruff check .

@@ -62,7 +62,8 @@ def renewed(job: Job, verb: Verb, change: ReviewChange) -> NextClip | None:
     """
     if job.spec is None or job.still is None:
         return None
-    if verb is Verb.APPROVE and in_review(job) and job.rounds_left:
+    # Nothing is left of rounds, or there were none, where a clip that fell short is taken.
+    if verb is Verb.APPROVE and in_review(job) and job.rounds and job.rounds_left:
         following = job.rounds[-job.rounds_left]
         return _next_clip(job, following.spec, job.rounds, job.rounds_left - 1, following.noted, {})
     if verb is not Verb.REROLL:

@@ -17,7 +17,7 @@ from cluster.simulation.simulator import Options, find, main, simulate
 from cluster.store import DispatchStore
 
 #: Seeds played here; `make chaos SEEDS=10000` plays more.
-SEEDS = int(os.environ.get("CLIPMILL_TEST_SEEDS", "250"))
+SEEDS = int(os.environ.get("CLIPMILL_TEST_SEEDS", "125"))
 _CHUNK = 25
 #: Shorter than what `make chaos` plays, with as many faults: what happens in a minute happens in 36 s.
 SHORT = Options(jobs=8, minutes=0.6)

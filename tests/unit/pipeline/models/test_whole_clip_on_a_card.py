@@ -30,7 +30,7 @@ SAMPLERS = [
     pytest.param(
         name,
         sampler,
-        marks=() if place == 0 or (sampler in (Sampler.UNIPC, Sampler.LCM) and name != "wan2.2-5b") else slow,
+        marks=() if place == 0 or (sampler in (Sampler.UNIPC, Sampler.LCM) and name == "i2vgen-xl") else slow,
     )
     for name in FULL_SIZE
     for place, sampler in enumerate(family_named(name).samplers)
