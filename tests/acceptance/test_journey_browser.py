@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import signal
 import subprocess
 import zipfile
@@ -53,7 +54,7 @@ class Farm:
 
 @pytest.fixture(scope="module")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
-    """One farm, empty at first."""
+    """One farm for this module's tests, the first of which has it empty."""
     terminal = Terminal(tmp_path_factory.mktemp("journey"))
     found = Farm(terminal)
     found.start()
@@ -207,3 +208,31 @@ def test_from_a_folder_to_files_for_a_shop(farm: Farm, tabs: tuple[Any, Any], tm
     take_home(page, farm)
     page.goto(f"{farm.url}/cards")
     assert faults(page) == []
+
+
+def timed(farm: Farm, folder: Path, rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """Render rows of one picture with the small network, one after the other: (what became of each, whole seconds)."""
+    folder.mkdir()
+    draw_still(folder / "still.png", 7)
+    shared = {"image": "still.png", "prompt": "camera panning left", "model": "i2vgen-xl-tiny"}
+    lines = [json.dumps({"id": f"row-{n}", "seed": n} | shared | row) for n, row in enumerate(rows)]
+    (folder / "catalog.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    done = farm.terminal.run("submit", str(folder / "catalog.jsonl"), "--wait", "--json")
+    assert done.code == 0, done.out + done.err
+    took = farm.terminal.rows("SELECT job_id, ended_at - started_at FROM attempts WHERE outcome = 'completed'")
+    return [(job, dict(took)[job["id"]]) for job in done.json["jobs"]]
+
+
+def test_what_is_suggested_for_a_time_is_what_the_farm_does(farm: Farm, tmp_path: Path) -> None:
+    """After three quick clips of the class, one that is asked for by its time alone: class, steps and seconds."""
+    timed(farm, tmp_path / "first", [{"resolution_class": "256p", "steps": 6} for _ in range(3)])
+    still = tmp_path / "first" / "still.png"
+    words = ("suggest", "--image", str(still), "--model", "i2vgen-xl-tiny", "--within", "60", "--json")
+    (choice,) = farm.terminal.run(*words).json["choices"]
+    assert choice["in_time"], choice["reason"]
+    ((job, seconds),) = timed(farm, tmp_path / "chosen", [{"within": 60, "seed": 99}])
+    # A side is enlarged by no more than a quarter: of 320 pixels the smallest class is what the picture has to show.
+    assert (choice["class"], job["resolution_class"]) == ("256p", "256p")
+    assert (job["size"], job["steps"]) == (choice["size"], choice["steps"])
+    # Times in the store are whole seconds.
+    assert abs(choice["seconds"] - seconds) <= 0.2 * seconds + 1, (choice["reason"], seconds)

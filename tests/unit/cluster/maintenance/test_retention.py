@@ -37,9 +37,9 @@ class Kept(Storage):
         super().__init__(folder)
         self.folder, self.clock = folder, clock
 
-    def _put(self, key, source, *, replace):
+    def _put(self, key, source, *, replace, headers=None):
         there = (self.folder / key).exists()
-        super()._put(key, source, replace=replace)
+        super()._put(key, source, replace=replace, headers=headers)
         if not there or replace:
             os.utime(self.folder / key, (self.clock.now, self.clock.now))
 

@@ -278,6 +278,10 @@ def test_a_rejected_clip_that_is_taken_back_ends_no_batch_again(batch_store, dis
     assert told() == []
 
 
+#: What follows within the transaction that completed a row: nobody has seen it ended (`cluster.store.fidelity.holding`).
+AT_ONCE = {Happening.MADE_AGAIN, Happening.FELL_SHORT}
+
+
 def test_only_what_watches_again_brings_an_ended_row_back():
     # Whoever adds another way out of an end has it told again (`cluster.store.webhooks.again`), and then adds it here.
     brings_back = {
@@ -286,7 +290,7 @@ def test_only_what_watches_again_brings_an_ended_row_back():
         for rule in rules
         if rule.state in FINAL_STATES and rule.to is not None and rule.to is not rule.state
     }
-    assert brings_back == {Verb.RETRY, Verb.REROLL, Happening.CLIP_LOST, Happening.BEFORE_REVIVED}
+    assert brings_back - AT_ONCE == {Verb.RETRY, Verb.REROLL, Happening.CLIP_LOST, Happening.BEFORE_REVIVED}
 
 
 def test_only_what_watches_drafts_brings_a_waiting_row_to_another_one():
@@ -300,7 +304,7 @@ def test_only_what_watches_drafts_brings_a_waiting_row_to_another_one():
         and (rule.to is JobState.QUEUED or (rule.renews and rule.because is HoldReason.REVIEW))
     }
     watched = {Verb.APPROVE, Verb.RESUME, Verb.REROLL, Verb.RETRY, Happening.CLIP_LOST, Happening.BEFORE_DONE}
-    assert brings == watched
+    assert brings - AT_ONCE == watched
 
 
 @pytest.mark.parametrize("ends", ["completed", "failed", "cancelled"])
