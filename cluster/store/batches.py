@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -319,8 +320,10 @@ def _known_by(c: Connection, owner: str, key: str, fingerprint: str) -> str | No
 
 
 def _held_to_fidelity(c: Connection, now: int, batch: Any, values: Sequence[dict[str, Any]]) -> frozenset[str]:
-    """Hold rows of a chunk to what they ask for, as clips that are there may be less true; ids of those that are not
-    completed any more."""
+    """Hold rows of a chunk to what they ask for, as clips that are there may be less true.
+
+    Gives ids of those that are not completed any more.
+    """
     asking = [value for value in values if value["clip_id"] and terms_of(value["row"])]
     waits = {one["id"]: HoldReason.APPROVAL for one in asking if batch.needs_approval and one["number"] > batch.proof}
     ids = [value["id"] for value in asking]

@@ -147,9 +147,7 @@ _REVIVE = (
         expired_at=None,
     )
 )
-_OF_CONTENT = sa.and_(
-    jobs.c.owner == sa.bindparam("its_owner"), jobs.c.content_key == sa.bindparam("its_key")
-)
+_OF_CONTENT = sa.and_(jobs.c.owner == sa.bindparam("its_owner"), jobs.c.content_key == sa.bindparam("its_key"))
 _HELD = sa.select(jobs.c.id, jobs.c.reason).where(_OF_CONTENT, unindexed(jobs.c.state) == JobState.HELD.value)
 _SHARE = (
     sa.update(jobs)

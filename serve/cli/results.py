@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.feeds.writing import FeedWritten
+from cluster.jobs.model import JobState
 from cluster.results.contact_sheet import BatchSummary, ResultRow
 from cluster.results.export import PAGE, RowRefusedError, write_clip, write_deliveries_table, write_sheet, write_table
 from cluster.results.ownership import NO_INPUTS, Inputs, OutFolder, catalog_key, twins
@@ -137,7 +138,10 @@ class ResultsWriter:
         if feed is None or self.deliveries is None:
             return
         rows = [one.row for one in self._source.rows(batch_id)]
-        self.feed = feed, *feed.write(rows, self.deliveries.made, self._inputs, self.notes.append)
+        # What was delivered of a row that was made again, or let go of, since shows a clip that nobody wants any more.
+        done = {row.id for row in rows if row.state == JobState.COMPLETED}
+        made = {row_id: files for row_id, files in self.deliveries.made.items() if row_id in done}
+        self.feed = feed, *feed.write(rows, made, self._inputs, self.notes.append)
 
     def feed_text(self) -> list[str]:
         """What was done with the feed, for a terminal."""

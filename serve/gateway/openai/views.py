@@ -176,7 +176,7 @@ def _error_of(video: Video) -> dict[str, Any] | None:
     if job.state is JobState.CANCELLED:
         return {"code": "cancelled", "message": "it was cancelled", "param": None, "type": None}
     if fell_short(job):
-        words = next((note.message for note in job.notes if note.code == SHORT), "its clip waits for somebody who looks")
+        words = next((note.message for note in job.notes if note.code == SHORT), "its clip waits for a review")
         return {"code": SHORT, "message": f"{words}.", "param": "min_fidelity", "type": None}
     if job.state is not JobState.FAILED:
         return None
