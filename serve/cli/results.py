@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster.feeds.writing import FeedWritten
-from cluster.jobs.model import JobState
 from cluster.results.contact_sheet import BatchSummary, ResultRow
 from cluster.results.export import PAGE, RowRefusedError, write_clip, write_deliveries_table, write_sheet, write_table
 from cluster.results.ownership import NO_INPUTS, Inputs, OutFolder, catalog_key, twins
@@ -139,7 +138,7 @@ class ResultsWriter:
             return
         rows = [one.row for one in self._source.rows(batch_id)]
         # What was delivered of a row that was made again, or let go of, since shows a clip that nobody wants any more.
-        done = {row.id for row in rows if row.state == JobState.COMPLETED}
+        done = {row.id for row in rows if row.state == "completed"}
         made = {row_id: files for row_id, files in self.deliveries.made.items() if row_id in done}
         self.feed = feed, *feed.write(rows, made, self._inputs, self.notes.append)
 
