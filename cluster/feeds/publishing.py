@@ -95,13 +95,18 @@ class Publication:
         self._record = self._read()
         self._there = {one.key: one for one in storage.all_entries()}
         self.count = PublishCount()
-        #: Names that are there at the end of this run.
+        #: Names that are there at the end of this run, and those that are wanted, there or not.
         self.current: set[str] = set()
+        self._wanted: set[str] = set()
 
     @property
     def names_before(self) -> frozenset[str]:
         """Names of files that we published, in this run or before."""
         return frozenset(self._record.files)
+
+    def spare(self, names: Iterable[str]) -> None:
+        """Leave files of these names where they are, though this run sends none: those that take their places come."""
+        self._wanted.update(names)
 
     def plan(self, wanted: Iterable[WantedFile]) -> list[WantedFile]:
         """Give the files that have to be sent, and record them as begun. Names that are taken are refused.
@@ -110,6 +115,7 @@ class Publication:
         """
         to_send = []
         for one in wanted:
+            self._wanted.add(one.name)
             match self._standing(one):
                 case PublishStanding.SAME:
                     self.count.unchanged += 1
@@ -149,11 +155,11 @@ class Publication:
     def prune(self) -> list[str]:
         """Delete what we published for this catalog and is not wanted any more; gives the names. Raises `StorageError`.
 
-        What somebody else has put in its place since stays.
+        What somebody else has put in its place since stays, and so does a file for which none could be sent this time.
         """
         removed = []
         for name, published in list(self._record.files.items()):
-            if published.catalog != self._catalog or name in self.current:
+            if published.catalog != self._catalog or name in self._wanted:
                 continue
             found = self._there.get(name)
             if found is None or _is(published, found):

@@ -84,6 +84,15 @@ def tried_clips(job: Job) -> tuple[tuple[int, str | None], ...]:
     return (*found, (job.spec.seed, job.clip_id))
 
 
+def rejected(job: Job) -> bool:
+    """Whether the last that a person said of this very clip is that it is not wanted.
+
+    Who takes that back wants to decide again, and asks for no other clip.
+    """
+    last = job.reviewed[-1] if job.reviewed else None
+    return last is not None and last.verb == Verb.REJECT and last.clip_id == job.clip_id
+
+
 def may_reroll(job: Job) -> bool:
     """Whether another seed makes another clip of the job."""
     family = FAMILIES.get(job.spec.family) if job.spec else None

@@ -54,6 +54,11 @@ def in_review(job: Job) -> bool:
     return job.state is JobState.HELD and job.reason == HoldReason.REVIEW
 
 
+def fell_short(job: Job) -> bool:
+    """Whether a finished clip of the job, which is less true than its row asks for, waits for somebody who looks."""
+    return in_review(job) and not job.draft
+
+
 def renewed(job: Job, verb: Verb, change: ReviewChange) -> NextClip | None:
     """What becomes of the content of `job` by `verb`; None where it stays as it is.
 

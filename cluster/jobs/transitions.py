@@ -391,7 +391,8 @@ RULES: Mapping[Event, tuple[Rule, ...]] = {
     ),
     Happening.MADE_AGAIN: (
         _to(_DONE, _DONE, when=Guard.HAS_CLIP, renews=True),
-        _to(_DONE, _Q, Instruction.FRESH),
+        # An equal row's clip completed it before the row that it waits for has.
+        *_back(_DONE, Instruction.FRESH),
     ),
     Happening.FELL_SHORT: (_to(_DONE, _H, because=_REVIEW),),
     Happening.REQUEUED: (

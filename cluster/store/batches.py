@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -17,7 +18,7 @@ from cluster.store.batch_reader import BatchReader
 from cluster.store.commands import CommandStore
 from cluster.store.counters import count
 from cluster.store.dependencies import resolve_names
-from cluster.store.fidelity.holding import hold_to_fidelity
+from cluster.store.fidelity.holding import AskedBefore, hold_to_fidelity
 from cluster.store.lookup import require_batch
 from cluster.store.office import Office, read_office
 from cluster.store.rows import job_values
@@ -213,9 +214,10 @@ class BatchStore(BatchReader):
                     value |= {"state": JobState.CANCELLED.value, "reason": None, "clip_id": None}
             if values:
                 c.execute(sa.insert(jobs), values)
-            # A clip that is there may be less true than this row asks for.
-            hold_to_fidelity(c, now, [value["id"] for value in values if value["clip_id"] and terms_of(value["row"])])
+            short = _held_to_fidelity(c, now, batch, values)
             for value in values:
+                if value["id"] in short:
+                    value["state"] = JobState.CANCELLED.value if batch.sealed else JobState.QUEUED.value
                 if outcome := _ENDED_ON_ARRIVAL.get(value["state"]):
                     count(
                         self.database,
@@ -315,6 +317,18 @@ def _known_by(c: Connection, owner: str, key: str, fingerprint: str) -> str | No
     if known.fingerprint != fingerprint:
         raise IdempotencyConflictError(f"idempotency key {key!r} was used for another request; use a new key")
     return str(known.batch_id)
+
+
+def _held_to_fidelity(c: Connection, now: int, batch: Any, values: Sequence[dict[str, Any]]) -> frozenset[str]:
+    """Hold rows of a chunk to what they ask for, as clips that are there may be less true.
+
+    Gives ids of those that are not completed any more.
+    """
+    asking = [value for value in values if value["clip_id"] and terms_of(value["row"])]
+    waits = {one["id"]: HoldReason.APPROVAL for one in asking if batch.needs_approval and one["number"] > batch.proof}
+    ids = [value["id"] for value in asking]
+    before = AskedBefore(cancelled=frozenset(ids if batch.sealed else ()), held=waits)
+    return hold_to_fidelity(c, now, ids, before)
 
 
 def _clips_of(c: Connection, owner: str, drafts: Iterable[Draft]) -> dict[str, str]:

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from cluster.jobs.commands import SPARED, CardOrder, CardVerb, for_batch, give_order, reached
+from cluster.jobs.fidelity import terms_of
 from cluster.jobs.model import INTERACTIVE_FROM, INTERACTIVE_PRIORITY, HoldReason, JobState, Limits, Reason
 from cluster.jobs.review import ReviewChange, in_review, renewed, with_step
 from cluster.jobs.transitions import RULES, Event, Guard, Happening, Instruction, RefusedError, Verb
@@ -24,10 +25,20 @@ from cluster.store.bulk import Keyed, among
 from cluster.store.counters import count
 from cluster.store.database import Database
 from cluster.store.dependencies import follow, follow_batch
+from cluster.store.fidelity.holding import hold_to_fidelity
 from cluster.store.lookup import NoSuchJobError, glance_at, require_batch
 from cluster.store.rows import job_from, limits_of, review_value, select_jobs
 from cluster.store.schema import LIMITED, batches, card_orders, jobs
-from cluster.store.transitions import brings_back, goes_on, guard_sql, leads_to, moves, number_of_rule, values_of
+from cluster.store.transitions import (
+    brings_back,
+    finds_clip,
+    goes_on,
+    guard_sql,
+    leads_to,
+    moves,
+    number_of_rule,
+    values_of,
+)
 from cluster.store.webhooks.again import watch_again, watch_drafts
 from pipeline.clips.clip import ClipSpec
 from pipeline.memory.footprint import footprint
@@ -328,6 +339,7 @@ class CommandStore:
         if verb in _GO_ON:
             drafts = list(c.scalars(batches_of.where(which, goes_on(verb))))
         self._tally(c, verb, which)
+        completed = self._completed_by(c, verb, which)
         values = values_of(verb, now)
         if verb is Verb.PRIORITIZE:
             # What is interactive stays so.
@@ -336,7 +348,15 @@ class CommandStore:
         moved = int(c.execute(sa.update(jobs).where(which, moves(verb)).values(**values)).rowcount)
         watch_again(c, again)
         watch_drafts(c, drafts)
+        hold_to_fidelity(c, now, completed)
         return moved
+
+    def _completed_by(self, c: Connection, verb: Event, which: sa.ColumnElement[bool]) -> list[str]:
+        """Ids of jobs that the verb completes with a clip that is there, of those whose rows ask for a fidelity."""
+        if not any(rule.to is JobState.COMPLETED and rule.finds_clip for rule in RULES[verb]):
+            return []
+        found = c.execute(sa.select(jobs.c.id, jobs.c.row).where(which, finds_clip(verb)))
+        return [row.id for row in found if terms_of(row.row) is not None]
 
     def _tally(self, c: Connection, verb: Event, which: sa.ColumnElement[bool]) -> None:
         for state, outcome in ((JobState.CANCELLED, "cancelled"), (JobState.COMPLETED, "shared")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -23,7 +23,7 @@ from cluster.store.claims import contents_of
 from cluster.store.counters import Counts
 from cluster.store.database import Database
 from cluster.store.dependencies import follow
-from cluster.store.fidelity.holding import asking, hold_to_fidelity
+from cluster.store.fidelity.holding import AskedBefore, asking, hold_to_fidelity
 from cluster.store.measurements import AnyMeasurements
 from cluster.store.rows import objects_value
 from cluster.store.schema import attempts, clips, jobs
@@ -86,14 +86,20 @@ def end(
     published, shared = _publish(c, ended, now, counts)
     _move(c, ended, published, now)
     own = asking(one.claim.job for one in ended if one.claim.attempt_id in published)
-    short = hold_to_fidelity(c, now, [*own, *shared])
+    before = AskedBefore(
+        cancelled=frozenset(one.claim.job.id for one, row in counting if row.cancel_requested),
+        held=shared | {one.claim.job.id: row.hold_requested for one, row in counting},
+    )
+    short = hold_to_fidelity(c, now, [*own, *shared], before)
     for one, row in counting:
-        _tally(one, row, now, counts, short=one.claim.job.id in short)
+        job_id = one.claim.job.id
+        outcome = "cancelled" if job_id in before.cancelled else "short"
+        _tally(one, row, now, counts, instead=outcome if job_id in short else "")
     counts.write(database, c)
     used = [(one.claim.job.owner, row.kind, max(0, now - row.started_at)) for one, row in counting]
     add_use(database, c, now, used)
     measurements.record(database, c, now, learned)
-    follow(database, c, now, _awaited(c, [one.claim.job for one in ended if one.transition.state.final]))
+    follow(database, c, now, _awaited(c, [one.claim.job for one in ended if one.transition.state.final], shared))
     return written
 
 
@@ -141,11 +147,12 @@ _REVIVE = (
         expired_at=None,
     )
 )
+_OF_CONTENT = sa.and_(jobs.c.owner == sa.bindparam("its_owner"), jobs.c.content_key == sa.bindparam("its_key"))
+_HELD = sa.select(jobs.c.id, jobs.c.reason).where(_OF_CONTENT, unindexed(jobs.c.state) == JobState.HELD.value)
 _SHARE = (
     sa.update(jobs)
     .where(
-        jobs.c.owner == sa.bindparam("its_owner"),
-        jobs.c.content_key == sa.bindparam("its_key"),
+        _OF_CONTENT,
         is_one_of(unindexed(jobs.c.state), *_WAITING),
         moves(Happening.PUBLISHED),
     )
@@ -182,9 +189,12 @@ def _as_asked(one: Completion, row: Any) -> Completion:
     return replace(one, transition=obey(facts, one.transition))
 
 
-def _awaited(c: Connection, those: Sequence[Job]) -> list[str]:
-    """Jobs of these contents that others wait for: one completion may complete them all."""
-    return list(c.scalars(_AWAITED, contents_of(those) | {"ids": [job.id for job in those]}))
+def _awaited(c: Connection, those: Sequence[Job], shared: Iterable[str]) -> list[str]:
+    """Jobs of these contents that others wait for: one completion may complete them all.
+
+    Those of them that may have another content by now are named by their ids, as `shared`.
+    """
+    return list(c.scalars(_AWAITED, contents_of(those) | {"ids": [*(job.id for job in those), *shared]}))
 
 
 def _attempt_values(one: Completion, row: Any, now: int) -> dict[str, Any]:
@@ -203,14 +213,14 @@ def _attempt_values(one: Completion, row: Any, now: int) -> dict[str, Any]:
 
 def _publish(
     c: Connection, completions: Sequence[Completion], now: int, counts: Counts
-) -> tuple[dict[str, str], list[str]]:
-    """(clip ids by attempt, ids of waiting jobs that were completed with them and ask for a fidelity).
+) -> tuple[dict[str, str], dict[str, str | None]]:
+    """(clip ids by attempt, waiting jobs that were completed with them and ask for a fidelity: why each was held).
 
     Completes every waiting job of equal content, or has its draft reviewed.
     """
     done = [one for one in completions if ended_by(one.transition) is Happening.PUBLISHED]
     if not done:
-        return {}, []
+        return {}, {}
     there = _clips_there(c, done)
     new, revived, published = [], [], {}
     for fresh_id, one in zip(new_ids("clip", len(done)), done, strict=True):
@@ -231,16 +241,18 @@ def _publish(
         # Else equal rows have a clip already, and this one's objects are swept.
     for_each(c, _PUBLISH, new)
     for_each(c, _REVIVE, revived)
-    waited_for, sharing = _waited_for(c, done), list[str]()
+    waited_for, sharing = _waited_for(c, done), dict[str, str | None]()
     for one in done if waited_for else ():
         job = one.claim.job
         if (job.owner, job.content_key) not in waited_for:
             continue
+        content = {"its_owner": job.owner, "its_key": job.content_key}
+        held = {row.id: row.reason for row in c.execute(_HELD, content)}
         clip = {"its_clip": published[one.claim.attempt_id], "now": now}
-        shared = c.execute(_SHARE, clip | {"its_owner": job.owner, "its_key": job.content_key}).all()
+        shared = c.execute(_SHARE, clip | content).all()
         if shared:
             _count(counts, "clips", one.claim, outcome="shared", by=len(shared))
-        sharing += [row.id for row in shared if terms_of(row.row) is not None]
+        sharing |= {row.id: held.get(row.id) for row in shared if terms_of(row.row) is not None}
     return published, sharing
 
 
@@ -310,7 +322,7 @@ def _job_values(one: Completion, clip_id: str | None) -> dict[str, Any]:
     return values
 
 
-def _tally(one: Completion, row: Any, now: int, counts: Counts, *, short: bool) -> None:
+def _tally(one: Completion, row: Any, now: int, counts: Counts, *, instead: str) -> None:
     claim, ended, transition = one.claim, one.ended, one.transition
     _count(counts, "attempts", claim, card_class=claim.card_class, outcome=ended.outcome)
     # Those that it recovered from on its card too; a renderer of before told of the last one only.
@@ -322,8 +334,9 @@ def _tally(one: Completion, row: Any, now: int, counts: Counts, *, short: bool) 
     if isinstance(ended, Stopped) and not transition.state.final:
         # A cancelled job is no preemption.
         counts.add("preemptions", outcome=ended.cause or "drain")
-    if short:
-        _count(counts, "clips", claim, outcome="short")
+    if instead:
+        # Its clip was less true than its row asks for.
+        _count(counts, "clips", claim, outcome=instead)
     elif transition.state.final:
         _count(counts, "clips", claim, outcome=transition.state)
     elif ended_by(transition) is Happening.PUBLISHED:

@@ -111,6 +111,12 @@ def brings_back(event: Event) -> sa.ColumnElement[bool]:
     return number_of_rule(event).in_(leaves)
 
 
+def finds_clip(event: Event) -> sa.ColumnElement[bool]:
+    """Whether the event completes this row of `jobs` with a clip that it had not before."""
+    rules = enumerate(RULES[event])
+    return number_of_rule(event).in_([n for n, r in rules if r.to is JobState.COMPLETED and r.finds_clip])
+
+
 def goes_on(event: Event) -> sa.ColumnElement[bool]:
     """Whether after the event a draft of this row of `jobs` may come that nobody has looked at."""
     comes = [n for n, rule in enumerate(RULES[event]) if not rule.keeps and _comes_to_a_clip(rule)]

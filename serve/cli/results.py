@@ -137,7 +137,10 @@ class ResultsWriter:
         if feed is None or self.deliveries is None:
             return
         rows = [one.row for one in self._source.rows(batch_id)]
-        self.feed = feed, *feed.write(rows, self.deliveries.made, self._inputs, self.notes.append)
+        # What was delivered of a row that was made again, or let go of, since shows a clip that nobody wants any more.
+        done = {row.id for row in rows if row.state == "completed"}
+        made = {row_id: files for row_id, files in self.deliveries.made.items() if row_id in done}
+        self.feed = feed, *feed.write(rows, made, self._inputs, self.notes.append)
 
     def feed_text(self) -> list[str]:
         """What was done with the feed, for a terminal."""

@@ -38,6 +38,8 @@ from serve.cli.feeds.output import (
 from serve.cli.marks.option import NoMarks, source_with_marks
 from serve.cli.options import Deliver, with_option_groups
 
+#: States of rows whose clips are still to come.
+_COMING = ("queued", "running", "held")
 #: Problems that a terminal shows.
 _SHOWN = 10
 
@@ -132,6 +134,9 @@ class _Run:
     def send(self) -> None:
         """Send what is not there as it should be. Raises `StorageError` where the target cannot be used."""
         done = [row for row in self.rows if row.state == "completed" and row.video_key is not None]
+        # Whoever prunes while clips are still made, or wait for somebody, takes nothing from the public for that.
+        coming = [row for row in self.rows if row.state in _COMING]
+        self.publication.spare(self.name_of(row, name) for row in coming for name in self.maker.keys_of(row))
         self.problems |= collisions_of(done, self.maker.terms, self.name_of)
         wanted = self._wanted([row for row in done if row.id not in self.problems])
         check_names({one.name for files in wanted.values() for one in files.values()})

@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse
 from cluster.catalog.defaults import Defaults, FewStep
 from cluster.catalog.ingest import IncomingRow
 from cluster.farm import Farm
+from cluster.jobs.fidelity import SHORT
 from cluster.jobs.model import JobState
 from cluster.jobs.review import in_review
 from cluster.jobs.transitions import Verb
@@ -36,7 +37,7 @@ from serve.gateway.openai.body import Reference, read_body, reference_of
 from serve.gateway.openai.content import Variant, answer_with, file_of
 from serve.gateway.openai.fields import VideoRequest, param_of, read_fields
 from serve.gateway.openai.schema import VIDEO_BODY
-from serve.gateway.openai.views import page_view, poll_after_ms, video_view
+from serve.gateway.openai.views import has_ended, page_view, poll_after_ms, video_view
 
 #: Pictures that are looked at, at once.
 _STILLS_AT_ONCE = 4
@@ -51,7 +52,7 @@ _LOOKING = 2
 _NO_RETRY = {"x-should-retry": "false"}
 
 #: Status of the answer to whoever waited for what did not come, by the reason; others are the farm's fault.
-_STATUS_OF = {"cancelled": 409, "invalid": 422, "no_card_fits": 422}
+_STATUS_OF = {"cancelled": 409, "invalid": 422, "no_card_fits": 422, SHORT: 409}
 
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 
@@ -179,12 +180,12 @@ def _add_sync(routes: APIRouter, maker: _Maker, settings: VideoSettings) -> None
         """Make one clip of one picture and wait: answers with the file, or after `timeout_s` with a 504 naming it."""
         video, asked = await maker.make(request, farm, idempotency_key)
         end = time.monotonic() + (SYNC_S if asked.timeout_s is None else asked.timeout_s)
-        while not video.job.state.final and time.monotonic() < end:
+        while not has_ended(video.job) and time.monotonic() < end:
             await asyncio.sleep(LOOK_S)
             video = await run_sync(find_video, farm, video.job.id, limiter=looking)
         view = video_view(video, keep_days=settings.keep_days)
         headers = {**_NO_RETRY, "X-Video-Id": video.job.id}
-        if not video.job.state.final:
+        if not has_ended(video.job):
             problem = Problem(
                 field="timeout_s",
                 message=f"{video.job.id} is not done yet",

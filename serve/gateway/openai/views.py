@@ -7,7 +7,9 @@ from typing import Any
 
 from cluster.catalog.uploads import UploadedManifest
 from cluster.explain.reasons import why_failed
-from cluster.jobs.model import JobState
+from cluster.jobs.fidelity import SHORT
+from cluster.jobs.model import Job, JobState
+from cluster.jobs.review import fell_short
 from cluster.store.videos import Video
 from pipeline.families import Family
 from pipeline.notes import as_json, distinct
@@ -30,6 +32,11 @@ _STATUS = {
 }
 
 
+def has_ended(job: Job) -> bool:
+    """Whether nothing more comes of a video unless somebody decides."""
+    return job.state.final or fell_short(job)
+
+
 def video_view(video: Video, *, keep_days: float | None = None) -> dict[str, Any]:
     """A job as a video object. `keep_days`: for how long the farm keeps a clip (None: for ever)."""
     job, spec = video.job, video.job.spec
@@ -41,7 +48,8 @@ def video_view(video: Video, *, keep_days: float | None = None) -> dict[str, Any
         "object": "video",
         "model": spec.family if spec else "",
         "prompt": job.row.get("prompt"),
-        "status": _STATUS[job.state],
+        # Clients wait for as long as they are told to, and this one waits for a person: failed until somebody takes it.
+        "status": "failed" if fell_short(job) else _STATUS[job.state],
         "progress": progress_of(video),
         "created_at": job.created_at,
         "completed_at": job.updated_at if job.state.final else None,
@@ -90,7 +98,7 @@ def poll_after_ms(video: Video, now: int) -> int:
     Of one that waits, the later the longer it has waited.
     """
     job = video.job
-    if job.state.final:
+    if has_ended(job):
         return LEAST_POLL_MS
     if job.state is not JobState.RUNNING or video.started_at is None or not job.step or not job.steps:
         waited = _QUEUED_SHARE * 1000 * (now - job.created_at)
@@ -167,6 +175,9 @@ def _error_of(video: Video) -> dict[str, Any] | None:
     job = video.job
     if job.state is JobState.CANCELLED:
         return {"code": "cancelled", "message": "it was cancelled", "param": None, "type": None}
+    if fell_short(job):
+        words = next((note.message for note in job.notes if note.code == SHORT), "its clip waits for a review")
+        return {"code": SHORT, "message": f"{words}.", "param": "min_fidelity", "type": None}
     if job.state is not JobState.FAILED:
         return None
     code = job.reason or "error"

@@ -11,12 +11,16 @@ from PIL import Image
 from cluster.catalog.defaults import Defaults
 from cluster.catalog.ingest import gather
 from cluster.farm import Farm
+from cluster.feeds.model import FeedOptions
 from cluster.feeds.reading import read_catalog
-from cluster.jobs.model import Batch
+from cluster.jobs.model import Batch, JobState
 from cluster.results import deliveries as deliveries_module
-from pipeline.clips.encode import encode_mp4
+from pipeline.clips.encode import EncodeError, encode_mp4
 from serve.cli.common import Exit
-from serve.cli.feeds.output import chosen_profiles
+from serve.cli.delivery.writer import DeliveryOptions
+from serve.cli.feeds.output import FeedOutOptions, chosen_profiles
+from serve.cli.follow import writer_of
+from serve.results_source import LocalResults
 from serve.settings import Settings
 from tests.building import still_png
 from tests.unit.cluster.remote.hosts import Asked, host
@@ -113,6 +117,19 @@ def test_the_feed_comes_back_with_links_and_is_the_same_bytes_otherwise(farm: Fa
     assert target.read_bytes().decode() == linked(FEED, both)
 
 
+def test_a_clip_that_is_made_again_after_its_delivery_has_no_link(farm: Farm, shop: Path, tmp_path: Path) -> None:
+    batch, target, settings = submitted(farm, shop), tmp_path / "new.xml", Settings()
+    terms = DeliveryOptions().terms(settings, "google-small")
+    options = FeedOutOptions(feed_out=target, public_url=PUBLIC)
+    writer = writer_of(LocalResults(farm), batch.id, tmp_path / "out", settings, terms, options)
+    writer.update(batch.id)
+    writer.finish_deliveries()
+    first = farm.batch_store.jobs(farm.owner, batch.id)[0]
+    farm.batch_store.forget_clips(farm.owner, [first.clip_id])
+    writer.write_feed(batch.id, options.feed(shop, FeedOptions()))
+    assert target.read_bytes().decode() == linked(FEED, {"B": [f"{PUBLIC}/google-small/B.mp4"]})
+
+
 def test_waiting_writes_the_feed_too(farm: Farm, shop: Path, tmp_path: Path) -> None:
     batch, target = submitted(farm, shop), tmp_path / "new.xml"
     words = ["--deliver", "google-small", "--feed-out", str(target), "--public-url", PUBLIC]
@@ -156,7 +173,6 @@ def test_files_are_called_as_the_template_says_and_links_too(farm: Farm, shop: P
 
 def test_rows_of_one_name_are_refused_before_anything_is_rendered(shop: Path, tmp_path: Path) -> None:
     from cluster.catalog.manifest import BadRow
-    from serve.cli.feeds.output import FeedOutOptions
 
     options = FeedOutOptions(names="{category|all}/{profile}.mp4")
     refused = options.refuse(read_catalog(shop), ("shop",))
@@ -231,6 +247,37 @@ def test_what_is_no_longer_wanted_goes_where_that_is_asked_for(farm: Farm, shop:
         "B-google-small.mp4",
         "theirs.mp4",
     ]
+
+
+def test_what_is_made_again_is_not_taken_from_the_public_meanwhile(farm: Farm, shop: Path, tmp_path: Path) -> None:
+    batch, place = submitted(farm, shop), tmp_path / "public"
+    publish(batch, place)
+    before = {path.name: path.read_bytes() for path in (place / "google-small").iterdir()}
+    first = farm.batch_store.jobs(farm.owner, batch.id)[0]
+    farm.batch_store.forget_clips(farm.owner, [first.clip_id])
+    assert farm.batch_store.job(farm.owner, first.id).state is JobState.QUEUED
+    found = publish(batch, place, "--prune")
+    assert found["removed"] == 0
+    assert {path.name: path.read_bytes() for path in (place / "google-small").iterdir()} == before
+
+
+def test_what_cannot_be_made_this_time_is_not_taken_from_the_public(
+    farm: Farm, shop: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, place = submitted(farm, shop), tmp_path / "public"
+    publish(batch, place)
+    before = (place / "google-small" / "A.mp4").read_bytes()
+    # Other files are wanted now, and the disk is full.
+    (home / "brand.yaml").write_text(BRAND)
+
+    def full(*_: object) -> None:
+        raise EncodeError("no space left on device")
+
+    monkeypatch.setattr(deliveries_module.DeliveryMaker, "deliver", full)
+    words = ("--deliver", "google-small", "--public-url", PUBLIC, "--prune")
+    answer = clipmill("publish", batch.id, str(place), *words)
+    assert answer.exit_code == Exit.SOME_FAILED, answer.output
+    assert (place / "google-small" / "A.mp4").read_bytes() == before
 
 
 def test_show_says_what_a_feed_is_taken_for(shop: Path, tmp_path: Path, home: Path) -> None:

@@ -248,6 +248,23 @@ def test_waiting_in_vain_names_the_video(http, farm, cards) -> None:
     assert found[0].headers["x-should-retry"] == "false", "OpenAI's client would have it rendered twice more"
 
 
+def test_nobody_waits_for_ever_for_a_clip_that_waits_for_a_person(http, farm, cards) -> None:
+    thread, found = in_thread(lambda: create(http, "/v1/videos/sync", min_fidelity="0.7"))
+    video_id = another_job(farm)
+    # Nobody could measure it.
+    cards.finish(video_id)
+    thread.join()
+    assert (found[0].status_code, found[0].json()["error"]["code"]) == (409, "fidelity_short")
+    short = view(http, video_id)
+    assert (short["status"], short["clipmill"]["state"], short["error"]["param"]) == ("failed", "held", "min_fidelity")
+    assert "fidelity 0.7 is asked for" in short["error"]["message"]
+    # Whoever looks at it may take it all the same.
+    assert http.get(f"/v1/videos/{video_id}/content").content == VIDEO
+    farm.command_job(video_id, Verb.APPROVE)
+    taken = view(http, video_id)
+    assert (taken["status"], taken["error"]) == ("completed", None)
+
+
 def test_whoever_stops_waiting_cancels_nothing(http, farm, cards) -> None:
     with pytest.raises(httpx.ReadTimeout):
         http.post(
