@@ -67,7 +67,13 @@ function keepRejected() {
   try { sessionStorage.setItem(REJECTED, JSON.stringify(rejected.slice(-100))); } catch { /* Kept until a reload. */ }
 }
 keepRejected();
-async function decide(clip, verb, body = {}) {
+/* The events of the batch may tell of a decision before its own answer has come: what is taken back waits for that. */
+let deciding = Promise.resolve();
+function decide(...words) {
+  deciding = decideNow(...words);
+  return deciding;
+}
+async function decideNow(clip, verb, body = {}) {
   if (!clip?.hasAttribute("data-waits") || clip.dataset.busy) return;
   clip.dataset.busy = "yes";
   const { job, name } = clip.dataset;
@@ -118,6 +124,7 @@ function leave(clip, verb, words) {
 }
 
 async function undo() {
+  await deciding;
   const last = rejected.pop();
   if (!last) {
     tell("Nothing was rejected on this page.");
