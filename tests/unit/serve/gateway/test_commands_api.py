@@ -333,6 +333,27 @@ async def test_more_than_a_look_holds_is_asked_for_once_by_all(farm, monkeypatch
     assert len(asked) <= looked + 1
 
 
+async def test_however_many_change_in_one_second_all_are_told_and_the_end_too(farm, monkeypatch):
+    monkeypatch.setattr("serve.gateway.events._MOST", 3)
+    clock, moments = Clock().set_on(farm.batch_store.database), Clock(0.0)
+    moments.monotonic = moments.__call__
+    batch_id = hand_in(farm, 50)
+    stream = follow(farm, batch_id, None, every_s=0, clock=moments, looks=SharedLooks(farm, clock=moments, kept_s=0.5))
+    told = [await anext(stream)]
+    clock.now += 10
+    farm.command_batch(batch_id, Verb.CANCEL)
+    # More looks than changes are kept for seconds.
+    for _ in range(60):
+        clock.now += 1
+        moments.now += 1
+        if (text := await anext(stream, None)) is None:
+            break
+        told.append(text)
+    names = [json.loads(line[6:])["name"] for line in "".join(told).split("\n") if '"state": "cancelled"' in line]
+    assert names == [f"row{number}" for number in range(1, 51)]
+    assert told[-1].rstrip().endswith('data: {"status": "cancelled"}')
+
+
 # -- by store and by URL ---------------------------------------------------------------------------------------
 
 
