@@ -42,7 +42,8 @@ class TableForm:
     defaults: dict[str, str] = field(default_factory=dict)
 
 
-_GOOGLE = TableForm(
+#: Google's own names, in tables and in XML.
+GOOGLE_FORM = TableForm(
     kind=FeedKind.GOOGLE_TABLE,
     columns={
         "id": ("id",),
@@ -102,7 +103,7 @@ def form_of(header: Sequence[str], mapping: FeedMapping | None = None) -> TableF
     if "image" in keys:
         return None
     if {"id", "imagelink"} <= keys:
-        return _GOOGLE
+        return GOOGLE_FORM
     if "title" in keys and ({"handle", "imagesrc"} <= keys or {"urlhandle", "productimageurl"} <= keys):
         return _SHOPIFY
     if {"images", "name"} <= keys and keys & {"sku", "id"} and keys & {"type", "published", "regularprice"}:

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from cluster.catalog.advice.places import PLACE, fault_of_places, needed_columns, not_among
 from cluster.catalog.columns import letters_of
 from cluster.catalog.names import folded, is_reserved
 from pipeline.problems import BadInputError, Problem
@@ -20,7 +21,6 @@ MAX_PART, MAX_NAME = 120, 480
 EMPTY = "_"
 _FIELD = "--names"
 _FORM = "Write {column} or {column|instead}, with slashes between folders: {brand|other}/{id}-{profile}.mp4."
-_PLACE = re.compile(r"\{\{|\}\}|\{(?P<column>[^{}|]*)(?:\|(?P<instead>[^{}]*))?\}")
 #: Letters that Unicode does not take apart into a plain one and marks.
 _PLAIN = str.maketrans(
     {"ß": "ss", "æ": "ae", "Æ": "Ae", "ø": "o", "Ø": "O", "œ": "oe", "Œ": "Oe", "đ": "d", "Đ": "D", "ł": "l", "Ł": "L"}
@@ -38,23 +38,17 @@ class NameTemplate:
     @classmethod
     def parse(cls, text: str) -> NameTemplate:
         """The template as typed. Raises `BadInputError` on `--names` where it is none."""
-        rest = _PLACE.sub("", text)
-        if re.search(r"[{}]", rest):
-            raise BadInputError(_FIELD, f"{text[:80]!r} has a brace without its other one", _FORM)
-        places = [place for place in _PLACE.finditer(text) if place["column"] is not None]
-        if not places:
+        if fault := fault_of_places(text):
+            raise BadInputError(_FIELD, f"{text[:80]!r} has {fault}", _FORM)
+        if all(place["column"] is None for place in PLACE.finditer(text)):
             raise BadInputError(_FIELD, f"{text[:80]!r} has no place for a column: all files had one name", _FORM)
-        if any(not place["column"].strip() for place in places):
-            raise BadInputError(_FIELD, f"{text[:80]!r} has a place without a column's name", _FORM)
-        if text.startswith("/") or "\\" in text or ".." in rest.split("/"):
+        if text.startswith("/") or "\\" in text or ".." in PLACE.sub("", text).split("/"):
             raise BadInputError(_FIELD, f"{text[:80]!r} leads out of the folder", _FORM)
         return cls(text)
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """Places for which there is no column, and which say nothing instead."""
-        known = {letters_of(name) for name in (*columns, "id", "profile")}
-        found = [place for place in _PLACE.finditer(self.text) if place["column"] and place["instead"] is None]
-        return [place["column"].strip() for place in found if letters_of(place["column"]) not in known]
+        return not_among(needed_columns(self.text), (*columns, "id", "profile"))
 
     def name(self, values: Mapping[str, object], profile: str) -> str:
         """The name of a row's file for a profile, of plain ASCII. `values`: its columns, `id` among them."""
@@ -68,7 +62,7 @@ class NameTemplate:
             # A slash in a brand is no folder.
             return re.sub(r"[/\\]", "-", text.strip() or (place["instead"] or "").strip()) or EMPTY
 
-        whole = _PLACE.sub(fill, self.text).removesuffix(SUFFIX)
+        whole = PLACE.sub(fill, self.text).removesuffix(SUFFIX)
         parts = [safe_part(part) for part in whole.split("/") if part.strip()]
         return _within(parts) + SUFFIX
 

@@ -6,24 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.feeds.kinds import OWN, carried_as, text_carried
+from cluster.feeds.kinds import GOOGLE_FORM, OWN, carried_as, text_carried
 from cluster.feeds.model import FeedFacts, FeedKind, FeedProduct
 from cluster.feeds.text import Buffer
 from cluster.feeds.xml_items import XmlItem, XmlItems
 from pipeline.notes import Note
 from pipeline.problems import Problem
-
-#: Google's names by ours, the one that goes before others first.
-_COLUMNS = {
-    "id": ("id",),
-    "image": ("image_link",),
-    "title": ("title",),
-    "brand": ("brand",),
-    "price": ("price",),
-    "category": ("product_type", "google_product_category"),
-    "link": ("link",),
-}
-_MORE_IMAGES = "additional_image_link"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +61,19 @@ class XmlFeed:
             return FeedProduct(number=number, line=item.line, id=known, values={}, problems=(problem,))
         texts = {**item.plain, **item.google}
         values: dict[str, str] = {}
-        for ours, names in _COLUMNS.items():
+        for ours, names in GOOGLE_FORM.columns.items():
             for theirs in names:
                 if theirs in texts and ours not in values:
                     values[ours] = texts[theirs][0]
                     self._met.setdefault(ours, theirs)
-        images = tuple(dict.fromkeys([*texts.get("image_link", ()), *texts.get(_MORE_IMAGES, ())]))
+        images = tuple(
+            dict.fromkeys(
+                [
+                    *texts.get("image_link", ()),
+                    *(text for name in GOOGLE_FORM.more_images for text in texts.get(name, ())),
+                ]
+            )
+        )
         name = values.pop("id", "")
         values.pop("image", None)
         for theirs, found in texts.items():

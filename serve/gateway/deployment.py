@@ -59,7 +59,7 @@ class GatewayParts:
             self._farm = replace(self._farm, marked=MarkedObjects(self._farm.storage, WatchedMarker(settings.marks)))
         self._registry = store_registry(Figures(database, self._args.fleet()))
         self._dispatcher = dispatcher
-        listen = self._args.listen
+        listen = self.listen = self._args.listen
         required = self._args.keys == "required" or not (is_loopback(listen.host) if listen else proxy_on_loopback())
         if required and not KeyStore(database).any():
             # Not raised: Serve would give the deployment up, and the first key would not bring it back.
@@ -112,7 +112,7 @@ class ListeningGateway:
 
     async def __init__(self, args: dict[str, Any], dispatcher: DeploymentHandle) -> None:  # type: ignore[misc]  # Serve awaits it
         parts = await asyncio.to_thread(GatewayParts, args, dispatcher)
-        listen = FarmArgs.model_validate(args).listen
+        listen = parts.listen
         assert listen is not None
         listening = await asyncio.to_thread(_bound, listen)
         config = uvicorn.Config(

@@ -152,7 +152,7 @@ class SharedLooks:
 def _looked_again(farm: Farm, batch_id: str, view: dict[str, Any], now: int, known: _Known | None) -> _Known:
     """What is known after asking for changes; whole rows are read of those that are new."""
     since = known.changes.until if known else now - SETTLED_S
-    # What is asked for again stays, however long ago it was: else more than a few looks hold would never come to an end.
+    # What is asked for again stays, however long ago it was: else what fills many looks would never come to an end.
     kept = min(since, now - _RECENT_S)
     recent = {key: job for key, job in known.recent.items() if key[1] >= kept} if known else {}
     found = farm.batch_store.changes(farm.owner, batch_id, since)

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cluster.catalog.advice.places import PLACE, fault_of_places, needed_columns, not_among
 from cluster.catalog.cells import COLUMNS
 from cluster.catalog.columns import letters_of
 from pipeline.lint.texts import tidied
@@ -31,8 +32,6 @@ _FIELD = "--template"
 _FORM_OF_PLACES = "Write {column}, {column|instead}, or {{ and }} for braces that are meant."
 #: Columns that say how a clip is made, not what its picture shows: not offered for a place.
 _TOLD_OTHERWISE = COLUMNS - {"id"}
-_PLACE = re.compile(r"\{\{|\}\}|\{(?P<column>[^{}|]*)(?:\|(?P<instead>[^{}]*))?\}")
-
 
 #: Places that every row fills: what it is called by, whether a column says it or not.
 OWN_PLACES = ("id", "name")
@@ -78,8 +77,7 @@ class PromptTemplate(BaseModel):
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns without which a place is empty: those that have nothing instead."""
-        found = [*_PLACE.finditer(self.prompt), *_PLACE.finditer(self.negative_prompt)]
-        return tuple(dict.fromkeys(_column(place) for place in found if place["column"] and place["instead"] is None))
+        return needed_columns(self.prompt, self.negative_prompt)
 
     def filled(self, values: Mapping[str, object]) -> FilledPrompt:
         """The texts with the places filled from a row's `values` by column."""
@@ -93,13 +91,13 @@ class PromptTemplate(BaseModel):
             if value := known.get(letters_of(place["column"]), ""):
                 return value
             if place["instead"] is None:
-                empty[_column(place)] = None
+                empty[place["column"].strip()] = None
             return (place["instead"] or "").strip()
 
-        texts = [_PLACE.sub(fill, text) for text in (self.prompt, self.negative_prompt)]
+        texts = [PLACE.sub(fill, text) for text in (self.prompt, self.negative_prompt)]
         if empty:
             texts = [tidied(text) for text in texts]
-        elif any(place["column"] is not None for place in _PLACE.finditer(self.prompt)):
+        elif any(place["column"] is not None for place in PLACE.finditer(self.prompt)):
             # Where nothing stands instead, two spaces are left.
             texts = [" ".join(text.split()) for text in texts]
         prompt, negative_prompt = (text.strip() for text in texts)
@@ -108,8 +106,7 @@ class PromptTemplate(BaseModel):
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """Places for which a catalog of these columns has none, and which say nothing instead."""
-        known = {letters_of(name) for name in (*columns, *OWN_PLACES)}
-        return [name for name in self.columns if letters_of(name) not in known]
+        return not_among(self.columns, (*columns, *OWN_PLACES))
 
 
 def plain_template(prompt: str) -> PromptTemplate | None:
@@ -124,21 +121,12 @@ def typed_template(prompt: str) -> PromptTemplate | None:
     Raises `BadInputError` on `prompt` for a place without a name, and a brace without its other one beside places.
     """
     text = prompt.strip()
-    if not any(place["column"] for place in _PLACE.finditer(text)):
+    if not any(place["column"] for place in PLACE.finditer(text)):
         return plain_template(text)
     template = PromptTemplate.model_construct(prompt=text)
-    if fault := _fault_of(text):
+    if fault := fault_of_places(text):
         raise BadInputError("prompt", fault, _FORM_OF_PLACES)
     return template
-
-
-def _fault_of(text: str) -> str:
-    """What is wrong with the places of a text; empty where nothing is."""
-    if re.search(r"[{}]", _PLACE.sub("", text)):
-        return "a brace without its other one"
-    if any(place["column"] is not None and not place["column"].strip() for place in _PLACE.finditer(text)):
-        return "a place without a column's name"
-    return ""
 
 
 def template_named(path: Path, name: str) -> PromptTemplate:
@@ -181,13 +169,9 @@ def _template(name: str, value: Any, source: str, form: str) -> PromptTemplate:
         where = ".".join(map(str, first["loc"]))
         raise BadInputError(_FIELD, f"{source}: {name}: {where} {first['msg']}", form) from error
     for text in (made.prompt, made.negative_prompt):
-        if fault := _fault_of(text):
+        if fault := fault_of_places(text):
             raise BadInputError(_FIELD, f"{source}: {name}: {fault}", _FORM_OF_PLACES)
     return made
-
-
-def _column(place: re.Match[str]) -> str:
-    return place["column"].strip()
 
 
 def _text(value: object) -> str:
